@@ -1,0 +1,117 @@
+package detect
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// find returns what the detector finds in text.
+func find(t testing.TB, detector, text string) (values []string) {
+	d, ok := ByName(detector)
+	if !ok {
+		t.Fatalf("no detector %s", detector)
+	}
+	last := 0
+	d.Find([]byte(text), func(start, end int) {
+		if start < last || end <= start || end > len(text) {
+			t.Fatalf("found %d to %d behind %d in %d bytes", start, end, last, len(text))
+		}
+		last = end
+		values = append(values, text[start:end])
+	})
+	return values
+}
+
+// The keys below are put together at run time, so that no scanner of this
+// source takes them for real ones. None opens anything.
+var (
+	r16 = "Q3EGRIOL7PZ5TXWM"
+	r36 = "a8Xk2Pq9Lm4Zs7Vt1Wy6Bn3Cd5Ef0Gh8Jk2L"
+	hex = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+)
+
+func TestFind(t *testing.T) {
+	pem := "-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc=\n-----END RSA PRIVATE KEY-----"
+	jwt := "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
+	tests := []struct {
+		detector, in string
+		want         []string
+	}{
+		{"email", "write to ada@example.com, or grace.h+x@mail.example.co.uk.", []string{"ada@example.com", "grace.h+x@mail.example.co.uk"}},
+		{"email", "<jürgen@müller.example>", []string{"jürgen@müller.example"}},
+		{"email", `"a@b.de"`, []string{"a@b.de"}},
+		{"email", "a@b.example,c@d.example", []string{"a@b.example", "c@d.example"}},
+		{"email", "react@18.2.0 @scope/pkg@1.0.0 user@host git@github.com:org/repo.git @ a@ @b.com a.@b.com x@-b.com x@b..com", nil},
+		{"email", strings.Repeat("@", 1000), nil},
+
+		{"credit_card", "4111111111111111", []string{"4111111111111111"}},
+		{"credit_card", "card 4111 1111 1111 1111, 5500-0055-5555-5559 and 378282246310005.", []string{"4111 1111 1111 1111", "5500-0055-5555-5559", "378282246310005"}},
+		{"credit_card", "3782 822463 10005", []string{"3782 822463 10005"}},
+		{"credit_card", "2223003122003222 6011111111111117 30569309025904 3530111333300000", []string{"2223003122003222", "6011111111111117", "30569309025904", "3530111333300000"}},
+		{"credit_card", "4111111111111112 order 1234567890123456", nil},
+		{"credit_card", "id4111111111111111 4111111111111111x 14111111111111111 0.4111111111111111 4111111111111111.5 41111111111111114111111111111111", nil},
+		{"credit_card", "4111-1111-1111-1111-1111 550e8400-e29b-4111-1111-111111111111", nil},
+		{"credit_card", "1764000000000000 1764000000000000000", nil},
+
+		{"secrets", "id AKIA" + r16 + ".", []string{"AKIA" + r16}},
+		{"secrets", "ghp_" + r36 + " x", []string{"ghp_" + r36}},
+		{"secrets", "sk_live_" + r36[:24], []string{"sk_live_" + r36[:24]}},
+		{"secrets", "key=AIza" + r36[:35], []string{"AIza" + r36[:35]}},
+		{"secrets", "xoxb-123456789012-" + r36[:24], []string{"xoxb-123456789012-" + r36[:24]}},
+		{"secrets", "sk-ant-api03-" + r36, []string{"sk-ant-api03-" + r36}},
+		{"secrets", "a " + pem + " b", []string{pem}},
+		{"secrets", pem[:45], []string{pem[:45]}},
+		{"secrets", "t=" + jwt + ";", []string{jwt}},
+		{"secrets", "Authorization: Bearer " + r36, []string{r36}},
+		{"secrets", "postgres://app:s3cr3tPw@db.internal:5432/x", []string{"s3cr3tPw"}},
+		{"secrets", "DB_PASSWORD=hunter2-Xyz9 next", []string{"hunter2-Xyz9"}},
+		{"secrets", `"client_secret": "a1B2c3D4e5F6"`, []string{"a1B2c3D4e5F6"}},
+		{"secrets", "aws_secret_access_key = wJalrXUtnFEMIK7MDENGbPxRfiCYzzzzQQ19", []string{"wJalrXUtnFEMIK7MDENGbPxRfiCYzzzzQQ19"}},
+		{"secrets", "commit " + hex[:40] + " sha256:" + hex + " 550e8400-e29b-41d4-a716-446655440000", nil},
+		{"secrets", "AKIAIOSFODNN7EXAMPLE password=changeme1 api_key: ${API_KEY_1} secret=xxxxxxxx1 token: string password: required", nil},
+		{"secrets", "https://example.com:8443/a@b ftp://user@host a://b:c", nil},
+		{"secrets", "-----BEGIN PUBLIC KEY-----\nMIIE\n-----END PUBLIC KEY-----", nil},
+		{"secrets", "[masked:secrets] password=[masked:secrets]", nil},
+		{"secrets", "task-sk-something-that-is-a-slug risk-based SKILLS sk-learn", nil},
+	}
+	for _, tt := range tests {
+		if got := find(t, tt.detector, tt.in); !slices.Equal(got, tt.want) {
+			t.Errorf("%s in %q:\n got %q\nwant %q", tt.detector, tt.in, got, tt.want)
+		}
+	}
+}
+
+// FuzzFind checks that offsets lie in order in the text (find does), and that
+// no detector finds the mask of another.
+func FuzzFind(f *testing.F) {
+	f.Add("ada@example.com 4111 1111 1111 1111 AKIA" + r16 + " password: hunter2-Xyz9")
+	f.Add("postgres://a:b@c -----BEGIN PRIVATE KEY----- Bearer eyJ")
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, name := range Names() {
+			find(t, name, text)
+			if got := find(t, name, "[masked:"+name+"]"); got != nil {
+				t.Fatalf("%s finds its own mask", name)
+			}
+		}
+	})
+}
+
+func BenchmarkFind(b *testing.B) {
+	prose := strings.Repeat("The quick brown fox jumps over the lazy dog; order 20261123, commit "+hex[:40]+".\n", 2500)
+	near := map[string]string{
+		"email": strings.Repeat("a@b.", 50_000), "credit_card": strings.Repeat("4111 1111 1111 1112 ", 10_000),
+		"secrets": strings.Repeat("password: eyJhb://u:AKIA-----BEGIN ", 6000),
+	}
+	for _, name := range Names() {
+		for kind, text := range map[string]string{"clean": prose, "near-hits": near[name]} {
+			b.Run(name+"/"+kind, func(b *testing.B) {
+				d, _ := ByName(name)
+				b.SetBytes(int64(len(text)))
+				for b.Loop() {
+					d.Find([]byte(text), func(int, int) {})
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,71 @@
+package detect
+
+import "bytes"
+
+const (
+	maxLocal  = 64  // RFC 5321
+	maxDomain = 253 // RFC 1035
+)
+
+// findEmails finds addresses: letters, digits and . _ - + % ' before the @, which
+// is what mailboxes have in practice, international letters too. The other marks
+// that RFC 5321 allows stand around addresses more often than in them. The domain has a dot and ends in a name, so that
+// pkg@1.2.3 and user@host are none; git@host, the account of ssh remotes, is
+// nobody's either.
+func findEmails(text []byte, found func(start, end int)) {
+	done := 0 // what is before has been reported
+	for i := 0; ; i++ {
+		n := bytes.IndexByte(text[i:], '@')
+		if n < 0 {
+			return
+		}
+		i += n
+		start := i
+		for start > done && i-start < maxLocal && isLocal(text[start-1]) {
+			start--
+		}
+		for start < i && text[start] != '_' && !is(text[start], alnum|beyond) {
+			start++
+		}
+		if start == i || text[i-1] == '.' || string(text[start:i]) == "git" {
+			continue
+		}
+		end := i + 1
+		for end < len(text) && end-i <= maxDomain && is(text[end], alnum|dash|dot|beyond) {
+			end++
+		}
+		for end > i+1 && is(text[end-1], dash|dot) {
+			end--
+		}
+		if !isDomain(text[i+1 : end]) {
+			continue
+		}
+		found(start, end)
+		done = end
+		i = end - 1
+	}
+}
+
+func isLocal(c byte) bool {
+	return is(c, word|dash|dot) || c == '+' || c == '%' || c == '\''
+}
+
+func isDomain(d []byte) bool {
+	last := bytes.LastIndexByte(d, '.')
+	if last < 1 || bytes.Contains(d, []byte("..")) || d[0] == '-' || d[0] == '.' {
+		return false
+	}
+	tld := d[last+1:]
+	if len(tld) < 2 {
+		return false
+	}
+	if bytes.HasPrefix(tld, []byte("xn--")) {
+		return true
+	}
+	for _, c := range tld {
+		if !is(c, upper|lower|beyond) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,258 @@
+package codec_test
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"example.com/broker/codec"
+	"example.com/broker/codec/detect"
+)
+
+func newMasker(names ...string) *codec.Masker {
+	var ds []codec.Detector
+	for _, n := range names {
+		d, ok := detect.ByName(n)
+		if !ok {
+			panic(n)
+		}
+		ds = append(ds, d)
+	}
+	return codec.NewMasker(ds...)
+}
+
+// result is a frame with that result. The line has room behind it, as a Reader's has.
+func result(raw string) []byte {
+	return append(make([]byte, 0, len(raw)+100), `{"jsonrpc":"2.0","result":`+raw+`,"id":4111111111111111}`...)
+}
+
+func mask(t testing.TB, m *codec.Masker, line []byte) (string, []codec.Finding) {
+	var p codec.Parser
+	f, err := p.Parse(line, codec.S2C)
+	if err != nil {
+		t.Fatalf("%v in %q", err, line)
+	}
+	out, findings := m.Mask(nil, f)
+	return string(out), findings
+}
+
+func TestMask(t *testing.T) {
+	tests := []struct{ name, in, want string }{
+		{"nothing", `{"a": [1, true,null ,"x\u0041"]}`, ""},
+		{"string", `{"a":"to ada@example.com now"}`, `{"a":"to [masked:email] now"}`},
+		{"the rest of the string is kept", `["\u0041\/ada@example.com \u00e9"]`, `["\u0041\/[masked:email] \u00e9"]`},
+		{"escaped value", `["x \u0061da\u0040example.c\u006fm y"]`, `["x [masked:email] y"]`},
+		{"behind an astral character", `["\ud83d\ude00 ada@example.com \ud800"]`, `["\ud83d\ude00 [masked:email] \ud800"]`},
+		{"several", `["a@b.de 4111111111111111 c@d.de"]`, `["[masked:email] [masked:credit_card] [masked:email]"]`},
+		{"number", `{"card":4111111111111111,"n":12}`, `{"card":0,"n":12}`},
+		{"JSON in a string", `{"text":"{\"mail\": \"ada@example.com\", \"n\":1}"}`, `{"text":"{\"mail\": \"[masked:email]\", \"n\":1}"}`},
+		{"escape in JSON in a string", `{"text":"{\"mail\":\"ada\\u0040example.com\"}"}`, `{"text":"{\"mail\":\"[masked:email]\"}"}`},
+		{"number in JSON in a string", `{"text":"{\"card\":4111111111111111}"}`, `{"text":"{\"card\":0}"}`},
+		{"two layers", `{"text":"[\"{\\\"m\\\":\\\"ada@example.com\\\"}\"]"}`, `{"text":"[\"{\\\"m\\\":\\\"[masked:email]\\\"}\"]"}`},
+		{"almost JSON", `{"text":"{\"mail\": ada@example.com"}`, `{"text":"{\"mail\": [masked:email]"}`},
+		{"cursor", `{"nextCursor":"ada@example.com","a":{"nextCursor":"ada@example.com"}}`, `{"nextCursor":"ada@example.com","a":{"nextCursor":"[masked:email]"}}`},
+		{"image", `{"content":[{"type":"image","data":"ada@example.com"},{"data":"ada@example.com"}]}`, `{"content":[{"type":"image","data":"ada@example.com"},{"data":"[masked:email]"}]}`},
+		{"names stay", `{"ada@example.com":1}`, ""},
+		{"result is a string", `"ada@example.com"`, `"[masked:email]"`},
+		{"result is empty", `{}`, ""},
+	}
+	m := newMasker("secrets", "email", "credit_card")
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			want := tt.want
+			if want == "" {
+				want = tt.in
+			}
+			got, findings := mask(t, m, result(tt.in))
+			if got != string(result(want)) {
+				t.Errorf("got  %s\nwant %s", got, result(want))
+			}
+			if (len(findings) > 0) != (tt.want != "") {
+				t.Errorf("findings %v", findings)
+			}
+		})
+	}
+}
+
+func TestMaskErrorsAndNotifications(t *testing.T) {
+	m := newMasker("email")
+	for in, want := range map[string]string{
+		`{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"no ada@example.com","data":{"x":["ada@example.com"]}}}`: `{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"no [masked:email]","data":{"x":["[masked:email]"]}}}`,
+		`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"ada@example.com","progressToken":"a@b.de"}}`:  `{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"[masked:email]","progressToken":"a@b.de"}}`,
+		`{"jsonrpc":"2.0","id":"ada@example.com","method":"sampling/createMessage","params":{"m":"ada@example.com"}}`:      `{"jsonrpc":"2.0","id":"ada@example.com","method":"sampling/createMessage","params":{"m":"[masked:email]"}}`,
+	} {
+		if got, _ := mask(t, m, []byte(in)); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
+// FuzzMask checks the laws of masking.
+func FuzzMask(f *testing.F) {
+	f.Add(`{"a":"x \u0061da@example.com","b":[4111111111111111,"{\"c\":\"d@e.fr\"}"]}`)
+	f.Add(`"password=hunter2-Xyz9 \ud83d\ude00\\"`)
+	f.Add(`["[\"[\\\"ada@example.com\\\"]\"]"]`)
+	f.Add(`{"data":"a@b.de","type":"image","mimeType":"image/png","nextCursor":"a@b.de"}`)
+	f.Fuzz(func(t *testing.T, raw string) {
+		var p codec.Parser
+		line := result(raw)
+		frame, err := p.Parse(line, codec.S2C)
+		if err != nil || len(raw) > 0 && strings.Contains(raw, `,"id"`) {
+			return
+		}
+		m := newMasker(detect.Names()...)
+		out, findings := m.Mask(nil, frame)
+		masked := bytes.Clone(out)
+		n := len(findings)
+		if n == 0 && !bytes.Equal(masked, line) {
+			t.Fatalf("nothing found, but\n %s\nbecame\n %s", line, masked)
+		}
+		again, err := p.Parse(append(make([]byte, 0, len(masked)+1), masked...), codec.S2C)
+		if err != nil {
+			t.Fatalf("%s\nbecame\n%s\n%v", line, masked, err)
+		}
+		if second, _ := m.Mask(nil, again); !bytes.Equal(second, masked) {
+			t.Fatalf("masking twice:\n%s\n%s\n%s", line, masked, second)
+		}
+		var x, y any
+		if json.Unmarshal(line, &x) != nil || json.Unmarshal(masked, &y) != nil || !sameShape(x, y) {
+			t.Fatalf("another shape:\n%s\n%s", line, masked)
+		}
+	})
+}
+
+func sameShape(x, y any) bool {
+	switch x := x.(type) {
+	case map[string]any:
+		y, ok := y.(map[string]any)
+		if !ok || len(x) != len(y) {
+			return false
+		}
+		for k, v := range x {
+			w, ok := y[k]
+			if !ok || !sameShape(v, w) {
+				return false
+			}
+		}
+		return true
+	case []any:
+		y, ok := y.([]any)
+		if !ok || len(x) != len(y) {
+			return false
+		}
+		for i := range x {
+			if !sameShape(x[i], y[i]) {
+				return false
+			}
+		}
+		return true
+	}
+	return reflect.TypeOf(x) == reflect.TypeOf(y)
+}
+
+func TestMaskAllocates(t *testing.T) {
+	line := result(`{"content":[{"type":"text","text":"` + strings.Repeat(`a \"b\" c\n`, 100) + `"}],"n":[1,2]}`)
+	var p codec.Parser
+	f, err := p.Parse(line, codec.S2C)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMasker(detect.Names()...)
+	out, _ := m.Mask(nil, f)
+	if n := testing.AllocsPerRun(100, func() { out, _ = m.Mask(out[:0], f) }); n != 0 {
+		t.Errorf("%v allocations for a clean frame, want 0", n)
+	}
+}
+
+// TestCorpus sends real traffic through: every frame is accepted and, with no
+// detector on, comes out as it went in.
+func TestCorpus(t *testing.T) {
+	files, _ := filepath.Glob(filepath.Join(shared(t, "mcp-corpus"), "*", "*.ndjson*"))
+	if len(files) == 0 {
+		t.Fatal("the corpus is empty")
+	}
+	frames := 0
+	for _, file := range files {
+		f, err := os.Open(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var in io.Reader = bufio.NewReader(f)
+		if strings.HasSuffix(file, ".gz") {
+			if in, err = gzip.NewReader(in); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d := codec.C2S
+		if strings.Contains(filepath.Base(file), "s2c") {
+			d = codec.S2C
+		}
+		r := codec.NewReader(in, codec.Limits{})
+		var p codec.Parser
+		none, all := newMasker(), newMasker(detect.Names()...)
+		for {
+			line, err := r.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			frame, err := p.Parse(line, d)
+			if err != nil {
+				t.Errorf("%s: %v", file, err)
+				continue
+			}
+			frames++
+			if out, _ := none.Mask(nil, frame); !bytes.Equal(out, line) {
+				t.Errorf("%s: a frame of %d bytes is changed", file, len(line))
+			}
+			if out, n := all.Mask(nil, frame); len(n) > 0 && !json.Valid(out) {
+				t.Errorf("%s: a masked frame is no JSON", file)
+			}
+		}
+		f.Close()
+	}
+	t.Log(frames, "frames")
+}
+
+func shared(t testing.TB, name string) string {
+	dir, err := os.Getwd()
+	for err == nil && dir != "/" {
+		at := filepath.Join(dir, "shared", "testdata", name)
+		if _, serr := os.Stat(at); serr == nil {
+			return at
+		}
+		dir = filepath.Dir(dir)
+	}
+	t.Skipf("shared/testdata/%s is not beside the project", name)
+	return ""
+}
+
+func BenchmarkMask(b *testing.B) {
+	text := strings.Repeat(`The quick brown fox jumps over the lazy dog; order 20261123.\n`, 4200)
+	line := result(`{"content":[{"type":"text","text":"` + text + `"}]}`)
+	var p codec.Parser
+	f, err := p.Parse(line, codec.S2C)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, names := range [][]string{{}, {"email"}, detect.Names()} {
+		b.Run(fmt.Sprint(len(names), "-detectors"), func(b *testing.B) {
+			m := newMasker(names...)
+			var out []byte
+			b.SetBytes(int64(len(line)))
+			for b.Loop() {
+				out, _ = m.Mask(out[:0], f)
+			}
+		})
+	}
+}

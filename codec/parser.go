@@ -1,0 +1,264 @@
+package codec
+
+import "bytes"
+
+// A Kind is what a frame is in JSON-RPC's terms.
+type Kind uint8
+
+const (
+	Request Kind = iota
+	Notification
+	Response
+)
+
+// A Frame is a view of one checked frame. Its slices point into Line, or, where
+// a decoded string had escapes, into the Parser; they are valid until the
+// Parser's next Parse.
+type Frame struct {
+	Line      []byte // the whole frame
+	Kind      Kind
+	ID        []byte // raw; nil in a notification; null only in an error from the server
+	Method    []byte // decoded; nil in a response
+	Params    []byte // raw; nil if absent, as all of the following
+	Name      []byte // decoded params.name, if it is a string
+	URI       []byte // decoded params.uri, if it is a string
+	Arguments []byte // raw params.arguments
+	Meta      []byte // raw params._meta
+	Result    []byte // raw
+	Error     []byte // raw
+}
+
+// A Parser checks frames. Its zero value is ready for use; it must not be
+// copied, nor used by two goroutines at a time.
+type Parser struct {
+	s scanner
+	f Frame
+
+	version            bool // jsonrpc is "2.0"
+	nameKind, uriKind  byte // first byte of params.name and params.uri; 0 if absent
+	loneName, loneURI  bool
+	loneMethod, loneID bool
+}
+
+// Parse checks line and returns a view of it, or an [*Error].
+func (p *Parser) Parse(line []byte, d Direction) (*Frame, error) {
+	*p = Parser{s: p.s}
+	s := &p.s
+	s.reset(line)
+	p.f.Line = line
+	if !p.envelope() || !p.check(d) {
+		var id idScanner
+		id.scan(line)
+		return nil, &Error{Code: s.fault.code, ID: id.id(), Offset: s.fault.offset, Reason: s.fault.reason}
+	}
+	return &p.f, nil
+}
+
+// envelope reads the outermost object and notes where its parts lie.
+func (p *Parser) envelope() bool {
+	s := &p.s
+	s.space()
+	switch s.peek() {
+	case '{':
+	case '[':
+		return s.fail(CodeInvalid, "batches are not accepted")
+	case 0xef:
+		return s.fail(CodeParse, "byte order mark, or no JSON")
+	default:
+		if !s.value() {
+			return false
+		}
+		return s.failAt(0, CodeInvalid, "a frame is an object")
+	}
+	if !s.object((*envelopeReader)(p)) {
+		return false
+	}
+	rest := s.b[s.i:]
+	if len(rest) > 0 && rest[len(rest)-1] == '\r' { // the line ends in CRLF
+		rest = rest[:len(rest)-1]
+	}
+	if len(rest) > 0 {
+		return s.fail(CodeParse, "bytes behind the frame")
+	}
+	return true
+}
+
+// The readers of the two objects that a Parser looks into.
+type (
+	envelopeReader Parser
+	paramsReader   Parser
+)
+
+func (p *envelopeReader) member(name []byte) bool {
+	s, f := &p.s, &p.f
+	start := s.i
+	switch string(name) {
+	case "params":
+		if s.peek() != '{' {
+			return s.fail(CodeInvalid, "params is no object")
+		}
+		if !s.object((*paramsReader)(p)) {
+			return false
+		}
+		f.Params = s.b[start:s.i]
+		return true
+	case "jsonrpc", "id", "method", "result", "error":
+	default:
+		if foldedName(name, envelopeNames) {
+			return s.fail(CodeInvalid, "a name of the envelope in another case")
+		}
+		return s.value()
+	}
+	kind := s.peek()
+	if !s.value() {
+		return false
+	}
+	raw := s.b[start:s.i]
+	switch string(name) {
+	case "jsonrpc":
+		p.version = kind == '"' && string(s.decoded(start, s.i)) == "2.0"
+	case "id":
+		f.ID = raw
+		p.loneID = kind == '"' && s.lone
+	case "method":
+		if kind != '"' {
+			return s.failAt(start, CodeInvalid, "method is no string")
+		}
+		f.Method = s.decoded(start, s.i)
+		p.loneMethod = s.lone
+	case "result":
+		f.Result = raw
+	case "error":
+		f.Error = raw
+	}
+	return true
+}
+
+func (p *paramsReader) member(name []byte) bool {
+	s, f := &p.s, &p.f
+	start := s.i
+	kind := s.peek()
+	if !paramNames[string(name)] && foldedParam(name) {
+		return s.fail(CodeInvalid, "a name of params in another case")
+	}
+	if !s.value() {
+		return false
+	}
+	switch string(name) {
+	case "name":
+		if p.nameKind = kind; kind == '"' {
+			f.Name, p.loneName = s.decoded(start, s.i), s.lone
+		}
+	case "uri":
+		if p.uriKind = kind; kind == '"' {
+			f.URI, p.loneURI = s.decoded(start, s.i), s.lone
+		}
+	case "arguments":
+		f.Arguments = s.b[start:s.i]
+	case "_meta":
+		f.Meta = s.b[start:s.i]
+	}
+	return true
+}
+
+// check judges what envelope has read.
+func (p *Parser) check(d Direction) bool {
+	s, f := &p.s, &p.f
+	invalid := func(reason string) bool { return s.failAt(-1, CodeInvalid, reason) }
+	switch {
+	case !p.version:
+		return invalid(`jsonrpc is not "2.0"`)
+	case p.loneMethod || p.loneName || p.loneURI || p.loneID:
+		return invalid("half a surrogate pair in id, method, name or uri")
+	case f.Method != nil && (f.Result != nil || f.Error != nil):
+		return invalid("method beside result or error")
+	case f.Result != nil && f.Error != nil:
+		return invalid("both result and error")
+	case f.Method == nil && f.Result == nil && f.Error == nil:
+		return invalid("neither method nor result nor error")
+	}
+	switch {
+	case f.Method == nil:
+		f.Kind = Response
+	case f.ID == nil:
+		f.Kind = Notification
+	default:
+		f.Kind = Request
+	}
+	switch {
+	case f.Kind == Notification:
+	case f.Kind == Response && d == S2C && f.Error != nil && string(f.ID) == "null":
+	case f.ID == nil:
+		return invalid("response without an id")
+	case f.ID[0] != '"' && !plainInteger(f.ID):
+		return invalid("id is neither a string nor an integer within ±2^53")
+	case len(f.ID) > maxID:
+		return invalid("id is too long")
+	}
+	if f.Error != nil && !validError(f.Error) {
+		return invalid("error is no object with an integer code and a string message")
+	}
+	if f.Kind == Response {
+		if f.Params != nil {
+			return invalid("params in a response")
+		}
+		return true
+	}
+	switch string(f.Method) {
+	case "tools/call", "prompts/get":
+		if p.nameKind != '"' {
+			return invalid("params.name is missing or no string")
+		}
+	case "resources/read", "resources/subscribe", "resources/unsubscribe":
+		if p.uriKind != '"' {
+			return invalid("params.uri is missing or no string")
+		}
+	}
+	return true
+}
+
+func validError(raw []byte) bool {
+	if raw[0] != '{' {
+		return false
+	}
+	code, message := Member(raw, "code"), Member(raw, "message")
+	return plainInteger(code) && len(message) > 0 && message[0] == '"'
+}
+
+var envelopeNames = [][]byte{[]byte("jsonrpc"), []byte("id"), []byte("method"), []byte("params"), []byte("result"), []byte("error")}
+
+// paramNames are the names that a decision, here or in a server, hangs on: the
+// members of params in the revisions of MCP up to 2026-07-28. Go's
+// encoding/json takes "Name" for "name".
+var paramNames = map[string]bool{
+	"_meta": true, "arguments": true, "argument": true, "capabilities": true, "clientInfo": true,
+	"content": true, "context": true, "cursor": true, "data": true, "elicitationId": true, "inputResponses": true,
+	"level": true, "logger": true, "maxTokens": true, "message": true, "messages": true, "metadata": true, "mode": true,
+	"model": true, "modelPreferences": true, "name": true, "notifications": true, "progress": true, "progressToken": true,
+	"protocolVersion": true, "reason": true, "ref": true, "requestId": true, "requestState": true,
+	"requestedSchema": true, "role": true, "serverInfo": true, "stopSequences": true, "systemPrompt": true,
+	"task": true, "taskId": true, "temperature": true, "toolChoice": true, "tools": true, "total": true,
+	"uri": true, "uris": true, "url": true,
+}
+
+// foldedParams lists them by length in bytes: folding may lengthen a name, by
+// U+017F and U+212A, so that longer names are compared with all.
+var foldedParams = func() (names [][]byte) {
+	for n := range paramNames {
+		names = append(names, []byte(n))
+	}
+	return names
+}()
+
+func foldedParam(name []byte) bool { return foldedName(name, foldedParams) }
+
+// foldedName reports whether name is one of names but for case, as
+// encoding/json folds it (ſ is s, and the Kelvin sign is k).
+func foldedName(name []byte, names [][]byte) bool {
+	for _, n := range names {
+		if len(name) >= len(n) && len(name) <= 3*len(n) && bytes.EqualFold(name, n) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,155 @@
+package codec
+
+import (
+	"bytes"
+	"io"
+)
+
+// Limits bounds what a Reader accepts. The zero value is ready for use.
+type Limits struct {
+	Frame int // largest frame, in bytes; if zero, 32 MiB
+}
+
+const defaultFrame = 32 << 20
+
+const (
+	firstBuffer = 4 << 10  // an idle session holds this much
+	bigBuffer   = 64 << 10 // what is kept after a big frame has passed
+)
+
+// A Reader splits a stream into lines. It does not judge them.
+type Reader struct {
+	rd    io.Reader
+	limit int
+
+	// buf[:start] is read, buf[start:] is not yet; no newline in buf[start:scanned].
+	buf            []byte
+	start, scanned int
+
+	skip *idScanner // of the line that is too large and being discarded; nil if none is
+	err  error      // sticky
+}
+
+// NewReader returns a Reader of the lines in r.
+func NewReader(r io.Reader, l Limits) *Reader {
+	if l.Frame <= 0 {
+		l.Frame = defaultFrame
+	}
+	return &Reader{rd: r, limit: l.Frame}
+}
+
+// Next returns the next line without its newline, or io.EOF after the last. The
+// line is valid until the next call. There is room for its newline behind it,
+// in the same array.
+//
+// A stream that ends inside a line yields that part and io.ErrUnexpectedEOF. A
+// line over the limit is discarded and yields an [*Error] with code 413, and
+// with the request's id where it could be read; the next call goes on behind it.
+func (r *Reader) Next() ([]byte, error) {
+	if poison {
+		for i := range r.buf[:r.start] {
+			r.buf[i] = '#'
+		}
+	}
+	if r.start == len(r.buf) && cap(r.buf) > bigBuffer {
+		r.buf, r.start, r.scanned = nil, 0, 0
+	}
+	for {
+		if i := bytes.IndexByte(r.buf[r.scanned:], '\n'); i >= 0 {
+			line := r.buf[r.start : r.scanned+i]
+			r.start = r.scanned + i + 1
+			r.scanned = r.start
+			if r.skip != nil || len(line) > r.limit {
+				return nil, r.tooLarge(line)
+			}
+			return line, nil
+		}
+		r.scanned = len(r.buf)
+		if len(r.buf)-r.start > r.limit || r.skip != nil {
+			r.discard()
+		}
+		if r.err != nil {
+			return r.rest()
+		}
+		r.fill()
+	}
+}
+
+// rest returns what is left when the stream has ended.
+func (r *Reader) rest() ([]byte, error) {
+	line := r.buf[r.start:]
+	r.start = len(r.buf)
+	r.scanned = r.start
+	switch {
+	case r.skip != nil:
+		return nil, r.tooLarge(nil)
+	case len(line) > 0 && r.err == io.EOF:
+		return line, io.ErrUnexpectedEOF
+	}
+	return nil, r.err
+}
+
+// discard drops what is buffered of a line that is too large, but looks for its id.
+func (r *Reader) discard() {
+	if r.skip == nil {
+		r.skip = &idScanner{}
+	}
+	r.skip.scan(r.buf[r.start:])
+	r.buf = r.buf[:r.start]
+	r.scanned = r.start
+}
+
+// tooLarge ends the line that is being discarded, of which tail is the last part.
+func (r *Reader) tooLarge(tail []byte) error {
+	if r.skip == nil {
+		r.skip = &idScanner{}
+	}
+	r.skip.scan(tail)
+	id := r.skip.id()
+	r.skip = nil
+	return &Error{Code: CodeTooLarge, ID: id, Offset: -1, Reason: "the frame is too large"}
+}
+
+// Buffered reports whether Next would return at once.
+func (r *Reader) Buffered() bool {
+	if r.err != nil {
+		return true
+	}
+	i := bytes.IndexByte(r.buf[r.scanned:], '\n')
+	if i < 0 {
+		r.scanned = len(r.buf)
+		return false
+	}
+	r.scanned += i // Next finds it there again
+	return true
+}
+
+// fill reads more of the stream into buf.
+func (r *Reader) fill() {
+	if r.start > 0 {
+		n := copy(r.buf, r.buf[r.start:])
+		r.buf = r.buf[:n]
+		r.scanned -= r.start
+		r.start = 0
+	}
+	if cap(r.buf)-len(r.buf) < firstBuffer/2 {
+		r.buf = append(make([]byte, 0, max(2*cap(r.buf), firstBuffer)), r.buf...)
+	}
+	// One byte stays free: the newline of a line that ends with the stream.
+	for range 100 {
+		n, err := r.rd.Read(r.buf[len(r.buf) : cap(r.buf)-1])
+		r.buf = r.buf[:len(r.buf)+n]
+		if err != nil {
+			r.err = err
+			return
+		}
+		if n > 0 {
+			// A buffer that one read fills is too small for the peer's pace.
+			if len(r.buf) == cap(r.buf)-1 && cap(r.buf) < bigBuffer {
+				r.buf = append(make([]byte, 0, bigBuffer), r.buf...)
+			}
+			return
+		}
+	}
+	r.err = io.ErrNoProgress
+}

@@ -1,0 +1,116 @@
+package codec
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"testing/iotest"
+)
+
+var readerTests = []struct {
+	name    string
+	in      string
+	want    []string // a line that is too large is "413 " and its id
+	wantErr error
+}{
+	{name: "empty", wantErr: io.EOF},
+	{name: "two lines in one write", in: "{}\n[]\n", want: []string{"{}", "[]"}, wantErr: io.EOF},
+	{name: "cut in mid-line", in: "{}\n{\"id\":", want: []string{"{}", "{\"id\":"}, wantErr: io.ErrUnexpectedEOF},
+	{name: "blank lines", in: "\n\n{}\n", want: []string{"", "", "{}"}, wantErr: io.EOF},
+	{name: "at the limit", in: strings.Repeat("x", 64) + "\n", want: []string{strings.Repeat("x", 64)}, wantErr: io.EOF},
+	{name: "over the limit", in: strings.Repeat("x", 65) + "\n{}\n", want: []string{"413 ", "{}"}, wantErr: io.EOF},
+	{name: "over the limit, without an end", in: strings.Repeat("x", 165), want: []string{"413 "}, wantErr: io.EOF},
+	{name: "id in front", in: `{"id": 12,"params":{"id":4,"x":"` + strings.Repeat("x", 200) + "\"}}\n{}\n", want: []string{"413 12", "{}"}, wantErr: io.EOF},
+	{name: "id behind", in: `{"params":{"id":4,"x":"` + strings.Repeat(`"id":1,\"`, 50) + `"},"a":["id"],"id" : "a\"b"}` + "\n", want: []string{`413 "a\"b"`}, wantErr: io.EOF},
+	{name: "two ids", in: `{"id":1,"params":"` + strings.Repeat("x", 200) + `","id":2}` + "\n", want: []string{"413 "}, wantErr: io.EOF},
+	{name: "id as a value", in: `{"a":"id","b":"` + strings.Repeat("x", 200) + `"}` + "\n", want: []string{"413 "}, wantErr: io.EOF},
+}
+
+func TestReader(t *testing.T) {
+	for _, tt := range readerTests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := readAll(strings.NewReader(tt.in))
+			if !slices.Equal(got, tt.want) || !errors.Is(err, tt.wantErr) {
+				t.Errorf("lines %q, error %v; want %q, %v", got, err, tt.want, tt.wantErr)
+			}
+		})
+	}
+}
+
+// FuzzReader checks that how the bytes arrive does not matter.
+func FuzzReader(f *testing.F) {
+	for _, tt := range readerTests {
+		f.Add([]byte(tt.in))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		want, wantErr := readAll(bytes.NewReader(in))
+		got, err := readAll(iotest.OneByteReader(bytes.NewReader(in)))
+		if !slices.Equal(got, want) || fmt.Sprint(err) != fmt.Sprint(wantErr) {
+			t.Errorf("byte by byte: %q, %v; at once: %q, %v", got, err, want, wantErr)
+		}
+	})
+}
+
+func readAll(rd io.Reader) (lines []string, err error) {
+	r := NewReader(rd, Limits{Frame: 64})
+	for {
+		line, err := r.Next()
+		var e *Error
+		switch {
+		case errors.As(err, &e):
+			lines = append(lines, fmt.Sprintf("%d %s", e.Code, e.ID))
+			continue
+		case err == io.ErrUnexpectedEOF:
+			lines = append(lines, string(line))
+		}
+		if err != nil {
+			return lines, err
+		}
+		lines = append(lines, string(line))
+	}
+}
+
+func TestBuffered(t *testing.T) {
+	r := NewReader(strings.NewReader("a\nb\nc"), Limits{})
+	var got []bool
+	for range 4 {
+		r.Next()
+		got = append(got, r.Buffered())
+	}
+	// Behind b, the c without an end needs another read; then the end is known.
+	if want := []bool{true, false, true, true}; !slices.Equal(got, want) {
+		t.Errorf("Buffered = %v, want %v", got, want)
+	}
+}
+
+func TestRoomForNewline(t *testing.T) {
+	for _, in := range []string{"abc\n", "abc", strings.Repeat("x", firstBuffer-1), strings.Repeat("x", bigBuffer)} {
+		line, _ := NewReader(strings.NewReader(in), Limits{}).Next()
+		if cap(line) == len(line) {
+			t.Errorf("no room behind a line of %d bytes", len(line))
+		}
+	}
+}
+
+func TestPoison(t *testing.T) {
+	r := NewReader(strings.NewReader("{\"a\":1}\n{\"b\":2}\n"), Limits{})
+	a, _ := r.Next()
+	r.Next()
+	if poison == (string(a) == `{"a":1}`) {
+		t.Errorf("kept frame reads %q with poison %v", a, poison)
+	}
+}
+
+func TestReaderGivesMemoryBack(t *testing.T) {
+	r := NewReader(strings.NewReader(strings.Repeat("x", 4<<20)+"\n{}\n"), Limits{})
+	r.Next()
+	r.Next()
+	r.Next()
+	if cap(r.buf) > bigBuffer {
+		t.Errorf("the buffer keeps %d bytes behind a big frame", cap(r.buf))
+	}
+}

@@ -1,0 +1,204 @@
+package codec
+
+import (
+	"bytes"
+	"iter"
+	"unicode/utf8"
+)
+
+// Member returns the raw value of the member of that name in a valid JSON
+// object, or nil.
+func Member(object []byte, name string) []byte {
+	for n, v := range Members(object) {
+		if string(n) == name {
+			return v
+		}
+	}
+	return nil
+}
+
+// Members iterates over the members of a valid JSON object: decoded name and
+// raw value. What is no object has none.
+func Members(object []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func([]byte, []byte) bool) {
+		i := skipSpace(object, 0)
+		if i == len(object) || object[i] != '{' {
+			return
+		}
+		for i = skipSpace(object, i+1); i < len(object) && object[i] == '"'; i = skipSpace(object, i) {
+			start := i
+			i = skipString(object, i)
+			name := object[start+1 : i-1]
+			if bytes.IndexByte(name, '\\') >= 0 {
+				name = Unquote(nil, object[start:i])
+			}
+			i = skipSpace(object, skipSpace(object, i)+1) // the colon
+			start = i
+			i = skipValue(object, i)
+			if !yield(name, object[start:i]) {
+				return
+			}
+			if i = skipSpace(object, i); i < len(object) && object[i] == ',' {
+				i++
+			}
+		}
+	}
+}
+
+// Elements iterates over the raw elements of a valid JSON array. What is no
+// array has none.
+func Elements(array []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		i := skipSpace(array, 0)
+		if i == len(array) || array[i] != '[' {
+			return
+		}
+		for i = skipSpace(array, i+1); i < len(array) && array[i] != ']'; i = skipSpace(array, i) {
+			start := i
+			i = skipValue(array, i)
+			if !yield(array[start:i]) {
+				return
+			}
+			if i = skipSpace(array, i); i < len(array) && array[i] == ',' {
+				i++
+			}
+		}
+	}
+}
+
+// The skip functions go over valid JSON; they return the offset behind.
+
+func skipSpace(b []byte, i int) int {
+	for i < len(b) && (b[i] == ' ' || b[i] == '\t' || b[i] == '\r' || b[i] == '\n') {
+		i++
+	}
+	return i
+}
+
+func skipString(b []byte, i int) int {
+	for i++; i < len(b); i++ {
+		n := bytes.IndexByte(b[i:], '"')
+		if n < 0 {
+			return len(b)
+		}
+		i += n
+		slashes := 0
+		for b[i-1-slashes] == '\\' {
+			slashes++
+		}
+		if slashes%2 == 0 {
+			return i + 1
+		}
+	}
+	return len(b)
+}
+
+func skipValue(b []byte, i int) int {
+	depth := 0
+	for i < len(b) {
+		switch b[i] {
+		case '"':
+			i = skipString(b, i)
+		case '{', '[':
+			depth++
+			i++
+			continue
+		case '}', ']':
+			depth--
+			i++
+		case ',', ':', ' ', '\t', '\r', '\n':
+			i++
+			continue
+		default:
+			for i < len(b) && !isDelimiter(b[i]) {
+				i++
+			}
+		}
+		if depth == 0 {
+			return i
+		}
+	}
+	return i
+}
+
+func isDelimiter(c byte) bool {
+	switch c {
+	case ',', ':', ']', '}', ' ', '\t', '\r', '\n':
+		return true
+	}
+	return false
+}
+
+// Unquote appends the text of raw, a valid JSON string with its quotes, to dst.
+// Half a surrogate pair becomes U+FFFD, as every parser that has no place for
+// it makes it.
+func Unquote(dst, raw []byte) []byte {
+	b := raw[1 : len(raw)-1]
+	for {
+		n := bytes.IndexByte(b, '\\')
+		if n < 0 {
+			return append(dst, b...)
+		}
+		dst = append(dst, b[:n]...)
+		r, size := unescape(b[n:])
+		dst = utf8.AppendRune(dst, r)
+		b = b[n+size:]
+	}
+}
+
+// unescape returns what the escape at the start of b stands for, and its
+// length. A surrogate pair is one escape of 12 bytes.
+func unescape(b []byte) (r rune, size int) {
+	switch c := b[1]; c {
+	case 'b':
+		return '\b', 2
+	case 'f':
+		return '\f', 2
+	case 'n':
+		return '\n', 2
+	case 'r':
+		return '\r', 2
+	case 't':
+		return '\t', 2
+	case 'u':
+		r, _ = hex4(b[2:])
+		if isHigh(r) {
+			if low, ok := escapedUnit(b[6:]); ok && isLow(low) {
+				return (r-0xd800)<<10 + (low - 0xdc00) + 0x10000, 12
+			}
+		}
+		if isHigh(r) || isLow(r) {
+			return utf8.RuneError, 6
+		}
+		return r, 6
+	default:
+		return rune(c), 2
+	}
+}
+
+// Filter appends f.Line to dst without the elements of array that keep refuses,
+// and returns it with their number. array is a view within f.Line. What stays
+// keeps its bytes.
+func Filter(dst []byte, f *Frame, array []byte, keep func(element []byte) bool) (out []byte, dropped int) {
+	start := cap(f.Line) - cap(array) // both end where their array ends
+	dst = append(dst, f.Line[:start]...)
+	end := skipSpace(array, 0) + 1 // behind the bracket
+	dst = append(dst, array[:end]...)
+	kept := 0
+	for e := range Elements(array) {
+		at := cap(array) - cap(e)
+		between := array[end:at] // holds the comma, but in front of the first
+		end = at + len(e)
+		if !keep(e) {
+			dropped++
+			continue
+		}
+		if kept == 0 && dropped > 0 {
+			_, between, _ = bytes.Cut(between, []byte(","))
+		}
+		kept++
+		dst = append(append(dst, between...), e...)
+	}
+	dst = append(dst, array[end:]...)
+	return append(dst, f.Line[start+len(array):]...), dropped
+}
