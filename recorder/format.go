@@ -1,0 +1,225 @@
+package recorder
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"example.com/broker/codec"
+)
+
+// What is in the database:
+//
+//	s/<session>          the Session in JSON
+//	o/<session>          empty; is there while the session runs
+//	b/<session>/<block>  a block; its number in 4 bytes, big-endian, from 0 on
+//	h                    what Ready has written last
+//
+// A block:
+//
+//	1 byte   version, 1
+//	1 byte   0: the payload is the records; 1: it is them in zstd
+//	uvarint  length of the records
+//	4 bytes  CRC-32C of the payload, little-endian
+//	…        payload
+//
+// A record, the next behind it:
+//
+//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bit 7: the frame
+//	         goes on in the first record of the next block
+//	varint   time in ns since the session's start
+//	uvarint  length
+//	…        bytes of the frame, or of a part of it
+//
+// Each block can be read without the others. A frame whose last part is missing
+// was never delivered.
+
+const (
+	blockVersion = 1
+	blockRaw     = 0
+	blockZstd    = 1
+
+	recordS2C       = 1 << 0
+	recordVerdict   = 1 // shift
+	recordContinues = 1 << 7
+
+	// blockSize is how long the records of a block may be, in bytes. Badger writes
+	// a value as a whole, and zstd gains little above it.
+	blockSize = 1 << 20
+	// recordHead is more than a record's own bytes.
+	recordHead = 32
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// The encoder is for EncodeAll, which many goroutines may call. Blocks are
+// small, so one goroutine each.
+var encoder = sync.OnceValue(func() *zstd.Encoder {
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		panic(err) // only options that cannot be
+	}
+	return e
+})
+
+var decoder = sync.OnceValue(func() *zstd.Decoder {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(4*blockSize))
+	if err != nil {
+		panic(err) // only options that cannot be
+	}
+	return d
+})
+
+// encode returns the blocks of frames.
+func encode(start time.Time, frames []Frame) (blocks [][]byte) {
+	size := 0
+	for _, f := range frames {
+		size += recordHead + len(f.Bytes)
+	}
+	records := make([]byte, 0, min(size, blockSize))
+	seal := func() {
+		if len(records) > 0 {
+			blocks = append(blocks, sealBlock(records))
+			records = records[:0]
+		}
+	}
+	for _, f := range frames {
+		if len(records)+recordHead+len(f.Bytes) > blockSize {
+			seal()
+		}
+		for rest, last := f.Bytes, false; !last; {
+			part := rest[:min(len(rest), blockSize-recordHead)]
+			rest = rest[len(part):]
+			last = len(rest) == 0
+			flags := byte(f.Verdict) << recordVerdict
+			if f.Direction == codec.S2C {
+				flags |= recordS2C
+			}
+			if !last {
+				flags |= recordContinues
+			}
+			records = append(records, flags)
+			records = binary.AppendVarint(records, int64(f.Time.Sub(start)))
+			records = binary.AppendUvarint(records, uint64(len(part)))
+			records = append(records, part...)
+			if !last {
+				seal()
+			}
+		}
+	}
+	seal()
+	return blocks
+}
+
+// sealBlock makes a block of records. What zstd does not shorten stays as it is.
+func sealBlock(records []byte) []byte {
+	b := make([]byte, 2, len(records)/2+64)
+	b[0], b[1] = blockVersion, blockZstd
+	b = binary.AppendUvarint(b, uint64(len(records)))
+	at := len(b)
+	b = append(b, 0, 0, 0, 0)
+	b = encoder().EncodeAll(records, b)
+	if len(b)-at-4 >= len(records) {
+		b[1] = blockRaw
+		b = append(b[:at+4], records...)
+	}
+	binary.LittleEndian.PutUint32(b[at:], crc32.Checksum(b[at+4:], castagnoli))
+	return b
+}
+
+// openBlock returns the records of a block. dst is a buffer for them.
+func openBlock(dst, b []byte) ([]byte, error) {
+	if len(b) < 2 || b[0] != blockVersion {
+		return nil, errors.New("unknown version")
+	}
+	method := b[1]
+	size, n := binary.Uvarint(b[2:])
+	if n <= 0 || size > 2*blockSize || len(b) < 2+n+4 {
+		return nil, errors.New("header cannot be read")
+	}
+	sum, payload := binary.LittleEndian.Uint32(b[2+n:]), b[2+n+4:]
+	if crc32.Checksum(payload, castagnoli) != sum {
+		return nil, errors.New("checksum mismatch")
+	}
+	switch method {
+	case blockRaw:
+		dst = append(dst[:0], payload...)
+	case blockZstd:
+		var err error
+		if dst, err = decoder().DecodeAll(payload, dst[:0]); err != nil {
+			return nil, errors.New("cannot be decompressed")
+		}
+	default:
+		return nil, errors.New("unknown compression")
+	}
+	if uint64(len(dst)) != size {
+		return nil, errors.New("length mismatch")
+	}
+	return dst, nil
+}
+
+// A blockReader puts frames together from the blocks of a session in order.
+type blockReader struct {
+	start   time.Time
+	next    uint32 // the block expected
+	frames  int    // read so far
+	partial []byte // of a frame that goes on in the next block
+	started bool   // partial is the beginning of a frame
+	records []byte
+}
+
+// read yields the frames that end in block number n. It returns false when
+// yield wants no more.
+func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bool {
+	if n != r.next && !r.damage(yield, r.next, fmt.Errorf("is missing, and so is every one before block %d", n)) {
+		return false
+	}
+	r.next = n + 1
+	records, err := openBlock(r.records, b)
+	if err != nil {
+		return r.damage(yield, n, err)
+	}
+	r.records = records
+	for len(records) > 0 {
+		flags := records[0]
+		since, i := binary.Varint(records[1:])
+		if i <= 0 {
+			return r.damage(yield, n, errors.New("record cannot be read"))
+		}
+		size, j := binary.Uvarint(records[1+i:])
+		head := 1 + i + j
+		if j <= 0 || size > uint64(len(records)-head) {
+			return r.damage(yield, n, errors.New("record cannot be read"))
+		}
+		part := records[head : head+int(size) : head+int(size)]
+		records = records[head+int(size):]
+		if flags&recordContinues != 0 {
+			r.partial, r.started = append(r.partial, part...), true
+			continue
+		}
+		f := Frame{Verdict: Verdict(flags >> recordVerdict & 7), Time: r.start.Add(time.Duration(since)), Bytes: part}
+		if flags&recordS2C != 0 {
+			f.Direction = codec.S2C
+		}
+		if r.started {
+			f.Bytes = append(r.partial, part...)
+			r.partial, r.started = r.partial[:0], false
+		}
+		r.frames++
+		if !yield(f, nil) {
+			return false
+		}
+	}
+	return true
+}
+
+// damage reports a block that cannot be read.
+func (r *blockReader) damage(yield func(Frame, error) bool, block uint32, err error) bool {
+	r.partial, r.started = r.partial[:0], false
+	return yield(Frame{}, fmt.Errorf("%w: block %d, behind frame %d: %w", ErrDamaged, block, r.frames, err))
+}

@@ -1,0 +1,524 @@
+package recorder
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"golang.org/x/sys/unix"
+)
+
+// Options is what a Log is made of.
+type Options struct {
+	Dir  string       // the database; made with mode 0700 where missing
+	Free int64        // bytes that must stay free on its disk; if zero, 256 MiB
+	Log  *slog.Logger // if nil, nothing is logged
+}
+
+// defaultFree is room for what Badger writes beside the frames: tables that it
+// merges. It writes through mapped files, where a full disk is no error but the
+// death of the process, so the log stops before.
+const defaultFree = 256 << 20
+
+// A Log is a database of sessions. Its methods may be called by several goroutines.
+type Log struct {
+	db      *badger.DB
+	o       Options
+	commits commits
+	failed  atomic.Bool // the last commit has failed
+	space   func() (free int64, err error)
+	fault   func() error // makes commits fail, in tests
+
+	room struct {
+		sync.Mutex
+		budget  int64 // bytes that may be written before the next look at the disk
+		checked time.Time
+	}
+
+	mu   sync.Mutex
+	live map[string]*Recording
+}
+
+// Open opens the log, and makes one where there is none. Sessions that were
+// running when the last process died are marked interrupted.
+func Open(o Options) (*Log, error) {
+	o.Free = cmp.Or(o.Free, defaultFree)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	db, err := badger.Open(badgerOptions(o))
+	switch {
+	case err == nil:
+	case strings.Contains(err.Error(), "Cannot acquire directory lock") && !errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, ErrInUse)
+	default:
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+	}
+	l := &Log{db: db, o: o, live: map[string]*Recording{}}
+	l.space = l.freeSpace
+	if err := l.recover(); err != nil && !errors.Is(err, ErrUnavailable) {
+		db.Close()
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+	}
+	return l, nil
+}
+
+func badgerOptions(o Options) badger.Options {
+	return badger.DefaultOptions(o.Dir).
+		WithLogger(badgerLog{o.Log}).
+		WithSyncWrites(false). // mapped: survives the process
+		WithDetectConflicts(false).
+		WithMetricsEnabled(false).
+		WithCompression(options.None). // blocks are compressed
+		// Blocks of small frames stay in the tables, where they lie side by side for
+		// replay; big ones go to the value log, which no merge copies again.
+		WithValueThreshold(32 << 10).
+		WithValueLogFileSize(256 << 20).
+		WithMemTableSize(16 << 20).
+		WithNumMemtables(3).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(16 << 20).
+		WithNumCompactors(2)
+}
+
+// badgerLog brings Badger's log into ours. It talks much.
+type badgerLog struct{ log *slog.Logger }
+
+func (b badgerLog) Errorf(f string, a ...any)   { b.log.Error("badger: " + line(f, a)) }
+func (b badgerLog) Warningf(f string, a ...any) { b.log.Debug("badger: " + line(f, a)) }
+func (b badgerLog) Infof(f string, a ...any)    { b.log.Debug("badger: " + line(f, a)) }
+func (b badgerLog) Debugf(string, ...any)       {}
+
+func line(format string, args []any) string {
+	return strings.TrimSpace(fmt.Sprintf(format, args...))
+}
+
+// Close closes the log. Recordings that have not ended stay open, and will be
+// found interrupted.
+func (l *Log) Close() error {
+	if err := l.db.Close(); err != nil {
+		return fmt.Errorf("close log: %w", err)
+	}
+	return nil
+}
+
+func sessionKey(id string) []byte { return []byte("s/" + id) }
+func openKey(id string) []byte    { return []byte("o/" + id) }
+func blockPrefix(id string) []byte {
+	return []byte("b/" + id + "/")
+}
+func blockKey(id string, n uint32) []byte {
+	return binary.BigEndian.AppendUint32(blockPrefix(id), n)
+}
+
+// A write is one key and its new value; nil deletes it.
+type write struct{ key, value []byte }
+
+// commits brings together what many sessions commit at a time: while one
+// commits, the others queue, and then one of them commits for all.
+type commits struct {
+	sync.Mutex
+	queue []*commit
+	busy  bool
+}
+
+type commit struct {
+	writes []write
+	wake   chan wakeup
+}
+
+type wakeup struct {
+	lead bool // the commit has not been made; make it, with all that is queued
+	err  error
+}
+
+var wakeups = sync.Pool{New: func() any { return make(chan wakeup, 1) }}
+
+// commit writes, all or nothing but for what Badger takes in one transaction,
+// and returns when no kill can take it away.
+func (l *Log) commit(writes ...write) error {
+	c := &commit{writes: writes}
+	q := &l.commits
+	q.Lock()
+	q.queue = append(q.queue, c)
+	if q.busy {
+		c.wake = wakeups.Get().(chan wakeup)
+		q.Unlock()
+		w := <-c.wake
+		wakeups.Put(c.wake)
+		if !w.lead {
+			return w.err
+		}
+		q.Lock()
+	}
+	q.busy = true
+	batch := q.queue
+	q.queue = nil
+	q.Unlock()
+
+	err := l.write(batch)
+
+	q.Lock()
+	if len(q.queue) > 0 {
+		q.queue[0].wake <- wakeup{lead: true}
+	} else {
+		q.busy = false
+	}
+	q.Unlock()
+	for _, other := range batch {
+		if other != c {
+			other.wake <- wakeup{err: err}
+		}
+	}
+	return err
+}
+
+// write writes a batch. Only one goroutine at a time is in it.
+func (l *Log) write(batch []*commit) error {
+	err := l.put(batch)
+	if err == nil {
+		if l.failed.CompareAndSwap(true, false) {
+			l.o.Log.Info("recorder is available again")
+		}
+		return nil
+	}
+	err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	if !l.failed.Swap(true) {
+		l.o.Log.Error("sessions cannot be recorded; they end, and new ones are refused", "error", err)
+	}
+	return err
+}
+
+func (l *Log) put(batch []*commit) error {
+	size := 0
+	for _, c := range batch {
+		for _, w := range c.writes {
+			size += len(w.key) + len(w.value) + 64
+		}
+	}
+	if err := l.need(size); err != nil {
+		return err
+	}
+	if l.fault != nil {
+		if err := l.fault(); err != nil {
+			return err
+		}
+	}
+	txn := l.db.NewTransaction(true)
+	defer func() { txn.Discard() }()
+	for _, c := range batch {
+		for _, w := range c.writes {
+			err := set(txn, w)
+			if errors.Is(err, badger.ErrTxnTooBig) {
+				if err := txn.Commit(); err != nil {
+					return err
+				}
+				txn = l.db.NewTransaction(true)
+				err = set(txn, w)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return txn.Commit()
+}
+
+func set(txn *badger.Txn, w write) error {
+	if w.value == nil {
+		return txn.Delete(w.key)
+	}
+	return txn.Set(w.key, w.value)
+}
+
+// spaceInterval is how long a look at the disk's free space holds.
+const spaceInterval = time.Second
+
+// need makes sure that n bytes can be written. It looks at the disk when a
+// quarter of the room seen last is used, and now and then: others write, too.
+func (l *Log) need(n int) error {
+	r := &l.room
+	r.Lock()
+	defer r.Unlock()
+	r.budget -= int64(n)
+	if r.budget > 0 && time.Since(r.checked) < spaceInterval {
+		return nil
+	}
+	free, err := l.space()
+	if err != nil {
+		return fmt.Errorf("free space: %w", err)
+	}
+	left := free - l.o.Free - int64(n)
+	if left <= 0 {
+		r.budget = 0
+		return fmt.Errorf("disk full: %d MiB are free on the disk of %s, and %d MiB must stay so", free>>20, l.o.Dir, l.o.Free>>20)
+	}
+	r.budget, r.checked = left/4, time.Now()
+	return nil
+}
+
+func (l *Log) freeSpace() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(l.o.Dir, &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
+}
+
+// Ready returns nil if the log can be written now, or why not. After a failure
+// it tries with a small write.
+func (l *Log) Ready() error {
+	if l.failed.Load() {
+		return l.commit(write{[]byte("h"), []byte(time.Now().UTC().Format(time.RFC3339))})
+	}
+	if err := l.need(0); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+// Start puts a session on record. Without an id and a start, it gets them.
+func (l *Log) Start(s Session) (*Recording, error) {
+	if s.ID == "" {
+		s.ID = NewID()
+	}
+	if s.Start.IsZero() {
+		s.Start = time.Now()
+	}
+	s.State = Running
+	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
+	r := &Recording{log: l, session: s}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.commit(write{sessionKey(s.ID), b}, write{openKey(s.ID), []byte{}}); err != nil {
+		return nil, fmt.Errorf("start recording: %w", err)
+	}
+	l.mu.Lock()
+	l.live[s.ID] = r
+	l.mu.Unlock()
+	return r, nil
+}
+
+// A Recording is one session's place in the log.
+type Recording struct {
+	log *Log
+
+	mu      sync.Mutex
+	session Session
+	next    uint32 // number of the next block
+	err     error  // of an append; sticky, for what is on record behind it is uncertain
+}
+
+// ID returns the session's id.
+func (r *Recording) ID() string { return r.session.ID }
+
+// Append puts frames on record, in this order. It does not keep their bytes.
+// Its errors wrap [ErrUnavailable].
+func (r *Recording) Append(frames ...Frame) error {
+	if len(frames) == 0 {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err != nil {
+		return r.err
+	}
+	now := time.Now()
+	for i := range frames {
+		if frames[i].Time.IsZero() {
+			frames[i].Time = now
+		}
+	}
+	blocks := encode(r.session.Start, frames)
+	writes := make([]write, len(blocks))
+	for i, b := range blocks {
+		writes[i] = write{blockKey(r.session.ID, r.next+uint32(i)), b}
+	}
+	if err := r.log.commit(writes...); err != nil {
+		r.err = err
+		return err
+	}
+	r.next += uint32(len(blocks))
+	for i := range frames {
+		r.session.count(&frames[i])
+	}
+	return nil
+}
+
+// End puts the end of the session on record: its state, Ended or Refused, and
+// the reason.
+func (r *Recording) End(state, reason string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.session.State, r.session.Reason, r.session.End = state, reason, time.Now().Round(0)
+	r.log.mu.Lock()
+	delete(r.log.live, r.session.ID)
+	r.log.mu.Unlock()
+	return r.log.finish(r.session)
+}
+
+// finish writes a session that runs no longer.
+func (l *Log) finish(s Session) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return l.commit(write{sessionKey(s.ID), b}, write{openKey(s.ID), nil})
+}
+
+// recover marks the sessions that the last process left running.
+func (l *Log) recover() error {
+	var ids []string
+	err := l.scan([]byte("o/"), false, func(key, _ []byte) (bool, error) {
+		ids = append(ids, string(key[2:]))
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		s, err := l.session(id)
+		if err != nil {
+			return err
+		}
+		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
+		s.C2S, s.S2C, s.Blocked, s.Masked = Count{}, Count{}, 0, 0
+		for f, err := range l.frames(context.Background(), s) {
+			if err == nil {
+				s.count(&f)
+				s.End = f.Time
+			}
+		}
+		if err := l.finish(s); err != nil {
+			return err
+		}
+		l.o.Log.Warn("a session was interrupted by the end of the broker", "session", id)
+	}
+	return nil
+}
+
+// scan calls f with the keys of a prefix, and their values if they are wanted,
+// until it returns false.
+func (l *Log) scan(prefix []byte, backwards bool, f func(key, value []byte) (bool, error)) error {
+	return l.db.View(func(txn *badger.Txn) error {
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: backwards, PrefetchValues: true, PrefetchSize: 4})
+		defer it.Close()
+		from := prefix
+		if backwards {
+			from = append(prefix[:len(prefix):len(prefix)], 0xff)
+		}
+		for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
+			item := it.Item()
+			var more bool
+			err := item.Value(func(value []byte) (err error) {
+				more, err = f(item.Key(), value)
+				return err
+			})
+			if err != nil || !more {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// session returns what is known of a session now.
+func (l *Log) session(id string) (s Session, err error) {
+	err = l.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(sessionKey(id))
+		if err != nil {
+			return err
+		}
+		return item.Value(func(b []byte) error { return json.Unmarshal(b, &s) })
+	})
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return s, ErrNoSession
+	}
+	return l.now(s), err
+}
+
+// now brings the counts of a session that runs up to date.
+func (l *Log) now(s Session) Session {
+	l.mu.Lock()
+	r := l.live[s.ID]
+	l.mu.Unlock()
+	if r == nil {
+		return s
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.session
+}
+
+// Sessions implements [Source].
+func (l *Log) Sessions(ctx context.Context) iter.Seq2[Session, error] {
+	return func(yield func(Session, error) bool) {
+		err := l.scan([]byte("s/"), true, func(_, value []byte) (bool, error) {
+			if err := ctx.Err(); err != nil {
+				return false, err
+			}
+			var s Session
+			if err := json.Unmarshal(value, &s); err != nil {
+				return false, fmt.Errorf("read log: %w", err)
+			}
+			return yield(l.now(s), nil), nil
+		})
+		if err != nil {
+			yield(Session{}, err)
+		}
+	}
+}
+
+// Frames implements [Source].
+func (l *Log) Frames(ctx context.Context, session string) iter.Seq2[Frame, error] {
+	return func(yield func(Frame, error) bool) {
+		s, err := l.session(session)
+		if err != nil {
+			yield(Frame{}, err)
+			return
+		}
+		l.frames(ctx, s)(yield)
+	}
+}
+
+func (l *Log) frames(ctx context.Context, s Session) iter.Seq2[Frame, error] {
+	return func(yield func(Frame, error) bool) {
+		r := blockReader{start: s.Start}
+		err := l.blocks(ctx, s.ID, func(n uint32, b []byte) (bool, error) { return r.read(n, b, yield), nil })
+		if err != nil {
+			yield(Frame{}, err)
+		}
+	}
+}
+
+// blocks calls f with the blocks of a session, until it returns false.
+func (l *Log) blocks(ctx context.Context, session string, f func(n uint32, b []byte) (bool, error)) error {
+	prefix := blockPrefix(session)
+	return l.scan(prefix, false, func(key, value []byte) (bool, error) {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		if len(key) != len(prefix)+4 {
+			return true, nil
+		}
+		return f(binary.BigEndian.Uint32(key[len(prefix):]), value)
+	})
+}

@@ -1,0 +1,182 @@
+// Package recorder keeps sessions in a log, so that their bytes can be given
+// back as they passed.
+//
+//	log, err := recorder.Open(recorder.Options{Dir: "data/log"})
+//	rec, err := log.Start(recorder.Session{Subject: "ada", Server: "bigquery"})
+//	err = rec.Append(recorder.Frame{Direction: codec.C2S, Bytes: line})
+//	err = rec.End("ended", "closed")
+//
+// Once Append has returned nil, kill -9 cannot take the frames away: they are
+// in the kernel's memory of a mapped file. A loss of power may take the last
+// seconds, because they are not flushed to the disk each time.
+//
+// The log is a Badger database, which one process holds at a time. That process
+// answers others through a socket ([ServeSocket]); [OpenSource] takes whichever
+// way there is.
+//
+// A session is a run of frames, a block a compressed run of frames, the unit of
+// writing. See format.go for what is on the disk.
+package recorder
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"example.com/broker/codec"
+)
+
+var (
+	// ErrUnavailable is wrapped by errors of a log that cannot be written now.
+	ErrUnavailable = errors.New("recorder not available")
+	// ErrNoSession is returned for a session that is not on record.
+	ErrNoSession = errors.New("no such session")
+	// ErrInUse is returned by Open for a log that another process holds.
+	ErrInUse = errors.New("in use by another process")
+	// ErrDamaged is wrapped by errors of blocks that cannot be read.
+	ErrDamaged = errors.New("recording is damaged")
+)
+
+// The states of a session.
+const (
+	Running     = "open"
+	Ended       = "ended"
+	Refused     = "refused"     // it was not let in
+	Interrupted = "interrupted" // the broker died in it
+)
+
+// A Session is what the log knows of a session, beside its frames.
+type Session struct {
+	ID        string    `json:"id"`
+	Subject   string    `json:"subject"`
+	Groups    []string  `json:"groups"`
+	Server    string    `json:"server"`
+	Rule      string    `json:"rule,omitempty"`  // that gave or denied access
+	Agent     string    `json:"agent,omitempty"` // empty: the one in the broker's process
+	Transport string    `json:"transport"`       // "tls" or "quic"
+	Client    string    `json:"client"`          // its address
+	Start     time.Time `json:"start"`
+	End       time.Time `json:"end,omitzero"`
+	State     string    `json:"state"`
+	Reason    string    `json:"reason,omitempty"` // why it ended or was refused
+	C2S       Count     `json:"c2s"`
+	S2C       Count     `json:"s2c"`
+	Blocked   int64     `json:"blocked"` // frames
+	Masked    int64     `json:"masked"`
+}
+
+// A Count is of what was delivered in one direction, newlines included.
+type Count struct {
+	Frames int64 `json:"frames"`
+	Bytes  int64 `json:"bytes"`
+}
+
+// count adds a frame to the session's counts.
+func (s *Session) count(f *Frame) {
+	if f.Verdict == Blocked {
+		s.Blocked++
+		return
+	}
+	if f.Verdict == Masked {
+		s.Masked++
+	}
+	c := &s.C2S
+	if f.Direction == codec.S2C {
+		c = &s.S2C
+	}
+	c.Frames++
+	c.Bytes += int64(len(f.Bytes)) + 1
+}
+
+// A Verdict is what became of a frame.
+type Verdict uint8
+
+const (
+	Delivered Verdict = iota // as it came
+	Masked                   // delivered with values masked
+	Edited                   // delivered with something left out, such as a tool of a list
+	Blocked                  // not delivered
+	Answered                 // made by the broker itself, and delivered
+)
+
+var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered"}
+
+// String returns the verdict as a word.
+func (v Verdict) String() string {
+	if int(v) < len(verdicts) {
+		return verdicts[v]
+	}
+	return fmt.Sprintf("verdict %d", uint8(v))
+}
+
+// A Frame is one frame on record.
+type Frame struct {
+	Direction codec.Direction
+	Verdict   Verdict
+	Time      time.Time // when it was recorded; Append fills it in
+	Bytes     []byte    // as delivered, or, if blocked, as received; without its newline
+}
+
+// NewID returns the id of a new session: 16 characters, which sort by time.
+func NewID() string {
+	var b [10]byte // 48 bits of ms since 1970, 32 random bits
+	binary.BigEndian.PutUint64(b[:8], uint64(time.Now().UnixMilli())<<16)
+	rand.Read(b[6:])
+	const alphabet = "0123456789abcdefghjkmnpqrstvwxyz" // Crockford's base 32
+	id := make([]byte, 0, 16)
+	bits, have := uint64(0), 0
+	for _, c := range b {
+		bits, have = bits<<8|uint64(c), have+8
+		for have >= 5 {
+			have -= 5
+			id = append(id, alphabet[bits>>have&31])
+		}
+	}
+	return string(id)
+}
+
+// A Source reads recordings. The order of sessions is newest first, that of
+// frames the one in which they were recorded. Bytes of a frame are valid until
+// the next.
+type Source interface {
+	Sessions(ctx context.Context) iter.Seq2[Session, error]
+	// Frames yields [ErrNoSession] for a session that is not on record. A block
+	// that cannot be read yields an error in its place, and whoever goes on gets
+	// the rest.
+	Frames(ctx context.Context, session string) iter.Seq2[Frame, error]
+	Close() error
+}
+
+// Replay writes the frames of a session that pass want, a newline behind each,
+// as the connections carried them. What is damaged is left out, and named by
+// the error at the end.
+func Replay(ctx context.Context, w io.Writer, src Source, session string, want func(Frame) bool) error {
+	out := bufio.NewWriterSize(w, 64<<10)
+	var damaged error
+	for f, err := range src.Frames(ctx, session) {
+		switch {
+		case errors.Is(err, ErrDamaged):
+			damaged = errors.Join(damaged, err)
+		case err != nil:
+			return errors.Join(out.Flush(), fmt.Errorf("session %s: %w", session, err))
+		case want(f):
+			out.Write(f.Bytes)
+			if err := out.WriteByte('\n'); err != nil {
+				return fmt.Errorf("write replay: %w", err)
+			}
+		}
+	}
+	if err := out.Flush(); err != nil {
+		return fmt.Errorf("write replay: %w", err)
+	}
+	if damaged != nil {
+		return fmt.Errorf("session %s: %w", session, damaged)
+	}
+	return nil
+}

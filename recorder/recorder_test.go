@@ -1,0 +1,570 @@
+package recorder
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"example.com/broker/codec"
+)
+
+// With this variable set, the test binary is a broker to be killed.
+const victim = "RECORDER_TEST_VICTIM"
+
+func TestMain(m *testing.M) {
+	if data := os.Getenv(victim); data != "" {
+		beVictim(data)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func open(t testing.TB, o Options) *Log {
+	t.Helper()
+	l, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func start(t testing.TB, l *Log) *Recording {
+	t.Helper()
+	r, err := l.Start(Session{Subject: "ada", Groups: []string{"g"}, Server: "s", Transport: "tls"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// frames reads a session as strings: direction, verdict, bytes.
+func frames(t testing.TB, src Source, session string) (all []string) {
+	t.Helper()
+	for f, err := range src.Frames(t.Context(), session) {
+		if err != nil {
+			all = append(all, "error "+err.Error())
+			continue
+		}
+		all = append(all, fmt.Sprintf("%v %v %s", f.Direction, f.Verdict, f.Bytes))
+	}
+	return all
+}
+
+func TestRoundTrip(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, Options{Dir: filepath.Join(dir, "log")})
+	r := start(t, l)
+	in := []Frame{
+		{Direction: codec.C2S, Bytes: []byte("{ \"a\" :\t1.0e1 }\r")},
+		{Direction: codec.C2S, Verdict: Blocked, Bytes: []byte("\x00\xff not JSON")},
+		{Direction: codec.S2C, Verdict: Answered, Bytes: []byte("{}")},
+		{Direction: codec.S2C, Verdict: Masked, Bytes: []byte(`{"\u0061":"[masked:email]"}`)},
+		{Direction: codec.S2C, Verdict: Edited, Bytes: nil},
+		{Direction: codec.S2C, Bytes: bytes.Repeat([]byte("0123456789"), 500_000)},
+	}
+	var want []string
+	for _, f := range in {
+		want = append(want, fmt.Sprintf("%v %v %s", f.Direction, f.Verdict, f.Bytes))
+	}
+	if err := r.Append(in[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Append(in[1:]...); err != nil {
+		t.Fatal(err)
+	}
+	if got := frames(t, l, r.ID()); !slices.Equal(got, want) {
+		t.Errorf("while it runs: got %.200q, want %.200q", got, want)
+	}
+	if err := r.End(Ended, "closed"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	src, err := OpenSource(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	if got := frames(t, src, r.ID()); !slices.Equal(got, want) {
+		t.Errorf("afterwards: got %.200q, want %.200q", got, want)
+	}
+	for s, err := range src.Sessions(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := fmt.Sprint(s.ID, s.Subject, s.Groups, s.State, s.Reason, s.C2S, s.S2C, s.Blocked, s.Masked)
+		want := fmt.Sprint(r.ID(), "ada", []string{"g"}, Ended, "closed", Count{1, 17}, Count{4, 3 + 28 + 1 + 5_000_001}, 1, 1)
+		if got != want || s.End.Before(s.Start) {
+			t.Errorf("session %s, want %s", got, want)
+		}
+	}
+	var replayed bytes.Buffer
+	if err := Replay(t.Context(), &replayed, src, r.ID(), func(f Frame) bool { return f.Direction == codec.C2S && f.Verdict != Blocked }); err != nil {
+		t.Fatal(err)
+	}
+	if got := replayed.String(); got != string(in[0].Bytes)+"\n" {
+		t.Errorf("replay of c2s: %q", got)
+	}
+	if err := Replay(t.Context(), &replayed, src, "none", func(Frame) bool { return true }); !errors.Is(err, ErrNoSession) {
+		t.Errorf("replay of no session: %v", err)
+	}
+}
+
+func TestSessionsNewestFirst(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	var want []string
+	for range 20 {
+		r := start(t, l)
+		want = append(want, r.ID())
+		time.Sleep(2 * time.Millisecond) // ids sort by the millisecond
+	}
+	slices.Reverse(want)
+	var got []string
+	for s, err := range l.Sessions(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, s.ID)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if id := want[0]; len(id) != 16 || strings.Trim(id, "0123456789abcdefghjkmnpqrstvwxyz") != "" {
+		t.Errorf("id %q", id)
+	}
+}
+
+// Many sessions append at a time, two goroutines each.
+func TestConcurrentAppends(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	var wg sync.WaitGroup
+	var recordings []*Recording
+	for range 16 {
+		r := start(t, l)
+		recordings = append(recordings, r)
+		for _, d := range []codec.Direction{codec.C2S, codec.S2C} {
+			wg.Go(func() {
+				for i := range 100 {
+					if err := r.Append(Frame{Direction: d, Bytes: fmt.Appendf(nil, "%s %d", r.ID(), i)}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for _, r := range recordings {
+		next := map[string]int{}
+		for _, f := range frames(t, l, r.ID()) {
+			d, rest, _ := strings.Cut(f, " ")
+			if want := fmt.Sprintf("delivered %s %d", r.ID(), next[d]); rest != want {
+				t.Fatalf("%s: got %q, want %q", d, rest, want)
+			}
+			next[d]++
+		}
+		if next["c2s"] != 100 || next["s2c"] != 100 {
+			t.Errorf("frames %v, want 100 each way", next)
+		}
+	}
+}
+
+// beVictim appends to a few sessions, says on stdout what is on record, and
+// waits to be killed.
+func beVictim(data string) {
+	l, err := Open(Options{Dir: filepath.Join(data, "log")})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	var mu sync.Mutex
+	for range 4 {
+		r, err := l.Start(Session{Subject: "victim"})
+		if err != nil {
+			os.Exit(1)
+		}
+		go func() {
+			for i := 0; ; i++ {
+				frame := fmt.Appendf(nil, "%d %s", i, strings.Repeat("x", rand.IntN(1<<uint(rand.IntN(18)))))
+				if r.Append(Frame{Bytes: frame}) != nil {
+					os.Exit(1)
+				}
+				mu.Lock()
+				fmt.Println(r.ID(), i)
+				mu.Unlock()
+			}
+		}()
+	}
+	select {}
+}
+
+func TestKill(t *testing.T) {
+	data := t.TempDir()
+	for round := range 5 {
+		acknowledged := map[string]int{}
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), victim+"="+data)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		killAt := 20 + rand.IntN(400)
+		for n := 0; lines.Scan(); n++ {
+			var id string
+			var i int
+			if c, _ := fmt.Sscan(lines.Text(), &id, &i); c == 2 {
+				acknowledged[id] = i
+			}
+			if n == killAt {
+				cmd.Process.Kill()
+			}
+		}
+		cmd.Wait()
+		if len(acknowledged) == 0 {
+			t.Fatal("the victim recorded nothing")
+		}
+		l, err := Open(Options{Dir: filepath.Join(data, "log")})
+		if err != nil {
+			t.Fatalf("round %d: the log does not open: %v", round, err)
+		}
+		for id, last := range acknowledged {
+			all := frames(t, l, id)
+			if len(all) <= last {
+				t.Errorf("round %d: %d frames of %s are on record, %d were acknowledged", round, len(all), id, last+1)
+			}
+			for i, f := range all {
+				if !strings.HasPrefix(f, fmt.Sprintf("c2s delivered %d ", i)) {
+					t.Fatalf("round %d: frame %d is %.40q", round, i, f)
+				}
+			}
+			if s, err := l.session(id); err != nil || s.State != Interrupted || int(s.C2S.Frames) != len(all) {
+				t.Errorf("round %d: session %+v, %v", round, s, err)
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDiskFull(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir(), Free: 1 << 20})
+	var free atomic.Int64
+	free.Store(1 << 30)
+	l.space = func() (int64, error) { return free.Load(), nil }
+	l.room.checked = time.Time{}
+	r := start(t, l)
+	if err := r.Append(Frame{Bytes: []byte("a")}); err != nil {
+		t.Fatal(err)
+	}
+	free.Store(1 << 20)
+	l.room.checked = time.Time{} // as a second later
+	if err := r.Append(Frame{Bytes: []byte("b")}); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "disk full") {
+		t.Errorf("append to a full disk: %v", err)
+	}
+	if err := l.Ready(); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Ready on a full disk: %v", err)
+	}
+	if _, err := l.Start(Session{}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Start on a full disk: %v", err)
+	}
+	free.Store(1 << 30)
+	if err := l.Ready(); err != nil {
+		t.Errorf("Ready when there is room again: %v", err)
+	}
+	if err := r.Append(Frame{Bytes: []byte("c")}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a recording with a gap goes on: %v", err)
+	}
+	if got := frames(t, l, r.ID()); !slices.Equal(got, []string{"c2s delivered a"}) {
+		t.Errorf("on record %q", got)
+	}
+	start(t, l)
+}
+
+// TestSmallDisk fills a real file system.
+func TestSmallDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=220m"); err != nil {
+		t.Skipf("a small disk cannot be mounted: %v", err)
+	}
+	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	l := open(t, Options{Dir: filepath.Join(dir, "log"), Free: 100 << 20})
+	r := start(t, l)
+	noise := make([]byte, 1<<20)
+	chacha := rand.NewChaCha8([32]byte{})
+	written := 0
+	for {
+		chacha.Read(noise)
+		if err := r.Append(Frame{Bytes: noise}); err != nil {
+			if !errors.Is(err, ErrUnavailable) {
+				t.Fatal(err)
+			}
+			break
+		}
+		if written++; written > 300 {
+			t.Fatal("the disk never fills")
+		}
+	}
+	if got := len(frames(t, l, r.ID())); got != written {
+		t.Errorf("%d frames are on record, want %d", got, written)
+	}
+	if err := l.Close(); err != nil {
+		t.Errorf("close on a full disk: %v", err)
+	}
+	l = open(t, Options{Dir: filepath.Join(dir, "log"), Free: 10 << 20})
+	defer l.Close()
+	if err := l.Ready(); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+	if got := len(frames(t, l, r.ID())); got != written {
+		t.Errorf("%d frames are on record after a restart, want %d", got, written)
+	}
+}
+
+func TestFault(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	var fails atomic.Bool
+	l.fault = func() error {
+		if fails.Load() {
+			return syscall.EIO
+		}
+		return nil
+	}
+	r := start(t, l)
+	fails.Store(true)
+	if err := r.Append(Frame{Bytes: []byte("a")}); !errors.Is(err, ErrUnavailable) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("append: %v", err)
+	}
+	if err := l.Ready(); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("Ready: %v", err)
+	}
+	fails.Store(false)
+	if err := l.Ready(); err != nil {
+		t.Errorf("Ready when the disk is good again: %v", err)
+	}
+}
+
+func TestDamagedBlock(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	r := start(t, l)
+	for i := range 5 {
+		if err := r.Append(Frame{Bytes: fmt.Appendf(nil, "frame %d", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := l.db.Update(func(txn *badger.Txn) error {
+		item, err := txn.Get(blockKey(r.ID(), 1))
+		if err != nil {
+			return err
+		}
+		b, err := item.ValueCopy(nil)
+		if err != nil {
+			return err
+		}
+		b[len(b)-1] ^= 1
+		return errors.Join(txn.Set(blockKey(r.ID(), 1), b), txn.Delete(blockKey(r.ID(), 3)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"c2s delivered frame 0",
+		"error recording is damaged: block 1, behind frame 1: checksum mismatch",
+		"c2s delivered frame 2",
+		"error recording is damaged: block 3, behind frame 2: is missing, and so is every one before block 4",
+		"c2s delivered frame 4",
+	}
+	if got := frames(t, l, r.ID()); !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+	var out bytes.Buffer
+	if err := Replay(t.Context(), &out, l, r.ID(), func(Frame) bool { return true }); !errors.Is(err, ErrDamaged) {
+		t.Errorf("Replay: %v", err)
+	}
+	if got := out.String(); got != "frame 0\nframe 2\nframe 4\n" {
+		t.Errorf("Replay wrote %q", got)
+	}
+}
+
+func TestSocket(t *testing.T) {
+	for _, data := range []string{t.TempDir(), filepath.Join(t.TempDir(), strings.Repeat("long", 40))} {
+		before := runtime.NumGoroutine()
+		if err := os.MkdirAll(data, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		os.WriteFile(filepath.Join(data, socketFile), nil, 0o600) // of a dead process
+		l, err := Open(Options{Dir: filepath.Join(data, "log")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- ServeSocket(ctx, data, l) }()
+		r := start(t, l)
+		if err := r.Append(Frame{Bytes: []byte("a")}, Frame{Direction: codec.S2C, Bytes: bytes.Repeat([]byte("b"), 3<<20)}); err != nil {
+			t.Fatal(err)
+		}
+		src, err := OpenSource(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := src.(*remote); !ok {
+			t.Fatalf("the source is a %T beside a running broker", src)
+		}
+		if got, want := frames(t, src, r.ID()), frames(t, l, r.ID()); !slices.Equal(got, want) || len(got) != 2 {
+			t.Errorf("through the socket %.100q, from the log %.100q", got, want)
+		}
+		if got := frames(t, src, "none"); !slices.Equal(got, []string{"error no such session"}) {
+			t.Errorf("no session: %q", got)
+		}
+		for s, err := range src.Sessions(t.Context()) {
+			if err != nil || s.ID != r.ID() || s.State != Running || s.C2S.Frames != 1 {
+				t.Errorf("session %+v, %v", s, err)
+			}
+		}
+		if info, err := os.Stat(filepath.Join(data, socketFile)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("socket: %v, %v", info, err)
+		}
+		if info, err := os.Stat(filepath.Join(data, "log")); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("log: %v, %v", info, err)
+		}
+		if _, err := Open(Options{Dir: filepath.Join(data, "log")}); !errors.Is(err, ErrInUse) {
+			t.Errorf("a second Open: %v", err)
+		}
+		src.Close()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		l.Close()
+		deadline := time.Now().Add(10 * time.Second)
+		for runtime.NumGoroutine() > before && time.Now().Before(deadline) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := runtime.NumGoroutine(); n > before {
+			t.Errorf("%d goroutines are left, had %d", n, before)
+		}
+	}
+}
+
+// A cut answer of the broker is noticed.
+func TestCutAnswer(t *testing.T) {
+	var all bytes.Buffer
+	all.WriteString(`{"id":"x"}` + "\n")
+	for n, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}}) {
+		all.WriteByte(byte(len(b)))
+		all.Write([]byte{0, 0, 0, byte(n)})
+		all.Write(b)
+	}
+	all.WriteByte(0)
+	for cut := range all.Len() {
+		err := readBlocks(bufio.NewReader(bytes.NewReader(all.Bytes()[:cut])), func(Frame, error) bool { return true })
+		if err == nil {
+			t.Errorf("%d of %d bytes are taken for all", cut, all.Len())
+		}
+	}
+	if err := readBlocks(bufio.NewReader(&all), func(Frame, error) bool { return true }); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNoLog(t *testing.T) {
+	if _, err := OpenSource(t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// FuzzBlock checks that whatever is in a block, reading it ends in order, and
+// that what is encoded comes back.
+func FuzzBlock(f *testing.F) {
+	for _, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}) {
+		f.Add(b)
+	}
+	f.Add(sealBlock([]byte{recordContinues, 0, 1, 'x', 0, 0, 255}))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		var r blockReader
+		r.read(0, in, func(Frame, error) bool { return true })
+		r = blockReader{}
+		r.read(0, sealBlock(in), func(Frame, error) bool { return true })
+
+		var got []byte
+		r = blockReader{}
+		for n, b := range encode(time.Time{}, []Frame{{Bytes: in}}) {
+			r.read(uint32(n), b, func(f Frame, err error) bool {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, f.Bytes...)
+				return true
+			})
+		}
+		if !bytes.Equal(got, in) {
+			t.Errorf("%q came back as %q", in, got)
+		}
+	})
+}
+
+// BenchmarkAppend compares a frame's way into the log with a bare Badger
+// transaction of the same bytes.
+func BenchmarkAppend(b *testing.B) {
+	frame := []byte(`{"jsonrpc":"2.0","id":17,"method":"tools/call","params":{"name":"query","arguments":{"sql":"SELECT id, name FROM customers WHERE id = 17 ORDER BY name LIMIT 10 OFFSET 20"}}}`)
+	b.Run("badger transaction", func(b *testing.B) {
+		l := open(b, Options{Dir: b.TempDir()})
+		n := uint32(0)
+		for b.Loop() {
+			n++
+			l.db.Update(func(txn *badger.Txn) error { return txn.Set(blockKey("x", n), frame) })
+		}
+	})
+	b.Run("one session", func(b *testing.B) {
+		r := start(b, open(b, Options{Dir: b.TempDir()}))
+		for b.Loop() {
+			r.Append(Frame{Bytes: frame})
+		}
+	})
+	b.Run("64 sessions", func(b *testing.B) {
+		l := open(b, Options{Dir: b.TempDir()})
+		b.SetParallelism(64 / runtime.GOMAXPROCS(0))
+		b.RunParallel(func(pb *testing.PB) {
+			r := start(b, l)
+			for pb.Next() {
+				r.Append(Frame{Bytes: frame})
+			}
+		})
+	})
+	b.Run("16 frames an append", func(b *testing.B) {
+		r := start(b, open(b, Options{Dir: b.TempDir()}))
+		var sixteen []Frame
+		for range 16 {
+			sixteen = append(sixteen, Frame{Bytes: frame})
+		}
+		for b.Loop() {
+			r.Append(sixteen...)
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*16), "ns/frame")
+	})
+}

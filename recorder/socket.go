@@ -1,0 +1,264 @@
+package recorder
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// The socket of a broker speaks HTTP:
+//
+//	GET /sessions              a Session in JSON a line, newest first
+//	GET /sessions/{id}/blocks  the Session in JSON and a newline, then for each
+//	                           block: its length (uvarint, never 0), its number
+//	                           (4 bytes, big-endian) and its bytes; at the end a
+//	                           length of 0, so that nothing is cut unnoticed
+const socketFile = "broker.sock"
+
+// maxSocketPath is how long the path of a Unix socket may be (sun_path).
+const maxSocketPath = 100
+
+// socketPath returns a path to the socket in data that is short enough, and
+// what to close when it is not used any more.
+func socketPath(data string) (string, io.Closer, error) {
+	path := filepath.Join(data, socketFile)
+	if len(path) <= maxSocketPath {
+		return path, io.NopCloser(nil), nil
+	}
+	dir, err := os.Open(data)
+	if err != nil {
+		return "", nil, err
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketFile), dir, nil
+}
+
+// ServeSocket answers [OpenSource] of other processes on a socket in the data
+// folder, which only its owner can open, until ctx is done.
+func ServeSocket(ctx context.Context, data string, l *Log) error {
+	path, dir, err := socketPath(data)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	defer dir.Close()
+	// Whoever holds the log is alone: a socket that is there is a dead process's.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("socket: %w", err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	defer os.Remove(path)
+	if err := os.Chmod(path, 0o600); err != nil {
+		ln.Close()
+		return fmt.Errorf("socket: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /sessions", l.serveSessions)
+	mux.HandleFunc("GET /sessions/{id}/blocks", l.serveBlocks)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("socket: %w", err)
+	}
+	return nil
+}
+
+func (l *Log) serveSessions(w http.ResponseWriter, r *http.Request) {
+	e := json.NewEncoder(w)
+	for s, err := range l.Sessions(r.Context()) {
+		if err != nil {
+			l.o.Log.Error("sessions cannot be listed", "error", err)
+			panic(http.ErrAbortHandler) // net/http's way to cut the answer
+		}
+		if e.Encode(s) != nil {
+			return
+		}
+	}
+}
+
+func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request) {
+	s, err := l.session(r.PathValue("id"))
+	switch {
+	case errors.Is(err, ErrNoSession):
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	case err != nil:
+		http.Error(w, "the log cannot be read", http.StatusInternalServerError)
+		return
+	}
+	if json.NewEncoder(w).Encode(s) != nil {
+		return
+	}
+	var head []byte
+	err = l.blocks(r.Context(), s.ID, func(n uint32, b []byte) (bool, error) {
+		head = binary.BigEndian.AppendUint32(binary.AppendUvarint(head[:0], uint64(len(b))), n)
+		_, err := w.Write(head)
+		if err == nil {
+			_, err = w.Write(b)
+		}
+		return true, err
+	})
+	if err == nil {
+		w.Write([]byte{0})
+	}
+}
+
+// OpenSource opens the recordings in a broker's data folder: through the broker
+// that runs on it, if one does, and else from the log itself.
+func OpenSource(data string) (Source, error) {
+	dir := filepath.Join(data, "log")
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("recordings in %s: %w", data, err)
+	}
+	for deadline := time.Now().Add(3 * time.Second); ; {
+		if src, err := dialSource(data); err == nil {
+			return src, nil
+		}
+		l, err := Open(Options{Dir: dir})
+		if err == nil {
+			return l, nil
+		}
+		// A broker that is starting holds the log before it has its socket.
+		if !errors.Is(err, ErrInUse) || time.Now().After(deadline) {
+			return nil, err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// A remote is the Source of a broker that runs.
+type remote struct {
+	client http.Client
+	dir    io.Closer
+}
+
+func dialSource(data string) (*remote, error) {
+	path, dir, err := socketPath(data)
+	if err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	c, err := d.Dial("unix", path)
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	c.Close()
+	return &remote{dir: dir, client: http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
+	}}}, nil
+}
+
+func (r *remote) Close() error {
+	r.client.CloseIdleConnections()
+	return r.dir.Close()
+}
+
+func (r *remote) get(ctx context.Context, path string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://broker"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask the broker: %w", err)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+		return resp.Body, nil
+	case http.StatusNotFound:
+		err = ErrNoSession
+	default:
+		err = fmt.Errorf("ask the broker: %s", resp.Status)
+	}
+	resp.Body.Close()
+	return nil, err
+}
+
+// Sessions implements [Source].
+func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
+	return func(yield func(Session, error) bool) {
+		body, err := r.get(ctx, "/sessions")
+		if err != nil {
+			yield(Session{}, err)
+			return
+		}
+		defer body.Close()
+		for d := json.NewDecoder(body); ; {
+			var s Session
+			err := d.Decode(&s)
+			if err == io.EOF {
+				return
+			}
+			if !yield(s, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Frames implements [Source].
+func (r *remote) Frames(ctx context.Context, session string) iter.Seq2[Frame, error] {
+	return func(yield func(Frame, error) bool) {
+		body, err := r.get(ctx, "/sessions/"+url.PathEscape(session)+"/blocks")
+		if err != nil {
+			yield(Frame{}, err)
+			return
+		}
+		defer body.Close()
+		if err := readBlocks(bufio.NewReader(body), yield); err != nil {
+			yield(Frame{}, fmt.Errorf("ask the broker: %w", err))
+		}
+	}
+}
+
+// readBlocks reads what serveBlocks has written.
+func readBlocks(in *bufio.Reader, yield func(Frame, error) bool) error {
+	line, err := in.ReadBytes('\n')
+	if err != nil {
+		return err
+	}
+	var s Session
+	if err := json.Unmarshal(line, &s); err != nil {
+		return err
+	}
+	r := blockReader{start: s.Start}
+	var b []byte
+	for {
+		size, err := binary.ReadUvarint(in)
+		if err == io.EOF {
+			return io.ErrUnexpectedEOF
+		}
+		if err != nil || size == 0 {
+			return err
+		}
+		if size > 4*blockSize {
+			return errors.New("a block is too large")
+		}
+		var number [4]byte
+		if _, err := io.ReadFull(in, number[:]); err != nil {
+			return io.ErrUnexpectedEOF
+		}
+		b = append(b[:0], make([]byte, size)...)
+		if _, err := io.ReadFull(in, b); err != nil {
+			return io.ErrUnexpectedEOF
+		}
+		if !r.read(binary.BigEndian.Uint32(number[:]), b, yield) {
+			return nil
+		}
+	}
+}
