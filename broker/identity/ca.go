@@ -1,0 +1,294 @@
+package identity
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// A CA is the broker's own certificate authority. It lives in one file of its
+// folder: ca-key.pem holds the key and the certificate (mode 0600).
+type CA struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+const (
+	caFile = "ca-key.pem"
+	caLife = 10 * 365 * 24 * time.Hour
+	// skew is how far in the past a certificate starts: clocks differ.
+	skew = 5 * time.Minute
+)
+
+// OpenCA loads the CA in dir, or makes one. Two processes that make one at a
+// time end with the same.
+func OpenCA(dir string) (*CA, error) {
+	ca, err := LoadCA(dir)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return ca, err
+	}
+	key, err := NewKey()
+	if err != nil {
+		return nil, err
+	}
+	der, err := selfSign(key)
+	if err != nil {
+		return nil, fmt.Errorf("make CA: %w", err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("make CA: %w", err)
+	}
+	text, err := encodeKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("make CA: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make CA: %w", err)
+	}
+	f, err := os.CreateTemp(dir, ".ca-*") // mode 0600
+	if err != nil {
+		return nil, fmt.Errorf("make CA: %w", err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(append(text, encodeCertificates(cert)...))
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return nil, fmt.Errorf("make CA: %w", err)
+	}
+	// A link, unlike a rename, does not replace what another process made meanwhile.
+	if err := os.Link(f.Name(), filepath.Join(dir, caFile)); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make CA: %w", err)
+	}
+	return LoadCA(dir)
+}
+
+func selfSign(key *ecdsa.PrivateKey) ([]byte, error) {
+	t, err := template(pkix.Name{CommonName: "MCP broker CA"}, caLife)
+	if err != nil {
+		return nil, err
+	}
+	t.IsCA, t.BasicConstraintsValid, t.MaxPathLenZero = true, true, true
+	t.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
+	return x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+}
+
+// LoadCA loads the CA in dir. The error of a folder without one wraps fs.ErrNotExist.
+func LoadCA(dir string) (*CA, error) {
+	path := filepath.Join(dir, caFile)
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s: holds the CA's key and is open to other users (mode %04o): chmod 600 it", path, info.Mode().Perm())
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(text, text) // checks that they belong together
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	switch {
+	case !ok || !pair.Leaf.IsCA:
+		return nil, fmt.Errorf("%s: is not the broker's CA", path)
+	case time.Now().After(pair.Leaf.NotAfter):
+		return nil, fmt.Errorf("%s: the CA expired at %s; move it away and start the broker to make a new one (agents and users join again)", path, pair.Leaf.NotAfter.Format(time.RFC3339))
+	}
+	return &CA{pair.Leaf, key}, nil
+}
+
+// Certificate returns the CA's own certificate.
+func (ca *CA) Certificate() *x509.Certificate { return ca.cert }
+
+// Pin returns what an agent knows the CA by: "sha256:" and the hash of its
+// certificate in hex.
+func (ca *CA) Pin() string {
+	sum := sha256.Sum256(ca.cert.Raw)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// template is a certificate of that subject with a random serial, valid from now on.
+func template(subject pkix.Name, life time.Duration) (*x509.Certificate, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	return &x509.Certificate{
+		SerialNumber: serial.Add(serial, big.NewInt(1)), Subject: subject,
+		NotBefore: now.Add(-skew), NotAfter: now.Add(life),
+		KeyUsage: x509.KeyUsageDigitalSignature,
+	}, nil
+}
+
+func (ca *CA) issue(t *x509.Certificate, pub crypto.PublicKey) ([]byte, error) {
+	if t.NotAfter.After(ca.cert.NotAfter) {
+		t.NotAfter = ca.cert.NotAfter
+	}
+	return x509.CreateCertificate(rand.Reader, t, ca.cert, pub, ca.key)
+}
+
+// IssueServer issues a certificate for these DNS names and addresses, with a
+// key of its own. The CA's certificate is in its chain, so that a peer can
+// compare it with a pin.
+func (ca *CA) IssueServer(names []string, life time.Duration) (*tls.Certificate, error) {
+	key, err := NewKey()
+	if err != nil {
+		return nil, err
+	}
+	t, err := template(pkix.Name{CommonName: "MCP broker"}, life)
+	if err != nil {
+		return nil, err
+	}
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	for _, n := range names {
+		if ip := net.ParseIP(n); ip != nil {
+			t.IPAddresses = append(t.IPAddresses, ip)
+		} else {
+			t.DNSNames = append(t.DNSNames, n)
+		}
+	}
+	der, err := ca.issue(t, key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("issue server certificate: %w", err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("issue server certificate: %w", err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der, ca.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// IssueUser issues a client certificate, in DER. A subject that is a SPIFFE ID
+// becomes a URI SAN.
+func (ca *CA) IssueUser(id Identity, pub crypto.PublicKey, life time.Duration) ([]byte, error) {
+	for _, name := range append([]string{id.Subject}, id.Groups...) {
+		if err := checkName(name); err != nil {
+			return nil, fmt.Errorf("issue client certificate: %w", err)
+		}
+	}
+	subject := pkix.Name{Organization: id.Groups}
+	var uris []*url.URL
+	if strings.HasPrefix(id.Subject, "spiffe:") {
+		u, err := url.Parse(id.Subject)
+		if err != nil || u.Host == "" || u.String() != id.Subject {
+			return nil, fmt.Errorf("issue client certificate: %q is no SPIFFE ID", id.Subject)
+		}
+		if u.Host == "broker" {
+			return nil, errors.New("issue client certificate: the trust domain broker is for agents")
+		}
+		uris = []*url.URL{u}
+	} else {
+		subject.CommonName = id.Subject
+	}
+	der, err := ca.issueClient(subject, uris, pub, life)
+	if err != nil {
+		return nil, fmt.Errorf("issue client certificate: %w", err)
+	}
+	return der, nil
+}
+
+// IssueAgent issues the certificate of an agent, in DER.
+func (ca *CA) IssueAgent(name string, pub crypto.PublicKey, life time.Duration) ([]byte, error) {
+	if err := checkAgent(name); err != nil {
+		return nil, err
+	}
+	der, err := ca.issueClient(pkix.Name{CommonName: name}, []*url.URL{agentURI(name)}, pub, life)
+	if err != nil {
+		return nil, fmt.Errorf("issue agent certificate: %w", err)
+	}
+	return der, nil
+}
+
+func (ca *CA) issueClient(subject pkix.Name, uris []*url.URL, pub crypto.PublicKey, life time.Duration) ([]byte, error) {
+	t, err := template(subject, life)
+	if err != nil {
+		return nil, err
+	}
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	t.URIs = uris
+	return ca.issue(t, pub)
+}
+
+// NewKey makes a key: ECDSA on P-256.
+func NewKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
+
+func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func encodeCertificates(certs ...*x509.Certificate) (text []byte) {
+	for _, c := range certs {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return text
+}
+
+// Bundle is an identity file: certificate, key and the CA's certificate, in PEM.
+func Bundle(key *ecdsa.PrivateKey, der []byte, ca *x509.Certificate) ([]byte, error) {
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	text, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(encodeCertificates(leaf), text...), encodeCertificates(ca)...), nil
+}
+
+// ReadBundle reads an identity file. Self-signed certificates in it are
+// authorities to trust; others beside the leaf belong to its chain.
+func ReadBundle(text []byte) (cert tls.Certificate, roots []*x509.Certificate, err error) {
+	var chain, keys []byte
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		switch {
+		case block.Type == "CERTIFICATE":
+			c, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				return tls.Certificate{}, nil, err
+			}
+			if bytes.Equal(c.RawIssuer, c.RawSubject) && c.IsCA {
+				roots = append(roots, c)
+				continue
+			}
+			chain = append(chain, pem.EncodeToMemory(block)...)
+		case strings.HasSuffix(block.Type, "PRIVATE KEY"):
+			keys = append(keys, pem.EncodeToMemory(block)...)
+		}
+	}
+	switch {
+	case chain == nil:
+		return tls.Certificate{}, nil, errors.New("holds no certificate in PEM")
+	case keys == nil:
+		return tls.Certificate{}, nil, errors.New("holds no private key in PEM")
+	}
+	cert, err = tls.X509KeyPair(chain, keys)
+	return cert, roots, err
+}
