@@ -1,0 +1,205 @@
+// Package policy decides: who may use which server, and which calls pass.
+//
+// A [Policy] is a list of rules. The first that matches identity and server
+// decides on the session ([Policy.Decide]); its call rules, in CEL, decide on
+// every call ([Terms.Call]):
+//
+//	p, err := policy.Compile(rules)
+//	terms := p.Decide(id, "bigquery")
+//	if terms.Access == policy.Allow {
+//		verdict := terms.Call(frame, time.Now())
+//	}
+//
+// In doubt the answer is no: without a rule, access is denied; a condition that
+// fails to evaluate counts as true where it denies or asks for approval, and as
+// false where it allows.
+//
+// # Calls
+//
+// A call is every request but the protocol's housekeeping (see housekeeping),
+// also one that this package has never heard of. A condition that names the
+// variable method judges every request and notification, housekeeping too.
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"example.com/broker/broker/identity"
+)
+
+// Access is what a rule gives.
+type Access uint8
+
+const (
+	Deny Access = iota
+	Approval
+	Allow
+)
+
+var accesses = []string{Deny: "deny", Approval: "approval", Allow: "allow"}
+
+// ParseAccess reads allow, approval or deny.
+func ParseAccess(s string) (Access, error) {
+	if i := slices.Index(accesses, s); i >= 0 {
+		return Access(i), nil
+	}
+	if s == "" {
+		return Deny, errors.New("is missing; say allow, approval or deny")
+	}
+	return Deny, fmt.Errorf("%q is none of allow, approval, deny", s)
+}
+
+// String returns allow, approval or deny.
+func (a Access) String() string { return accesses[a] }
+
+// A Rule gives those whom it matches access to servers, on terms. "*" in a list
+// matches everybody, or every server.
+type Rule struct {
+	Name     string   // if empty, policy[i]
+	Users    []string // subjects; a rule needs users or groups
+	Groups   []string
+	Servers  []string
+	Access   Access
+	Duration time.Duration // of a session at the most; zero: no limit
+	Calls    []CallRule    // top to bottom, the first that is true decides; none: allow
+	Mask     []string      // names of detectors; the caller knows them
+}
+
+// A CallRule is a condition in CEL and what it decides. One of Deny, Approval
+// and Allow is set.
+type CallRule struct {
+	Deny     string
+	Approval string
+	Allow    string
+	Reason   string // for the person
+}
+
+// An Error says where in the rules a fault lies.
+type Error struct {
+	Rule  int
+	Call  int    // -1: not in a call rule
+	Field string // as in the configuration: deny, servers, …
+	Err   error
+}
+
+func (e *Error) Error() string {
+	at := fmt.Sprintf("policy[%d]", e.Rule)
+	if e.Call >= 0 {
+		at += fmt.Sprintf(".calls[%d]", e.Call)
+	}
+	if e.Field != "" {
+		at += "." + e.Field
+	}
+	return at + ": " + e.Err.Error()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// A Policy is a list of compiled rules. It does not change.
+type Policy struct {
+	rules []rule
+}
+
+type rule struct {
+	Rule
+	calls []condition
+}
+
+// Compile checks and compiles rules. Its error joins an [*Error] for each fault.
+func Compile(rules []Rule) (*Policy, error) {
+	env, err := newEnv()
+	if err != nil {
+		return nil, err
+	}
+	p := &Policy{}
+	var faults []error
+	names := map[string]bool{}
+	for i, r := range rules {
+		fault := func(field string, err error) {
+			if err != nil {
+				faults = append(faults, &Error{i, -1, field, err})
+			}
+		}
+		if r.Name == "" {
+			r.Name = fmt.Sprintf("policy[%d]", i)
+		}
+		if names[r.Name] {
+			fault("name", fmt.Errorf("two rules are named %q", r.Name))
+		}
+		names[r.Name] = true
+		fault("name", checkText(r.Name))
+		if len(r.Users) == 0 && len(r.Groups) == 0 {
+			fault("", errors.New(`has neither users nor groups; users: ["*"] means everybody who is signed in`))
+		}
+		if len(r.Servers) == 0 {
+			fault("", errors.New(`has no servers; ["*"] means all`))
+		}
+		if r.Access > Allow {
+			fault("access", errors.New("is none of allow, approval, deny"))
+		}
+		compiled := rule{Rule: r}
+		for j, c := range r.Calls {
+			cond, field, err := env.compile(c)
+			if err != nil {
+				faults = append(faults, &Error{i, j, field, err})
+				continue
+			}
+			compiled.calls = append(compiled.calls, cond)
+		}
+		p.rules = append(p.rules, compiled)
+	}
+	if len(faults) > 0 {
+		return nil, errors.Join(faults...)
+	}
+	return p, nil
+}
+
+// checkText refuses what could deceive in a log.
+func checkText(s string) error {
+	if strings.ContainsFunc(s, unicode.IsControl) {
+		return errors.New("has control characters")
+	}
+	return nil
+}
+
+// Terms are what a policy says of one identity's use of one server. They may be
+// used by several goroutines.
+type Terms struct {
+	Access   Access
+	Rule     string // the name of the rule; empty if none matched
+	Duration time.Duration
+	Mask     []string
+
+	calls   []condition
+	session session
+}
+
+// session are the variables that stay the same in a session.
+type session struct {
+	server  string
+	subject string
+	groups  []string
+}
+
+// Decide returns the terms of the first rule that matches; without one, Deny.
+func (p *Policy) Decide(id identity.Identity, server string) *Terms {
+	for _, r := range p.rules {
+		if !matches(r.Servers, server) || !matches(r.Users, id.Subject) && !slices.ContainsFunc(id.Groups, func(g string) bool { return matches(r.Groups, g) }) && !slices.Contains(r.Groups, "*") {
+			continue
+		}
+		return &Terms{
+			Access: r.Access, Rule: r.Name, Duration: r.Duration, Mask: r.Mask,
+			calls: r.calls, session: session{server, id.Subject, id.Groups},
+		}
+	}
+	return &Terms{}
+}
+
+func matches(list []string, name string) bool {
+	return slices.Contains(list, name) || slices.Contains(list, "*")
+}
