@@ -1,0 +1,349 @@
+package broker
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"example.com/broker/broker/agent"
+	"example.com/broker/broker/identity"
+	"example.com/broker/stream"
+)
+
+// agentCertificate is the life of an agent's certificate. The agent renews it
+// when two thirds are over.
+const agentCertificate = 24 * time.Hour
+
+// agents is the registry of connected agents.
+type agents struct {
+	ca        *identity.CA
+	tokens    *identity.Tokens
+	verifier  *identity.Verifier
+	handshake time.Duration
+	tunnel    stream.TunnelOptions
+	log       *slog.Logger
+
+	mu     sync.Mutex
+	linked map[string]*linked // by name
+}
+
+// linked is an agent with at least one tunnel. Its tunnels end with its certificate.
+type linked struct {
+	tunnels []*tunnel
+	until   time.Time
+	expiry  *time.Timer
+}
+
+type tunnel struct {
+	*stream.Tunnel
+	servers []string
+}
+
+func newAgents(o Options) *agents {
+	a := &agents{
+		ca: o.CA, tokens: o.Tokens,
+		handshake: o.Limits.Handshake, tunnel: o.Tunnel,
+		log: o.Logger, linked: map[string]*linked{},
+	}
+	if o.CA != nil {
+		a.verifier = identity.NewVerifier(o.CA.Certificate())
+	}
+	return a
+}
+
+// serve serves a connection with ALPN mcp-agent/1.
+func (a *agents) serve(ctx context.Context, c stream.Conn, p stream.Peer) {
+	log := a.log.With("client", p.Addr.String())
+	c.SetDeadline(time.Now().Add(a.handshake))
+	req, err := agent.ReadRequest(c)
+	if err != nil {
+		log.Info("agent refused", "error", err)
+		return
+	}
+	switch req.Method {
+	case agent.MethodJoin:
+		a.join(req, log)
+	case agent.MethodHello:
+		name, err := a.verifier.VerifyAgent(p.Certificates, time.Now())
+		if err != nil {
+			log.Warn("agent refused", "error", err)
+			req.Refuse(&agent.Error{Code: CodeNotSignedIn, Message: err.Error()})
+			return
+		}
+		a.hello(ctx, req, name, p.Certificates[0].NotAfter, log.With("agent", name))
+	default:
+		req.Refuse(&agent.Error{Code: -32601, Message: "no method " + req.Method})
+	}
+}
+
+func (a *agents) join(req *agent.Request, log *slog.Logger) {
+	var join agent.Join
+	if err := req.Decode(&join); err != nil {
+		req.Refuse(err)
+		return
+	}
+	log = log.With("agent", join.Name)
+	// The request is looked at before the token is spent.
+	csr, err := parseCSR(join.CSR)
+	if err != nil {
+		req.Refuse(err)
+		return
+	}
+	if err := a.tokens.Redeem(join.Token, join.Name); err != nil {
+		log.Warn("agent refused", "error", err)
+		req.Refuse(&agent.Error{Code: CodeNotSignedIn, Message: err.Error()})
+		return
+	}
+	issued, until, err := a.issue(join.Name, csr)
+	if err != nil {
+		log.Error("certificate cannot be issued", "error", err)
+		req.Refuse(&agent.Error{Code: 400, Message: "the certificate cannot be issued"})
+		return
+	}
+	log.Info("agent joined", "certificate_until", until)
+	req.Answer(issued)
+}
+
+func parseCSR(text string) (*x509.CertificateRequest, error) {
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		return nil, &agent.Error{Code: 400, Message: "csr is not PEM"}
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err == nil {
+		err = csr.CheckSignature()
+	}
+	if err != nil {
+		return nil, &agent.Error{Code: 400, Message: "csr is not valid"}
+	}
+	return csr, nil
+}
+
+func (a *agents) issue(name string, csr *x509.CertificateRequest) (agent.Issued, time.Time, error) {
+	der, err := a.ca.IssueAgent(name, csr.PublicKey, agentCertificate)
+	if err != nil {
+		return agent.Issued{}, time.Time{}, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return agent.Issued{}, time.Time{}, err
+	}
+	encode := func(der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	return agent.Issued{Certificate: encode(der), CA: encode(a.ca.Certificate().Raw)}, leaf.NotAfter, nil
+}
+
+// hello keeps one tunnel of the agent until it ends.
+func (a *agents) hello(ctx context.Context, req *agent.Request, name string, until time.Time, log *slog.Logger) {
+	var hello agent.Hello
+	if err := req.Decode(&hello); err != nil {
+		req.Refuse(err)
+		return
+	}
+	if err := req.Answer(struct{}{}); err != nil {
+		return
+	}
+	req.Conn.SetDeadline(time.Time{})
+	yt, err := stream.ServerTunnel(req.Conn, a.tunnel)
+	if err != nil {
+		log.Warn("tunnel cannot be made", "error", err)
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { yt.Close() })
+	defer stop()
+	defer yt.Close()
+	t := &tunnel{yt, hello.Servers}
+	a.add(name, t, until)
+	log.Info("tunnel is up", "servers", hello.Servers)
+
+	var requests sync.WaitGroup
+	for {
+		c, err := t.Accept()
+		if err != nil {
+			break
+		}
+		requests.Go(func() { a.request(c, name, log) })
+	}
+	a.remove(name, t)
+	requests.Wait()
+	log.Info("tunnel is down")
+}
+
+func (a *agents) add(name string, t *tunnel, until time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.linked[name]
+	if l == nil {
+		l = &linked{until: until}
+		l.expiry = time.AfterFunc(time.Until(until), func() { a.expire(name, l) })
+		a.linked[name] = l
+	}
+	l.tunnels = append(l.tunnels, t)
+	l.extend(until)
+}
+
+// extend is called with the registry's lock held.
+func (l *linked) extend(until time.Time) {
+	if until.After(l.until) {
+		l.until = until
+		l.expiry.Reset(time.Until(until))
+	}
+}
+
+// expire ends the tunnels of an agent that has not renewed its certificate.
+func (a *agents) expire(name string, l *linked) {
+	a.mu.Lock()
+	tunnels := slices.Clone(l.tunnels)
+	late := time.Now().Before(l.until)
+	a.mu.Unlock()
+	if late { // renewed while the timer fired
+		return
+	}
+	a.log.Warn("agent's certificate has expired", "agent", name)
+	for _, t := range tunnels {
+		t.Close()
+	}
+}
+
+func (a *agents) remove(name string, t *tunnel) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.linked[name]
+	l.tunnels = slices.DeleteFunc(l.tunnels, func(other *tunnel) bool { return other == t })
+	if len(l.tunnels) == 0 {
+		l.expiry.Stop()
+		delete(a.linked, name)
+	}
+}
+
+// request answers a stream that the agent has opened.
+func (a *agents) request(c stream.Conn, name string, log *slog.Logger) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(a.handshake))
+	req, err := agent.ReadRequest(c)
+	if err != nil {
+		return
+	}
+	if req.Method != agent.MethodRenew {
+		req.Refuse(&agent.Error{Code: -32601, Message: "no method " + req.Method})
+		return
+	}
+	var renew agent.Renew
+	if err := req.Decode(&renew); err != nil {
+		req.Refuse(err)
+		return
+	}
+	csr, err := parseCSR(renew.CSR)
+	if err != nil {
+		req.Refuse(err)
+		return
+	}
+	issued, until, err := a.issue(name, csr)
+	if err != nil {
+		log.Error("certificate cannot be renewed", "error", err)
+		req.Refuse(&agent.Error{Code: 400, Message: "the certificate cannot be issued"})
+		return
+	}
+	a.mu.Lock()
+	if l := a.linked[name]; l != nil {
+		l.extend(until)
+	}
+	a.mu.Unlock()
+	log.Info("agent's certificate renewed", "until", until)
+	req.Answer(issued)
+}
+
+// pick returns the tunnel of the agent that carries the fewest streams.
+func (a *agents) pick(name, server string) (*tunnel, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.linked[name]
+	if l == nil {
+		return nil, &Refusal{Code: CodeUnavailable, Reason: fmt.Sprintf("agent %q is not connected; try again later", name)}
+	}
+	var best *tunnel
+	for _, t := range l.tunnels {
+		if slices.Contains(t.servers, server) && (best == nil || t.Streams() < best.Streams()) {
+			best = t
+		}
+	}
+	if best == nil {
+		return nil, &Refusal{Code: CodeServer, Reason: fmt.Sprintf("agent %q has no server %q", name, server)}
+	}
+	return best, nil
+}
+
+// open opens a session through the agent.
+func (a *agents) open(ctx context.Context, name string, s agent.Session) (agent.Conn, error) {
+	t, err := a.pick(name, s.Server)
+	if err != nil {
+		return nil, err
+	}
+	c, err := t.Open(ctx)
+	if err != nil {
+		return nil, &Refusal{Code: CodeUnavailable, Reason: fmt.Sprintf("agent %q does not answer; try again", name)}
+	}
+	conn, err := agent.Call(ctx, c, agent.MethodSessionOpen, s, nil)
+	if err != nil {
+		c.Close()
+		var refusal *agent.Error
+		if errors.As(err, &refusal) {
+			return nil, refusal
+		}
+		a.log.Warn("agent does not open a session", "agent", name, "session", s.ID, "error", err)
+		return nil, &Refusal{Code: CodeUnavailable, Reason: fmt.Sprintf("agent %q does not answer; try again", name)}
+	}
+	return &remoteConn{Conn: conn, ctx: context.WithoutCancel(ctx), tunnel: t, id: s.ID, timeout: a.handshake}, nil
+}
+
+var errTunnelLost = &Refusal{Code: CodeUnavailable, Reason: "the connection to the agent is lost; connect again"}
+
+// A remoteConn is a session's stream to its agent.
+type remoteConn struct {
+	stream.Conn
+	ctx     context.Context // never done
+	tunnel  *tunnel
+	id      string
+	timeout time.Duration
+	ended   atomic.Bool // the server has ended its output
+	closing sync.Once
+}
+
+func (c *remoteConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err == nil {
+		return n, nil
+	}
+	select {
+	case <-c.tunnel.Done(): // a stream that its tunnel took along ends in io.EOF, too
+		return n, errTunnelLost
+	default:
+	}
+	if err == io.EOF {
+		c.ended.Store(true)
+	}
+	return n, err
+}
+
+// Close ends the session at the agent, too: to the agent's end of the stream it
+// would look like the end of the client's input only.
+func (c *remoteConn) Close() (err error) {
+	c.closing.Do(func() {
+		if !c.ended.Load() {
+			ctx, cancel := context.WithTimeout(c.ctx, c.timeout)
+			defer cancel()
+			agent.CloseSession(ctx, c.tunnel.Tunnel, c.id)
+		}
+		err = c.Conn.Close()
+	})
+	return err
+}

@@ -1,0 +1,411 @@
+package broker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"example.com/broker/broker/agent"
+	"example.com/broker/broker/identity"
+	"example.com/broker/broker/policy"
+	"example.com/broker/codec"
+	"example.com/broker/recorder"
+	"example.com/broker/stream"
+)
+
+// A Server is where an MCP server is reached: through the agent of that name,
+// or, if Agent is empty, through the agent in this process.
+type Server struct {
+	Agent string
+}
+
+// Limits bounds what clients may use. A zero field means its default.
+type Limits struct {
+	Frame       int           // largest frame, in bytes; 32 MiB
+	Requests    int           // requests in flight, a session and direction; 1024
+	Sessions    int           // sessions at once; 10,000
+	PerIdentity int           // sessions of one subject at once; 64
+	Handshake   time.Duration // for a TLS handshake, and for a server to be reached; 10 s
+	Idle        time.Duration // without a frame; 8 h
+}
+
+// WithDefaults returns l with its zero fields filled in.
+func (l Limits) WithDefaults() Limits {
+	l.Frame = cmp.Or(l.Frame, 32<<20)
+	l.Requests = cmp.Or(l.Requests, 1024)
+	l.Sessions = cmp.Or(l.Sessions, 10_000)
+	l.PerIdentity = cmp.Or(l.PerIdentity, 64)
+	l.Handshake = cmp.Or(l.Handshake, 10*time.Second)
+	l.Idle = cmp.Or(l.Idle, 8*time.Hour)
+	return l
+}
+
+// Options is what a Broker is made of.
+type Options struct {
+	CA      *identity.CA     // issues certificates to agents, and knows them again
+	Tokens  *identity.Tokens // agents join with
+	Users   *identity.Verifier
+	Policy  *policy.Policy
+	Masker  func(detectors []string) *codec.Masker
+	Servers map[string]Server
+	Local   *agent.Agent // reaches the servers that have no agent of their own; may be nil
+	Log     *recorder.Log
+	Limits  Limits
+	Tunnel  stream.TunnelOptions
+	Logger  *slog.Logger // if nil, nothing is logged
+}
+
+// A Broker runs sessions. Its methods may be called by several goroutines.
+type Broker struct {
+	o      Options
+	log    *slog.Logger
+	policy atomic.Pointer[policy.Policy]
+	users  atomic.Pointer[identity.Verifier]
+	agents *agents
+
+	mu       sync.Mutex
+	draining bool
+	sessions map[*admission]context.CancelCauseFunc
+	subjects map[string]int // sessions by subject
+	empty    chan struct{}  // closed when draining and no session is left
+}
+
+// New returns a Broker.
+func New(o Options) *Broker {
+	o.Limits = o.Limits.WithDefaults()
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	b := &Broker{
+		o: o, log: o.Logger,
+		agents:   newAgents(o),
+		sessions: map[*admission]context.CancelCauseFunc{},
+		subjects: map[string]int{},
+		empty:    make(chan struct{}),
+	}
+	b.policy.Store(o.Policy)
+	b.users.Store(o.Users)
+	return b
+}
+
+// SetPolicy puts p in force, for the next frame of running sessions too.
+func (b *Broker) SetPolicy(p *policy.Policy) { b.policy.Store(p) }
+
+// SetUsers makes v decide on the certificates of clients that connect from now on.
+func (b *Broker) SetUsers(v *identity.Verifier) { b.users.Store(v) }
+
+// Handlers returns what serves the connections of a stream.Listener.
+func (b *Broker) Handlers() stream.Handlers {
+	return stream.Handlers{Session: b.serveSession, Agent: b.agents.serve, HTTP: b.http()}
+}
+
+// Health returns nil if the broker can take sessions, or why not.
+func (b *Broker) Health() error {
+	b.mu.Lock()
+	draining := b.draining
+	b.mu.Unlock()
+	if draining {
+		return ErrDraining
+	}
+	return b.o.Log.Ready()
+}
+
+// Sessions counts the sessions that run.
+func (b *Broker) Sessions() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.sessions)
+}
+
+// Drain refuses new sessions, waits until the running ones have ended or ctx
+// is done, and ends those that are left.
+func (b *Broker) Drain(ctx context.Context) {
+	b.mu.Lock()
+	if !b.draining {
+		b.draining = true
+		if len(b.sessions) == 0 {
+			close(b.empty)
+		}
+	}
+	b.mu.Unlock()
+	select {
+	case <-b.empty:
+		return
+	case <-ctx.Done():
+	}
+	b.mu.Lock()
+	for _, cancel := range b.sessions {
+		cancel(ErrDraining)
+	}
+	b.mu.Unlock()
+	<-b.empty
+}
+
+// An admission is a client that has been let in.
+type admission struct {
+	identity identity.Identity
+	server   string
+	terms    *policy.Terms
+}
+
+// admit decides on a client that has connected. What it returns beside a
+// refusal is what is known of the client, if anything.
+func (b *Broker) admit(p stream.Peer, cancel context.CancelCauseFunc) (*admission, error) {
+	id, err := b.users.Load().Verify(p.Certificates, time.Now())
+	if err != nil {
+		return nil, &Refusal{Code: CodeNotSignedIn, Reason: "not signed in: " + err.Error()}
+	}
+	server, _, _ := strings.Cut(p.ServerName, ".")
+	a := &admission{identity: id, server: server}
+	if server == "" {
+		return a, &Refusal{Code: CodeDenied, Reason: "no server is named; the first label of the SNI name is the server"}
+	}
+	a.terms = b.policy.Load().Decide(id, server)
+	if r := ofTerms(a.terms, id.Subject, server); r != nil {
+		return a, r
+	}
+	if _, ok := b.o.Servers[server]; !ok { // only who may use it learns that it is not there
+		return a, &Refusal{Code: CodeServer, Rule: a.terms.Rule, Reason: fmt.Sprintf("the broker has no server %q", server)}
+	}
+	return a, b.enter(a, cancel)
+}
+
+// enter counts a session in.
+func (b *Broker) enter(a *admission, cancel context.CancelCauseFunc) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.draining:
+		return ErrDraining
+	case len(b.sessions) >= b.o.Limits.Sessions:
+		return &Refusal{Code: CodeLimit, Reason: "the broker has as many sessions as it may; try again later"}
+	case b.subjects[a.identity.Subject] >= b.o.Limits.PerIdentity:
+		return &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("%s has %d sessions, as many as one may; close some", a.identity.Subject, b.o.Limits.PerIdentity)}
+	}
+	b.sessions[a] = cancel
+	b.subjects[a.identity.Subject]++
+	return nil
+}
+
+// leave counts a session out, if it was in.
+func (b *Broker) leave(a *admission) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.sessions[a]; !ok {
+		return
+	}
+	delete(b.sessions, a)
+	if b.subjects[a.identity.Subject]--; b.subjects[a.identity.Subject] == 0 {
+		delete(b.subjects, a.identity.Subject)
+	}
+	if b.draining && len(b.sessions) == 0 {
+		close(b.empty)
+	}
+}
+
+// A lineReader is a reader of which the first line has been read ahead.
+type lineReader struct {
+	*codec.Reader
+	line   []byte
+	err    error
+	peeked bool
+}
+
+// peek waits for the first line.
+func (r *lineReader) peek() {
+	r.line, r.err = r.Reader.Next()
+	r.peeked = true
+}
+
+func (r *lineReader) Next() ([]byte, error) {
+	if r.peeked {
+		r.peeked = false
+		return r.line, r.err
+	}
+	return r.Reader.Next()
+}
+
+// serveSession serves a raw stream. Nothing is started, counted or recorded
+// before its first line has come: some clients connect only to look.
+func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	log := b.log.With("client", p.Addr.String())
+
+	a, err := b.admit(p, cancel)
+	if a != nil {
+		defer b.leave(a)
+		log = log.With("subject", a.identity.Subject, "server", a.server)
+	}
+	r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: b.o.Limits.Frame})}
+	if err != nil {
+		b.turnAway(a, c, p, r, err, log)
+		return
+	}
+
+	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	c.SetReadDeadline(time.Now().Add(b.o.Limits.Idle))
+	r.peek()
+	c.SetReadDeadline(time.Time{})
+	if !stop() { // the broker shuts down
+		return
+	}
+	if r.err != nil && !isTooLarge(r.err) { // not one whole line
+		return
+	}
+
+	s := recorder.Session{
+		ID: recorder.NewID(), Start: time.Now(),
+		Subject: a.identity.Subject, Groups: a.identity.Groups,
+		Server: a.server, Rule: a.terms.Rule, Agent: b.o.Servers[a.server].Agent,
+		Transport: p.Transport, Client: p.Addr.String(),
+	}
+	log = log.With("session", s.ID)
+	rec, err := b.o.Log.Start(s)
+	if err != nil {
+		log.Error("session refused: the recorder is not available", "error", err)
+		b.turnAway(nil, c, p, r, err, log)
+		return
+	}
+	up, err := b.open(ctx, agent.Session{ID: s.ID, Server: a.server, Subject: s.Subject, Groups: s.Groups})
+	if err != nil {
+		log.Warn("session refused: server not reached", "error", err)
+		refusal := refusalOf(err)
+		b.answerAll(c, r, rec, s.ID, refusal)
+		rec.End("refused", refusal.Reason)
+		return
+	}
+	log.Info("session opened", "rule", a.terms.Rule, "transport", p.Transport)
+	if a.terms.Duration > 0 {
+		timer := time.AfterFunc(a.terms.Duration, func() { cancel(ErrGrantEnded) })
+		defer timer.Stop()
+	}
+	err = b.newSession(s.ID, a, c, up, rec, log).run(ctx, r)
+	reason := "closed"
+	if err != nil {
+		reason = err.Error()
+		var refusal *Refusal
+		if errors.As(err, &refusal) {
+			reason = refusal.Reason
+		}
+	}
+	if err := rec.End("ended", reason); err != nil {
+		log.Error("the end of the session is not on record", "error", err)
+	}
+	log.Info("session ended", "reason", reason)
+}
+
+func (b *Broker) newSession(id string, a *admission, c stream.Conn, up agent.Conn, rec Recording, log *slog.Logger) *session {
+	return &session{
+		id: id, identity: a.identity, server: a.server,
+		policy: &b.policy, masker: b.o.Masker,
+		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame}, log: log,
+		client: c, upstream: up,
+		toClient:   lane{direction: codec.S2C, rec: rec, w: c, gone: errClientGone},
+		toServer:   lane{direction: codec.C2S, rec: rec, w: up, gone: errServerInput},
+		fromClient: ledger{limit: b.o.Limits.Requests},
+		fromServer: ledger{limit: b.o.Limits.Requests},
+		answered:   make(chan struct{}, 1),
+	}
+}
+
+func isTooLarge(err error) bool {
+	var e *codec.Error
+	return errors.As(err, &e)
+}
+
+// open reaches the server, through whichever agent has it.
+func (b *Broker) open(ctx context.Context, s agent.Session) (agent.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.o.Limits.Handshake)
+	defer cancel()
+	if name := b.o.Servers[s.Server].Agent; name != "" {
+		return b.agents.open(ctx, name, s)
+	}
+	return b.o.Local.Open(ctx, s)
+}
+
+// turnAway answers a client that is not let in. A client whose identity is
+// proven leaves a record.
+func (b *Broker) turnAway(a *admission, c stream.Conn, p stream.Peer, r *lineReader, err error, log *slog.Logger) {
+	refusal := refusalOf(err)
+	log.Info("session refused", "code", refusal.Code, "reason", refusal.Reason, "rule", refusal.Rule)
+	if a == nil || refusal.Code == CodeUnavailable || refusal.Code == CodeLimit {
+		b.answerAll(c, r, unrecorded{}, "", refusal)
+		return
+	}
+	if !r.peeked {
+		c.SetReadDeadline(time.Now().Add(b.o.Limits.Handshake))
+		if r.peek(); r.err != nil && !isTooLarge(r.err) {
+			return
+		}
+	}
+	s := recorder.Session{
+		ID: recorder.NewID(), Start: time.Now(),
+		Subject: a.identity.Subject, Groups: a.identity.Groups,
+		Server: a.server, Rule: refusal.Rule, Transport: p.Transport, Client: p.Addr.String(),
+	}
+	rec, err := b.o.Log.Start(s)
+	if err != nil {
+		log.Error("a refused session is not on record", "error", err)
+		b.answerAll(c, r, unrecorded{}, "", refusal)
+		return
+	}
+	b.answerAll(c, r, rec, s.ID, refusal)
+	rec.End("refused", refusal.Reason)
+}
+
+// turnedAwayFrames is how many frames a refused client may send. Clients try
+// server/discover and then initialize on one connection, and show the answer
+// to the second; more they need not.
+const turnedAwayFrames = 16
+
+// answerAll answers every request with refusal, for a moment and a few frames.
+func (b *Broker) answerAll(c stream.Conn, r *lineReader, rec Recording, session string, refusal *Refusal) {
+	c.SetDeadline(time.Now().Add(b.o.Limits.Handshake))
+	toServer := lane{direction: codec.C2S, rec: rec, w: io.Discard}
+	toClient := lane{direction: codec.S2C, rec: rec, w: c, gone: errClientGone}
+	var p codec.Parser
+	for range turnedAwayFrames {
+		line, err := r.Next()
+		var bad *codec.Error
+		var id []byte
+		switch {
+		case errors.As(err, &bad):
+			id = bad.ID
+		case err != nil:
+			return
+		case blank(line):
+			continue
+		default:
+			if toServer.queue(recorder.Blocked, line) != nil || toServer.flush() != nil {
+				return
+			}
+			f, err := p.Parse(line, codec.C2S)
+			switch {
+			case errors.As(err, &bad):
+				id = bad.ID
+			case f.Kind != codec.Request:
+				continue
+			default:
+				id = f.ID
+			}
+		}
+		if toClient.queue(recorder.Answered, refusal.appendTo(nil, id, session)) != nil || toClient.flush() != nil {
+			return
+		}
+	}
+}
+
+// unrecorded is the recording of whoever must not leave one: the log is for
+// those whose identity is proven.
+type unrecorded struct{}
+
+func (unrecorded) Append(...recorder.Frame) error { return nil }
+func (unrecorded) End(string, string) error       { return nil }

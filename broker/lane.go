@@ -1,0 +1,124 @@
+package broker
+
+import (
+	"fmt"
+	"io"
+	"sync"
+
+	"example.com/broker/codec"
+	"example.com/broker/recorder"
+)
+
+// A Recording keeps the frames of one session. Once Append has returned nil,
+// kill -9 cannot take the frames away. Append does not keep their bytes.
+type Recording interface {
+	Append(frames ...recorder.Frame) error
+	End(state, reason string) error
+}
+
+const (
+	// batchSize is how many bytes are gathered at most before they are written.
+	batchSize = 256 << 10
+	// copySize is the largest frame that is gathered; a larger one is written from where it lies.
+	copySize = 32 << 10
+)
+
+// A lane brings the frames of one direction to their receiver: on record
+// first, then out. What is queued together goes on record in one append and
+// out in one write.
+//
+// The session's two goroutines share the client's lane, because refusals go to
+// the client, too. mu is held while frames go on record and out, so that the
+// two orders are the same.
+type lane struct {
+	direction codec.Direction
+	rec       Recording
+	w         io.Writer
+	gone      error // what a failed write means
+
+	mu     sync.Mutex
+	buf    []byte // the queued frames, a newline behind each
+	frames []recorder.Frame
+	ends   []int // of each frame in buf, behind its newline
+	err    error // of a write: what the receiver has is uncertain
+}
+
+// queue gathers one frame. line has room for a newline behind it, in the same
+// array, and is not kept.
+func (l *lane) queue(v recorder.Verdict, line []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(line) > copySize {
+		if err := l.flushLocked(); err != nil {
+			return err
+		}
+		return l.deliver(append(line[:len(line):len(line)+1], '\n'), recorder.Frame{Direction: l.direction, Verdict: v, Bytes: line})
+	}
+	l.buf = append(append(l.buf, line...), '\n')
+	l.frames = append(l.frames, recorder.Frame{Direction: l.direction, Verdict: v})
+	l.ends = append(l.ends, len(l.buf))
+	if len(l.buf) > batchSize {
+		return l.flushLocked()
+	}
+	return nil
+}
+
+// flush brings out what is queued.
+func (l *lane) flush() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.flushLocked()
+}
+
+func (l *lane) flushLocked() error {
+	if len(l.frames) == 0 {
+		return l.err
+	}
+	start := 0
+	for i, end := range l.ends {
+		l.frames[i].Bytes = l.buf[start : end-1]
+		start = end
+	}
+	err := l.deliver(l.buf, l.frames...)
+	l.buf, l.frames, l.ends = l.buf[:0], l.frames[:0], l.ends[:0]
+	return err
+}
+
+// deliver records frames and writes those that are not blocked. out is all of
+// them, a newline behind each.
+func (l *lane) deliver(out []byte, frames ...recorder.Frame) error {
+	if l.err != nil {
+		return l.err
+	}
+	if err := l.rec.Append(frames...); err != nil {
+		return err
+	}
+	start, end := 0, 0
+	for _, f := range frames {
+		next := end + len(f.Bytes) + 1
+		if f.Verdict == recorder.Blocked {
+			l.write(out[start:end])
+			start = next
+		}
+		end = next
+	}
+	l.write(out[start:end])
+	return l.err
+}
+
+func (l *lane) write(p []byte) {
+	if len(p) > 0 && l.err == nil {
+		if _, err := l.w.Write(p); err != nil {
+			l.err = fmt.Errorf("%w: %w", l.gone, err)
+		}
+	}
+}
+
+// say delivers a frame of the broker's own, though the log may not take it: the
+// client must learn why its session ends.
+func (l *lane) say(line []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rec.Append(recorder.Frame{Direction: l.direction, Verdict: recorder.Answered, Bytes: line})
+	l.write(append(line, '\n'))
+}

@@ -1,0 +1,440 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"example.com/broker/broker/agent"
+	"example.com/broker/broker/identity"
+	"example.com/broker/broker/policy"
+	"example.com/broker/codec"
+	"example.com/broker/recorder"
+	"example.com/broker/stream"
+)
+
+// Causes of the end of a session.
+var (
+	ErrGrantEnded = &Refusal{Code: CodeGrantEnded, Reason: "the time that the rule gives a session is over; connect again to go on"}
+	ErrIdle       = &Refusal{Code: CodeTimeout, Reason: "the session was idle for too long"}
+	ErrDraining   = &Refusal{Code: CodeUnavailable, Reason: "the broker is shutting down; try again"}
+
+	errServerClosed = &Refusal{Code: CodeServer, Reason: "the server has closed the session"}
+	errServerFrame  = &Refusal{Code: CodeServer, Reason: "the server sent what is not a valid frame"}
+	errServerInput  = errors.New("the server takes no more input")
+	errServerLate   = errors.New("the server did not end after its input had")
+	errClientGone   = errors.New("the client is gone")
+)
+
+const (
+	// drainTime is what a server has to finish in once its input has ended and
+	// every request is answered. Some servers ignore the end of their input.
+	drainTime = 5 * time.Second
+	// farewellTime is what the client has to take the last answers in.
+	farewellTime = 2 * time.Second
+)
+
+// A session is one identity's use of one server, from the first frame to the close.
+type session struct {
+	id       string
+	identity identity.Identity
+	server   string
+	policy   *atomic.Pointer[policy.Policy]
+	masker   func(detectors []string) *codec.Masker
+	idle     time.Duration
+	limits   codec.Limits
+	log      *slog.Logger
+
+	client   stream.Conn
+	upstream agent.Conn
+	toClient lane
+	toServer lane
+
+	fromClient ledger // requests of the client
+	fromServer ledger // requests of the server
+	answered   chan struct{}
+	active     atomic.Int64 // the time of the last frame, in ns since 1970
+}
+
+// run carries frames both ways until both sides are done, one of them fails or
+// ctx is done, and returns the cause; nil means that the session ended in
+// order. Requests that nobody answered are then answered by the broker, both
+// connections are closed, and no goroutine of s is left.
+func (s *session) run(ctx context.Context, r *lineReader) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var interrupting sync.WaitGroup
+	interrupting.Add(1)
+	stop := context.AfterFunc(ctx, func() {
+		defer interrupting.Done()
+		s.interrupt()
+	})
+	s.active.Store(time.Now().UnixNano())
+	idle := s.watchIdle(cancel)
+	defer idle.Stop()
+
+	type end struct {
+		direction codec.Direction
+		err       error
+	}
+	ends := make(chan end, 2)
+	go func() { ends <- end{codec.C2S, s.pumpC2S(r)} }()
+	go func() { ends <- end{codec.S2C, s.pumpS2C()} }()
+
+	var inputEnded bool // nothing more goes to the server
+	var drain <-chan time.Time
+	for running := 2; running > 0; {
+		select {
+		case e := <-ends:
+			running--
+			switch {
+			case errors.Is(e.err, errServerInput): // its last answers may be on their way
+				inputEnded = true
+				drain = time.After(drainTime)
+			case e.err != nil:
+				cancel(e.err)
+			case e.direction == codec.C2S:
+				inputEnded = true
+			case running > 0: // nobody is left to talk to
+				cancel(errServerClosed)
+			}
+		case <-s.answered:
+		case <-drain:
+			cancel(errServerLate)
+			drain = nil
+		}
+		if inputEnded && drain == nil && s.fromClient.waiting() == 0 {
+			drain = time.After(drainTime)
+		}
+	}
+
+	err := context.Cause(ctx)
+	s.farewell(err)
+	if !stop() {
+		interrupting.Wait()
+	}
+	s.client.Close()
+	s.upstream.Close()
+	if errors.Is(err, errServerLate) {
+		return nil
+	}
+	return err
+}
+
+// interrupt wakes both pumps.
+func (s *session) interrupt() {
+	s.client.SetReadDeadline(time.Unix(1, 0))
+	s.client.SetWriteDeadline(time.Now().Add(farewellTime))
+	s.upstream.Close()
+}
+
+// farewell answers what the server never will.
+func (s *session) farewell(cause error) {
+	open := s.fromClient.drain()
+	if len(open) == 0 {
+		return
+	}
+	refusal := errServerClosed
+	if cause != nil {
+		refusal = refusalOf(cause)
+	}
+	s.client.SetWriteDeadline(time.Now().Add(farewellTime))
+	for _, r := range open {
+		s.toClient.say(refusal.appendTo(nil, r.id, s.id))
+	}
+}
+
+// watchIdle ends the session when no frame has passed for s.idle.
+func (s *session) watchIdle(cancel context.CancelCauseFunc) *time.Timer {
+	var t *time.Timer
+	var mu sync.Mutex // t is set before the function can read it
+	mu.Lock()
+	defer mu.Unlock()
+	t = time.AfterFunc(s.idle, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		left := s.idle - time.Since(time.Unix(0, s.active.Load()))
+		if left <= 0 {
+			cancel(ErrIdle)
+			return
+		}
+		t.Reset(left)
+	})
+	return t
+}
+
+// A view is one pump's knowledge of the policy.
+type view struct {
+	policy *policy.Policy
+	terms  *policy.Terms
+	masker *codec.Masker // nil if nothing is masked
+}
+
+// refresh follows a policy that has been reloaded.
+func (s *session) refresh(v *view) error {
+	p := s.policy.Load()
+	if p == v.policy {
+		return nil
+	}
+	t := p.Decide(s.identity, s.server)
+	if r := ofTerms(t, s.identity.Subject, s.server); r != nil {
+		return r
+	}
+	v.policy, v.terms, v.masker = p, t, nil
+	if len(t.Mask) > 0 {
+		v.masker = s.masker(t.Mask)
+	}
+	return nil
+}
+
+// pumpC2S judges what the client sends, until its end.
+func (s *session) pumpC2S(r *lineReader) error {
+	var (
+		p codec.Parser
+		v view
+	)
+	for {
+		line, err := r.Next()
+		s.active.Store(time.Now().UnixNano())
+		var tooLarge *codec.Error
+		switch {
+		case err == nil:
+			err = s.c2s(&p, &v, line)
+		case errors.As(err, &tooLarge):
+			err = s.answer(tooLarge.ID, &Refusal{Code: tooLarge.Code, Reason: "refused: " + tooLarge.Reason})
+		case errors.Is(err, io.ErrUnexpectedEOF): // half a frame reaches nobody
+			s.toServer.queue(recorder.Blocked, line)
+			return s.endInput()
+		case err == io.EOF:
+			return s.endInput()
+		default:
+			return fmt.Errorf("%w: %w", errClientGone, err)
+		}
+		if err == nil && !r.Buffered() {
+			err = s.toServer.flush()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// endInput tells the server that the client has ended.
+func (s *session) endInput() error {
+	if err := s.toServer.flush(); err != nil {
+		return err
+	}
+	if err := s.upstream.CloseWrite(); err != nil {
+		return fmt.Errorf("%w: %w", errServerInput, err)
+	}
+	return nil
+}
+
+// c2s handles one line of the client. Errors end the session.
+func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
+	if blank(line) {
+		return nil
+	}
+	f, err := p.Parse(line, codec.C2S)
+	if err != nil {
+		var bad *codec.Error
+		if !errors.As(err, &bad) {
+			return err
+		}
+		return s.refuse(line, bad.ID, &Refusal{Code: bad.Code, Reason: "refused: " + bad.Reason})
+	}
+	if f.Kind == codec.Response {
+		if _, ok := s.fromServer.done(f.ID); !ok {
+			s.log.Debug("client answered what was not asked")
+			return s.toServer.queue(recorder.Blocked, line)
+		}
+		return s.toServer.queue(recorder.Delivered, line)
+	}
+	if err := s.refresh(v); err != nil {
+		if r := refusalOf(err); f.Kind == codec.Request {
+			s.refuse(line, f.ID, r)
+		}
+		return err
+	}
+	if r := ofVerdict(v.terms.Call(f, time.Now())); r != nil {
+		s.log.Info("call refused", "method", string(f.Method), "code", r.Code, "rule", r.Rule)
+		if f.Kind == codec.Notification { // has no answer
+			return s.toServer.queue(recorder.Blocked, line)
+		}
+		return s.refuse(line, f.ID, r)
+	}
+	switch {
+	case f.Kind == codec.Request:
+		switch s.fromClient.add(f) {
+		case duplicate:
+			return s.refuse(line, f.ID, &Refusal{Code: -32600, Reason: "refused: a request with this id is in flight"})
+		case full:
+			return s.refuse(line, f.ID, &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d requests in flight", s.fromClient.limit)})
+		}
+	case string(f.Method) == "notifications/cancelled":
+		s.forget(&s.fromClient, f)
+	}
+	return s.toServer.queue(recorder.Delivered, line)
+}
+
+// refuse keeps line from the server and answers it.
+func (s *session) refuse(line, id []byte, r *Refusal) error {
+	if err := s.toServer.queue(recorder.Blocked, line); err != nil {
+		return err
+	}
+	return s.answer(id, r)
+}
+
+// answer tells the client of a refusal. What came before it is delivered first.
+func (s *session) answer(id []byte, r *Refusal) error {
+	if err := s.toServer.flush(); err != nil {
+		return err
+	}
+	if err := s.toClient.queue(recorder.Answered, r.appendTo(nil, id, s.id)); err != nil {
+		return err
+	}
+	return s.toClient.flush()
+}
+
+// forget takes the request that the notification f cancels out of l: it may be
+// answered all the same, or never.
+func (s *session) forget(l *ledger, f *codec.Frame) {
+	if id := codec.Member(f.Params, "requestId"); id != nil {
+		l.done(id)
+		s.note()
+	}
+}
+
+// note tells run that a request is gone.
+func (s *session) note() {
+	select {
+	case s.answered <- struct{}{}:
+	default:
+	}
+}
+
+// pumpS2C masks what the server sends, until its end.
+func (s *session) pumpS2C() error {
+	var (
+		r   = codec.NewReader(s.upstream, s.limits)
+		p   codec.Parser
+		v   view
+		out []byte
+	)
+	for {
+		line, err := r.Next()
+		s.active.Store(time.Now().UnixNano())
+		var tooLarge *codec.Error
+		switch {
+		case errors.As(err, &tooLarge):
+			s.log.Warn("server sent a frame over the limit", "limit", s.limits.Frame)
+			if _, ok := s.fromClient.done(tooLarge.ID); ok {
+				err = s.answer(tooLarge.ID, &Refusal{Code: CodeTooLarge, Reason: "refused: the server's answer is over the broker's limit for a frame"})
+			} else {
+				err = nil
+			}
+			s.note()
+		case err == nil:
+			out, err = s.s2c(&p, &v, out, line)
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			s.toClient.queue(recorder.Blocked, line)
+			s.toClient.flush()
+			return errServerClosed
+		case err == io.EOF:
+			return s.toClient.flush()
+		default:
+			return fmt.Errorf("read from server: %w", err)
+		}
+		if err == nil && !r.Buffered() {
+			err = s.toClient.flush()
+			s.note()
+			if cap(out) > batchSize {
+				out = nil // a rare big frame
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// s2c handles one line of the server. out is a buffer for what takes the line's place.
+func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error) {
+	if blank(line) {
+		return out, nil
+	}
+	f, err := p.Parse(line, codec.S2C)
+	if err != nil {
+		s.log.Warn("server sent what is not a valid frame", "error", err)
+		s.toClient.queue(recorder.Blocked, line)
+		s.toClient.flush()
+		return out, errServerFrame
+	}
+	if err := s.refresh(v); err != nil {
+		return out, err
+	}
+	verdict := recorder.Delivered
+	switch {
+	case f.Kind == codec.Response && !bytes.Equal(f.ID, []byte("null")):
+		req, ok := s.fromClient.done(f.ID)
+		if !ok { // cancelled, or answered before
+			return out, s.toClient.queue(recorder.Blocked, line)
+		}
+		if req.method == "tools/list" && f.Result != nil && v.terms.HidesTools() {
+			var dropped int
+			if out, dropped = s.filterTools(out[:0], f, v.terms); dropped > 0 {
+				verdict = recorder.Edited
+				line = append([]byte(nil), out...)
+				if f, err = p.Parse(line, codec.S2C); err != nil {
+					return out, fmt.Errorf("filter tools/list: %w", err)
+				}
+			}
+		}
+	case f.Kind == codec.Request:
+		if s.fromServer.add(f) != added {
+			s.log.Warn("server repeats the id of a request in flight, or asks too much at once")
+			return out, s.toClient.queue(recorder.Blocked, line)
+		}
+	case f.Kind == codec.Notification && string(f.Method) == "notifications/cancelled":
+		s.forget(&s.fromServer, f)
+	}
+	if v.masker != nil {
+		var findings []codec.Finding
+		if out, findings = v.masker.Mask(out[:0], f); len(findings) > 0 {
+			verdict = recorder.Masked
+		}
+		out = append(out, '\n')
+		line = out[:len(out)-1]
+	}
+	return out, s.toClient.queue(verdict, line)
+}
+
+// filterTools leaves out of an answer to tools/list what the policy refuses
+// whatever the arguments.
+func (s *session) filterTools(dst []byte, f *codec.Frame, t *policy.Terms) ([]byte, int) {
+	tools := codec.Member(f.Result, "tools")
+	if len(tools) == 0 || tools[0] != '[' {
+		return append(dst, f.Line...), 0
+	}
+	var name []byte
+	return codec.Filter(dst, f, tools, func(tool []byte) bool {
+		if len(tool) == 0 || tool[0] != '{' {
+			return true
+		}
+		raw := codec.Member(tool, "name")
+		if len(raw) == 0 || raw[0] != '"' {
+			return true
+		}
+		name = codec.Unquote(name[:0], raw)
+		return !t.Hides(string(name))
+	})
+}
+
+// blank reports a line that is no frame and harms nobody; it is left out.
+func blank(line []byte) bool { return len(bytes.TrimSpace(line)) == 0 }
