@@ -1,0 +1,30 @@
+# make demo   build the broker and watch it work
+# make test   run all tests, race detector on
+# make check  the tests, and what CI checks besides
+# make e2e    MCP servers and clients from npm through the broker
+
+GO ?= go
+
+.PHONY: build demo test check e2e bench fuzz clean
+
+build:
+	$(GO) build -o bin/broker ./cmd/broker
+
+demo: build
+	bin/broker demo $(ARGS)
+
+test:
+	$(GO) test -race ./...
+
+check: test
+	$(GO) vet ./...
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+
+e2e: build
+	e2e/run
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
+
+clean:
+	rm -rf bin

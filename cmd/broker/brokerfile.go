@@ -1,0 +1,288 @@
+package main
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"example.com/broker/broker"
+	"example.com/broker/broker/agent"
+	"example.com/broker/broker/policy"
+	"example.com/broker/codec"
+	"example.com/broker/codec/detect"
+)
+
+// brokerFile is broker.yaml.
+type brokerFile struct {
+	Listen  string                `yaml:"listen"`
+	Name    string                `yaml:"name"`
+	Data    string                `yaml:"data"`
+	TLS     tlsFile               `yaml:"tls"`
+	Servers map[string]serverFile `yaml:"servers"`
+	Policy  []ruleFile            `yaml:"policy"`
+	Limits  limitsFile            `yaml:"limits"`
+}
+
+type tlsFile struct {
+	Cert     string   `yaml:"cert"`
+	Key      string   `yaml:"key"`
+	ClientCA []string `yaml:"client_ca"`
+}
+
+// serverFile is one server, in broker.yaml and in agent.yaml.
+type serverFile struct {
+	Agent string            `yaml:"agent"` // in broker.yaml only
+	Stdio []string          `yaml:"stdio"`
+	Env   map[string]string `yaml:"env"`
+	Dir   string            `yaml:"dir"`
+	TCP   string            `yaml:"tcp"`
+	Unix  string            `yaml:"unix"`
+}
+
+type ruleFile struct {
+	Name     string        `yaml:"name"`
+	Users    []string      `yaml:"users"`
+	Groups   []string      `yaml:"groups"`
+	Servers  []string      `yaml:"servers"`
+	Access   string        `yaml:"access"`
+	Duration time.Duration `yaml:"duration"`
+	Calls    []callFile    `yaml:"calls"`
+	Mask     []string      `yaml:"mask"`
+}
+
+type callFile struct {
+	Deny     string `yaml:"deny"`
+	Approval string `yaml:"approval"`
+	Allow    string `yaml:"allow"`
+	Reason   string `yaml:"reason"`
+}
+
+type limitsFile struct {
+	Frame       size          `yaml:"frame"`
+	Requests    int           `yaml:"requests"`
+	Sessions    int           `yaml:"sessions"`
+	PerIdentity int           `yaml:"per_identity"`
+	Handshake   time.Duration `yaml:"handshake"`
+	Idle        time.Duration `yaml:"idle"`
+	DiskFree    size          `yaml:"disk_free"`
+}
+
+// brokerConfig is a broker.yaml that has been read, and what it says in the
+// terms of the packages below.
+type brokerConfig struct {
+	*configFile
+	brokerFile
+	policy  *policy.Policy
+	servers map[string]broker.Server
+	local   map[string]agent.Upstream
+}
+
+func readBrokerConfig(path string) (*brokerConfig, error) {
+	c := &brokerConfig{brokerFile: brokerFile{Listen: "127.0.0.1:8443", Data: "data"}}
+	var err error
+	if c.configFile, err = readConfig(path, &c.brokerFile); err != nil {
+		return nil, err
+	}
+	c.Data = c.resolve(c.Data)
+	c.TLS.Cert, c.TLS.Key = c.resolve(c.TLS.Cert), c.resolve(c.TLS.Key)
+	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
+		return nil, c.errorAt("tls", errors.New("cert and key come together"))
+	}
+	for i, file := range c.TLS.ClientCA {
+		c.TLS.ClientCA[i] = c.resolve(file)
+	}
+	if err := c.Limits.check(c.configFile); err != nil {
+		return nil, err
+	}
+	if err := c.readServers(); err != nil {
+		return nil, err
+	}
+	return c, c.readPolicy()
+}
+
+func (l limitsFile) check(c *configFile) error {
+	for name, negative := range map[string]bool{
+		"requests": l.Requests < 0, "sessions": l.Sessions < 0, "per_identity": l.PerIdentity < 0,
+		"handshake": l.Handshake < 0, "idle": l.Idle < 0,
+	} {
+		if negative {
+			return c.errorAt("limits."+name, errors.New("must not be negative; leave it out for the default"))
+		}
+	}
+	return nil
+}
+
+// A server's name is the first label of a host name.
+var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+func (c *brokerConfig) readServers() error {
+	c.servers = map[string]broker.Server{}
+	c.local = map[string]agent.Upstream{}
+	for name, s := range c.Servers {
+		at := "servers." + name
+		if s.Agent != "" {
+			if len(s.Stdio) > 0 || s.TCP != "" || s.Unix != "" {
+				return c.errorAt(at, errors.New("has both an agent and an upstream; the upstream belongs into the agent's configuration"))
+			}
+			if !label.MatchString(name) {
+				return c.errorAt(at, errServerName)
+			}
+			c.servers[name] = broker.Server{Agent: s.Agent}
+			continue
+		}
+		up, err := c.upstream(name, s)
+		if err != nil {
+			return c.errorAt(at, err)
+		}
+		c.servers[name] = broker.Server{}
+		c.local[name] = up
+	}
+	return nil
+}
+
+var errServerName = errors.New("a server's name is lower-case letters, digits and dashes: it is a label of a host name")
+
+// upstream is how an agent reaches the server s.
+func (c *configFile) upstream(name string, s serverFile) (agent.Upstream, error) {
+	if !label.MatchString(name) {
+		return nil, errServerName
+	}
+	kinds := 0
+	for _, given := range []bool{len(s.Stdio) > 0, s.TCP != "", s.Unix != ""} {
+		if given {
+			kinds++
+		}
+	}
+	switch {
+	case kinds == 0:
+		return nil, errors.New("has no upstream: say stdio, tcp or unix, or the agent that reaches it")
+	case kinds > 1:
+		return nil, errors.New("has more than one upstream")
+	case len(s.Stdio) == 0 && (len(s.Env) > 0 || s.Dir != ""):
+		return nil, errors.New("env and dir are for stdio")
+	case s.TCP != "":
+		return &agent.Socket{Network: "tcp", Address: s.TCP}, nil
+	case s.Unix != "":
+		return &agent.Socket{Network: "unix", Address: c.resolve(s.Unix)}, nil
+	}
+	env := childEnviron()
+	for key, value := range s.Env {
+		value, err := c.secret(value)
+		if err != nil {
+			return nil, fmt.Errorf("env.%s: %w", key, err)
+		}
+		env = append(env, key+"="+value)
+	}
+	return &agent.Stdio{Command: s.Stdio, Env: env, Dir: c.resolve(s.Dir)}, nil
+}
+
+// childEnviron is this process's environment without what is the broker's own,
+// such as an agent's join token.
+func childEnviron() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "BROKER_") })
+}
+
+func (c *brokerConfig) readPolicy() error {
+	rules := make([]policy.Rule, len(c.Policy))
+	for i, r := range c.Policy {
+		access, err := policy.ParseAccess(r.Access)
+		if err != nil {
+			return c.errorAt(fmt.Sprintf("policy[%d].access", i), err)
+		}
+		if r.Duration < 0 {
+			return c.errorAt(fmt.Sprintf("policy[%d].duration", i), errors.New("must not be negative"))
+		}
+		for j, name := range r.Mask {
+			if _, ok := detect.ByName(name); !ok {
+				return c.errorAt(fmt.Sprintf("policy[%d].mask[%d]", i, j), fmt.Errorf("no detector %q; there are %s", name, strings.Join(detect.Names(), ", ")))
+			}
+		}
+		rules[i] = policy.Rule{
+			Name: r.Name, Users: r.Users, Groups: r.Groups, Servers: r.Servers,
+			Access: access, Duration: r.Duration, Mask: r.Mask,
+		}
+		for _, call := range r.Calls {
+			rules[i].Calls = append(rules[i].Calls, policy.CallRule{Deny: call.Deny, Approval: call.Approval, Allow: call.Allow, Reason: call.Reason})
+		}
+	}
+	p, err := policy.Compile(rules)
+	if err == nil {
+		c.policy = p
+		return nil
+	}
+	return c.policyError(err)
+}
+
+// policyError puts lines to the errors of policy.Compile.
+func (c *configFile) policyError(err error) error {
+	var all []error
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		all = joined.Unwrap()
+	} else {
+		all = []error{err}
+	}
+	for i, err := range all {
+		var e *policy.Error
+		if !errors.As(err, &e) {
+			continue
+		}
+		at := fmt.Sprintf("policy[%d]", e.Rule)
+		if e.Call >= 0 {
+			at += fmt.Sprintf(".calls[%d]", e.Call)
+		}
+		if e.Field != "" {
+			at += "." + e.Field
+		}
+		all[i] = c.errorAt(at, e.Err)
+	}
+	return errors.Join(all...)
+}
+
+// limits is the part of the limits that the core keeps.
+func (l limitsFile) limits() broker.Limits {
+	return broker.Limits{
+		Frame: int(l.Frame), Requests: l.Requests, Sessions: l.Sessions,
+		PerIdentity: l.PerIdentity, Handshake: l.Handshake, Idle: l.Idle,
+	}
+}
+
+// newMasker returns a masker with the detectors of that name, which the
+// configuration has been checked to name rightly.
+func newMasker(names []string) *codec.Masker {
+	var detectors []codec.Detector
+	for _, name := range names {
+		if d, ok := detect.ByName(name); ok {
+			detectors = append(detectors, d)
+		}
+	}
+	return codec.NewMasker(detectors...)
+}
+
+// readCertificates reads a PEM file of certificates.
+func readCertificates(path string) ([]*x509.Certificate, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var certs []*x509.Certificate
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		certs = append(certs, c)
+	}
+	if len(certs) == 0 {
+		return nil, fmt.Errorf("%s: holds no certificate in PEM", path)
+	}
+	return certs, nil
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"example.com/broker/broker/identity"
+	"github.com/spf13/cobra"
+)
+
+func ca() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "ca",
+		Short: "issue client certificates from the broker's CA",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(caIssue(), caShow())
+	return cmd
+}
+
+func caIssue() *cobra.Command {
+	var (
+		data, user, out string
+		groups          []string
+		ttl             time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "issue --user USER --group GROUP --out FILE",
+		Short: "issue a client certificate",
+		Long: `Issue a client certificate from the broker's CA. FILE holds the certificate, its
+key and the CA's certificate in one PEM: all that broker connect needs.`,
+		Example: "  broker ca issue --user ada --group data-analysts --out ada.pem",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if ttl <= 0 || ttl > maxTTL {
+				return usagef("--ttl %s: must be above 0 and at most %s", ttl, maxTTL)
+			}
+			authority, err := loadCA(data)
+			if err != nil {
+				return err
+			}
+			key, err := identity.NewKey()
+			if err != nil {
+				return err
+			}
+			der, err := authority.IssueUser(identity.Identity{Subject: user, Groups: groups}, key.Public(), ttl)
+			if err != nil {
+				return err
+			}
+			bundle, err := identity.Bundle(key, der, authority.Certificate())
+			if err != nil {
+				return err
+			}
+			return writePrivate(out, bundle)
+		},
+	}
+	addData(cmd, &data)
+	cmd.Flags().StringVar(&user, "user", "", "the subject, `NAME`")
+	cmd.Flags().StringSliceVar(&groups, "group", nil, "a group of the subject, `NAME`; may be given several times")
+	cmd.Flags().StringVar(&out, "out", "", "write to `FILE`, mode 0600")
+	cmd.Flags().DurationVar(&ttl, "ttl", 8*time.Hour, "how long the certificate is valid")
+	cmd.MarkFlagRequired("user")
+	cmd.MarkFlagRequired("out")
+	cmd.MarkFlagFilename("out", "pem")
+	return cmd
+}
+
+// maxTTL bounds a client certificate's life: nothing takes one back earlier.
+const maxTTL = 90 * 24 * time.Hour
+
+func caShow() *cobra.Command {
+	var data string
+	cmd := &cobra.Command{
+		Use:     "show",
+		Short:   "print the CA's certificate",
+		Example: "  broker ca show > ca.pem",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			authority, err := loadCA(data)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "broker: pin", authority.Pin())
+			_, err = cmd.OutOrStdout().Write(encodeCertificate(authority.Certificate()))
+			return err
+		},
+	}
+	addData(cmd, &data)
+	return cmd
+}
+
+// loadCA opens the CA of a broker that has been started once.
+func loadCA(data string) (*identity.CA, error) {
+	if err := checkData(data); err != nil {
+		return nil, err
+	}
+	authority, err := identity.LoadCA(data)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hinted{fmt.Errorf("data folder %s: holds no CA", data), "broker serve makes one on its first start"}
+	}
+	return authority, err
+}
+
+// writePrivate writes a file that only its owner may read, whole or not at all.
+func writePrivate(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".broker-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"errors"
+	"syscall"
+
+	"example.com/broker/broker/agent"
+	"example.com/broker/recorder"
+)
+
+// A hinted error says what to do about it.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Unwrap() error { return h.error }
+
+// hint says what to do about err, or nothing.
+func hint(err error) string {
+	var h hinted
+	switch {
+	case errors.As(err, &h):
+		return h.hint
+	case errors.Is(err, syscall.EADDRINUSE):
+		return `another process holds the port (ss -ltnp); or set "listen" in the configuration`
+	case errors.Is(err, recorder.ErrNoSession):
+		return "broker sessions lists what is on record"
+	case errors.Is(err, recorder.ErrInUse):
+		return "another broker runs on this data folder; give each its own"
+	case errors.Is(err, agent.ErrNotJoined):
+		return `on the broker's machine run: broker token create --agent NAME, and put what it prints into the agent's configuration`
+	}
+	return ""
+}

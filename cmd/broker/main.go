@@ -1,0 +1,63 @@
+// Broker puts access control, masking and recording in front of MCP servers.
+//
+// Run broker help for its commands.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	status := run(ctx)
+	stop()
+	os.Exit(status) // the only Exit of the module
+}
+
+// run executes the command line and returns the exit status: 0 done, 1 failed,
+// 2 wrong usage.
+func run(ctx context.Context) int {
+	cmd := &cobra.Command{
+		Use:   "broker",
+		Short: "Access control, masking and recording for MCP servers",
+		Long: `Broker is the only way to your MCP servers. It knows the caller by a client
+certificate, lets through what the policy allows, masks secrets in answers, and
+keeps every frame on record, so that a session can be replayed byte for byte.`,
+		Example:       "  broker demo\n  broker serve --config broker.yaml",
+		SilenceErrors: true, // run prints them
+		SilenceUsage:  true,
+	}
+	cmd.AddCommand(serve(), agentCommand(), connect(), configCommand(),
+		sessions(), replay(), ca(), token(), policyCommand(), demo(), demoServer(), versionCommand()) // one file each
+
+	started := false // what cobra refuses before that (a missing argument, too) is wrong usage
+	cmd.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "broker: error:", err)
+	var usage usageError
+	if !started || errors.As(err, &usage) {
+		fmt.Fprintln(os.Stderr, "broker: hint: see broker help")
+		return 2
+	}
+	if hint := hint(err); hint != "" {
+		fmt.Fprintln(os.Stderr, "broker: hint:", hint)
+	}
+	return 1
+}
+
+// A usageError is a flag's or an argument's value that cannot be.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}

@@ -1,0 +1,31 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+func policyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "policy",
+		Short: "check a policy before it is put in force",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use:     "check FILE",
+		Short:   "check a configuration and compile its policy",
+		Long:    "Check broker.yaml as broker serve would read it, without starting anything.",
+		Example: "  broker policy check broker.yaml",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := readBrokerConfig(args[0])
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d rules, %d servers: good\n", args[0], len(c.Policy), len(c.servers))
+			return err
+		},
+	})
+	return cmd
+}

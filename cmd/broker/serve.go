@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"example.com/broker/broker"
+	"example.com/broker/broker/agent"
+	"example.com/broker/broker/identity"
+	"example.com/broker/recorder"
+	"example.com/broker/stream"
+	"github.com/spf13/cobra"
+)
+
+func serve() *cobra.Command {
+	var (
+		config string
+		drain  time.Duration
+		log    logFlags
+	)
+	cmd := &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "run the broker",
+		Long: `Run the broker: one port, TCP (TLS 1.3) and UDP (QUIC), for clients and agents.
+
+The policy and the certificates are read again when their files change and on
+SIGHUP; a file that does not load leaves what is in force and says so. SIGTERM
+and interrupt refuse new sessions and give running ones time to end.`,
+		Example: "  broker serve --config broker.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			logger, err := log.logger()
+			if err != nil {
+				return err
+			}
+			in, err := openInstallation(config, logger)
+			if err != nil {
+				return err
+			}
+			return in.run(cmd.Context(), drain)
+		},
+	}
+	cmd.Flags().StringVarP(&config, "config", "c", "broker.yaml", "the configuration `FILE`")
+	cmd.Flags().DurationVar(&drain, "drain", 30*time.Second, "what running sessions are given on SIGTERM")
+	log.add(cmd)
+	return cmd
+}
+
+// An installation is a broker with all that it needs, ready to run.
+type installation struct {
+	config   *brokerConfig
+	ca       *identity.CA
+	keyring  *broker.Keyring
+	recorder *recorder.Log
+	broker   *broker.Broker
+	listener *stream.Listener
+	log      *slog.Logger
+	seen     [sha256.Size]byte // of the files that are in force, see digest
+}
+
+// openInstallation reads the configuration, opens the data folder and binds the port.
+func openInstallation(path string, log *slog.Logger) (_ *installation, err error) {
+	config, err := readBrokerConfig(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := openData(config.Data); err != nil {
+		return nil, err
+	}
+	in := &installation{config: config, log: log}
+	in.seen = in.digest()
+	if in.ca, err = identity.OpenCA(config.Data); err != nil {
+		return nil, err
+	}
+	in.keyring = &broker.Keyring{CA: in.ca, Names: in.names()}
+	if err := in.setCertificate(config); err != nil {
+		return nil, err
+	}
+	users, err := in.users(config)
+	if err != nil {
+		return nil, err
+	}
+	limits := config.Limits.limits().WithDefaults()
+	if in.listener, err = stream.Listen(config.Listen, stream.Options{
+		TLS: in.keyring.Config(), Handshake: limits.Handshake, MaxConns: 2 * limits.Sessions, Log: log,
+	}); err != nil {
+		return nil, err
+	}
+	in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: int64(config.Limits.DiskFree), Log: log})
+	if err != nil {
+		in.listener.Close()
+		return nil, err
+	}
+	in.broker = broker.New(broker.Options{
+		CA: in.ca, Tokens: openTokens(config.Data), Users: users,
+		Policy: config.policy, Masker: newMasker,
+		Servers: config.servers, Local: &agent.Agent{Servers: config.local, Log: log},
+		Log: in.recorder, Limits: limits, Tunnel: stream.TunnelOptions{Log: log}, Logger: log,
+	})
+	return in, nil
+}
+
+// run serves until ctx is done, then drains.
+func (in *installation) run(ctx context.Context, drain time.Duration) error {
+	in.log.Info("broker is up", "listen", in.listener.Addr().String(), "data", in.config.Data, "ca", in.ca.Pin())
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx by the drain
+	defer stop()
+	var running sync.WaitGroup
+	ends := make(chan error, 2)
+	running.Go(func() { ends <- in.listener.Serve(serving, in.broker.Handlers()) })
+	running.Go(func() { ends <- recorder.ServeSocket(serving, in.config.Data, in.recorder) })
+	running.Go(func() { in.watch(serving) })
+
+	var err error
+	select {
+	case <-ctx.Done():
+		in.log.Info("shutting down", "sessions", in.broker.Sessions(), "drain", drain)
+		draining, cancel := context.WithTimeout(serving, drain)
+		in.broker.Drain(draining)
+		cancel()
+	case err = <-ends:
+		in.log.Error("shutting down", "error", err)
+	}
+	stop()
+	running.Wait()
+	if cerr := in.recorder.Close(); err == nil {
+		err = cerr
+	}
+	in.log.Info("broker is down")
+	return err
+}
+
+// names are the host names and addresses of the broker's own certificate: SNI
+// names start with the server's.
+func (in *installation) names() []string {
+	hosts := []string{"localhost"}
+	if name, err := os.Hostname(); err == nil && name != "" {
+		hosts = append(hosts, name)
+	}
+	if in.config.Name != "" {
+		hosts = append(hosts, in.config.Name)
+	}
+	names := []string{"127.0.0.1", "::1"}
+	if host, _, err := net.SplitHostPort(in.config.Listen); err == nil && net.ParseIP(host) != nil && !net.ParseIP(host).IsUnspecified() {
+		names = append(names, host)
+	}
+	for _, host := range hosts {
+		names = append(names, host, "*."+host)
+		for server := range in.config.servers {
+			names = append(names, server+"."+host)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// setCertificate shows clients the certificate of tls.cert, if there is one.
+func (in *installation) setCertificate(config *brokerConfig) error {
+	if config.TLS.Cert == "" {
+		in.keyring.Set(nil)
+		return nil
+	}
+	cert, err := tls.LoadX509KeyPair(config.TLS.Cert, config.TLS.Key)
+	if err != nil {
+		return config.errorAt("tls.cert", err)
+	}
+	in.keyring.Set(&cert)
+	return nil
+}
+
+// users verifies clients by the broker's own CA and those of tls.client_ca.
+func (in *installation) users(config *brokerConfig) (*identity.Verifier, error) {
+	roots := []*x509.Certificate{in.ca.Certificate()}
+	for i, file := range config.TLS.ClientCA {
+		certs, err := readCertificates(file)
+		if err != nil {
+			return nil, config.errorAt(fmt.Sprintf("tls.client_ca[%d]", i), err)
+		}
+		roots = append(roots, certs...)
+	}
+	return identity.NewVerifier(roots...), nil
+}
+
+// watchInterval is how often files are looked at. Kubernetes swaps links, which
+// no notification tells.
+const watchInterval = 2 * time.Second
+
+// watch puts changed files into force until ctx is done.
+func (in *installation) watch(ctx context.Context) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		case <-tick.C:
+			if in.digest() == in.seen {
+				continue
+			}
+		}
+		in.reload()
+	}
+}
+
+// digest is a hash of all the files that are read again.
+func (in *installation) digest() (sum [sha256.Size]byte) {
+	h := sha256.New()
+	for _, file := range append([]string{in.config.path, in.config.TLS.Cert, in.config.TLS.Key}, in.config.TLS.ClientCA...) {
+		b, err := os.ReadFile(file)
+		fmt.Fprintln(h, len(b), err != nil)
+		h.Write(b)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// reload puts policy and certificates into force. All of it loads, or nothing changes.
+func (in *installation) reload() {
+	in.seen = in.digest()
+	config, err := readBrokerConfig(in.config.path)
+	var users *identity.Verifier
+	if err == nil {
+		users, err = in.users(config)
+	}
+	if err == nil {
+		err = in.setCertificate(config)
+	}
+	if err != nil {
+		in.log.Error("configuration does not load; what was in force stays", "error", err)
+		return
+	}
+	in.broker.SetUsers(users)
+	in.broker.SetPolicy(config.policy)
+	in.config.TLS = config.TLS
+	in.seen = in.digest()
+	in.log.Info("policy and certificates loaded")
+}
+
+// openData makes the data folder where missing, and refuses one that is not ours alone.
+func openData(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	return checkData(dir)
+}
+
+// checkData refuses a data folder of another user: what root writes into it,
+// its owner can no longer open.
+func checkData(dir string) error {
+	info, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return hinted{fmt.Errorf("data folder %s: no such folder", dir), "name the broker's data folder with --data DIR"}
+	}
+	if err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("data folder %s: is no folder", dir)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+		return hinted{
+			fmt.Errorf("data folder %s: belongs to another user (uid %d)", dir, st.Uid),
+			fmt.Sprintf("run this as that user: sudo -u '#%d' broker …", st.Uid),
+		}
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return hinted{
+			fmt.Errorf("data folder %s: is open to other users (mode %04o)", dir, info.Mode().Perm()),
+			"it holds keys and recordings: chmod 700 " + dir,
+		}
+	}
+	return nil
+}
+
+func openTokens(data string) *identity.Tokens {
+	return identity.OpenTokens(filepath.Join(data, "tokens"))
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"example.com/broker/recorder"
+	"github.com/spf13/cobra"
+)
+
+func sessions() *cobra.Command {
+	var (
+		data   string
+		asJSON bool
+		limit  int
+	)
+	cmd := &cobra.Command{
+		Use:   "sessions",
+		Short: "list recordings, newest first",
+		Long: `List the sessions on record, newest first. It works beside a running broker
+(through the socket in its data folder) and without one (from the log itself).`,
+		Example: "  broker sessions --data /var/lib/broker --json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			src, err := openSource(data)
+			if err != nil {
+				return err
+			}
+			defer src.Close()
+			table := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			lines := json.NewEncoder(cmd.OutOrStdout())
+			if !asJSON {
+				fmt.Fprintln(table, "SESSION\tSTART\tSTATE\tSUBJECT\tSERVER\tFRAMES\tBLOCKED\tMASKED\tTIME")
+			}
+			n := 0
+			for s, err := range src.Sessions(cmd.Context()) {
+				if err != nil {
+					return err
+				}
+				if n++; limit > 0 && n > limit {
+					break
+				}
+				if asJSON {
+					if err := lines.Encode(s); err != nil {
+						return err
+					}
+					continue
+				}
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", s.ID, s.Start.Local().Format(time.DateTime),
+					s.State, s.Subject, s.Server, s.C2S.Frames+s.S2C.Frames, s.Blocked, s.Masked, length(s))
+			}
+			return table.Flush()
+		},
+	}
+	addData(cmd, &data)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "one JSON object a line, with all that is known of a session")
+	cmd.Flags().IntVarP(&limit, "limit", "n", 50, "list at most `N` sessions; 0 means all")
+	return cmd
+}
+
+// length is how long a session took, or has taken so far.
+func length(s recorder.Session) string {
+	end := s.End
+	if end.IsZero() {
+		if s.State != "open" {
+			return "?"
+		}
+		end = time.Now()
+	}
+	return end.Sub(s.Start).Round(time.Millisecond).String()
+}
+
+// addData adds the flag of the commands that read the broker's data folder.
+func addData(cmd *cobra.Command, data *string) {
+	cmd.Flags().StringVar(data, "data", "data", "the broker's data `DIR`")
+	cmd.MarkFlagDirname("data")
+}
+
+// openSource opens the recordings in a broker's data folder.
+func openSource(data string) (recorder.Source, error) {
+	src, err := recorder.OpenSource(data)
+	if err != nil {
+		if derr := checkData(data); derr != nil { // says why in the words of the person's own doing
+			return nil, derr
+		}
+		return nil, err
+	}
+	return src, nil
+}
