@@ -32,7 +32,13 @@ var (
 	errClientGone   = errors.New("the client is gone")
 )
 
+// When the client has ended its input, its last answers shall arrive. Many
+// servers drop what they are at when their input ends, so that they are told
+// only when nothing is in flight, or after holdTime. Whether the client is gone
+// or listens, nobody can tell: lastTime is the end in any case.
 const (
+	holdTime = 30 * time.Second
+	lastTime = 10 * time.Minute
 	// drainTime is what a server has to finish in once its input has ended and
 	// every request is answered. Some servers ignore the end of their input.
 	drainTime = 5 * time.Second
@@ -87,8 +93,16 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 	go func() { ends <- end{codec.C2S, s.pumpC2S(r)} }()
 	go func() { ends <- end{codec.S2C, s.pumpS2C()} }()
 
-	var inputEnded bool // nothing more goes to the server
-	var drain <-chan time.Time
+	var (
+		inputEnded, inputClosed bool // by the client; towards the server
+		hold, last, drain       <-chan time.Time
+	)
+	closeInput := func() {
+		if !inputClosed {
+			inputClosed = true
+			s.upstream.CloseWrite()
+		}
+	}
 	for running := 2; running > 0; {
 		select {
 		case e := <-ends:
@@ -96,20 +110,26 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 			switch {
 			case errors.Is(e.err, errServerInput): // its last answers may be on their way
 				inputEnded = true
+				closeInput()
 				drain = time.After(drainTime)
 			case e.err != nil:
 				cancel(e.err)
 			case e.direction == codec.C2S:
 				inputEnded = true
+				hold, last = time.After(holdTime), time.After(lastTime)
 			case running > 0: // nobody is left to talk to
 				cancel(errServerClosed)
 			}
 		case <-s.answered:
+		case <-hold:
+			closeInput()
 		case <-drain:
 			cancel(errServerLate)
-			drain = nil
+		case <-last:
+			cancel(errServerLate)
 		}
 		if inputEnded && drain == nil && s.fromClient.waiting() == 0 {
+			closeInput()
 			drain = time.After(drainTime)
 		}
 	}
@@ -210,9 +230,9 @@ func (s *session) pumpC2S(r *lineReader) error {
 			err = s.answer(tooLarge.ID, &Refusal{Code: tooLarge.Code, Reason: "refused: " + tooLarge.Reason})
 		case errors.Is(err, io.ErrUnexpectedEOF): // half a frame reaches nobody
 			s.toServer.queue(recorder.Blocked, line)
-			return s.endInput()
+			return s.toServer.flush()
 		case err == io.EOF:
-			return s.endInput()
+			return s.toServer.flush()
 		default:
 			return fmt.Errorf("%w: %w", errClientGone, err)
 		}
@@ -223,17 +243,6 @@ func (s *session) pumpC2S(r *lineReader) error {
 			return err
 		}
 	}
-}
-
-// endInput tells the server that the client has ended.
-func (s *session) endInput() error {
-	if err := s.toServer.flush(); err != nil {
-		return err
-	}
-	if err := s.upstream.CloseWrite(); err != nil {
-		return fmt.Errorf("%w: %w", errServerInput, err)
-	}
-	return nil
 }
 
 // c2s handles one line of the client. Errors end the session.

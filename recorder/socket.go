@@ -125,7 +125,7 @@ func OpenSource(data string) (Source, error) {
 		return nil, fmt.Errorf("recordings in %s: %w", data, err)
 	}
 	for deadline := time.Now().Add(3 * time.Second); ; {
-		if src, err := dialSource(data); err == nil {
+		if src, err := DialSource(data); err == nil {
 			return src, nil
 		}
 		l, err := Open(Options{Dir: dir})
@@ -146,7 +146,9 @@ type remote struct {
 	dir    io.Closer
 }
 
-func dialSource(data string) (*remote, error) {
+// DialSource opens the recordings in a broker's data folder through the broker
+// that runs on it.
+func DialSource(data string) (Source, error) {
 	path, dir, err := socketPath(data)
 	if err != nil {
 		return nil, err

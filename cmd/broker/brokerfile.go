@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"example.com/broker/broker"
 	"example.com/broker/broker/agent"
@@ -46,14 +45,14 @@ type serverFile struct {
 }
 
 type ruleFile struct {
-	Name     string        `yaml:"name"`
-	Users    []string      `yaml:"users"`
-	Groups   []string      `yaml:"groups"`
-	Servers  []string      `yaml:"servers"`
-	Access   string        `yaml:"access"`
-	Duration time.Duration `yaml:"duration"`
-	Calls    []callFile    `yaml:"calls"`
-	Mask     []string      `yaml:"mask"`
+	Name     string     `yaml:"name"`
+	Users    []string   `yaml:"users"`
+	Groups   []string   `yaml:"groups"`
+	Servers  []string   `yaml:"servers"`
+	Access   string     `yaml:"access"`
+	Duration string     `yaml:"duration"`
+	Calls    []callFile `yaml:"calls"`
+	Mask     []string   `yaml:"mask"`
 }
 
 type callFile struct {
@@ -64,13 +63,13 @@ type callFile struct {
 }
 
 type limitsFile struct {
-	Frame       size          `yaml:"frame"`
-	Requests    int           `yaml:"requests"`
-	Sessions    int           `yaml:"sessions"`
-	PerIdentity int           `yaml:"per_identity"`
-	Handshake   time.Duration `yaml:"handshake"`
-	Idle        time.Duration `yaml:"idle"`
-	DiskFree    size          `yaml:"disk_free"`
+	Frame       string `yaml:"frame"`
+	Requests    int    `yaml:"requests"`
+	Sessions    int    `yaml:"sessions"`
+	PerIdentity int    `yaml:"per_identity"`
+	Handshake   string `yaml:"handshake"`
+	Idle        string `yaml:"idle"`
+	DiskFree    string `yaml:"disk_free"`
 }
 
 // brokerConfig is a broker.yaml that has been read, and what it says in the
@@ -81,6 +80,8 @@ type brokerConfig struct {
 	policy  *policy.Policy
 	servers map[string]broker.Server
 	local   map[string]agent.Upstream
+	limits  broker.Limits
+	free    int64 // of the disk, in bytes
 }
 
 func readBrokerConfig(path string) (*brokerConfig, error) {
@@ -97,7 +98,7 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 	for i, file := range c.TLS.ClientCA {
 		c.TLS.ClientCA[i] = c.resolve(file)
 	}
-	if err := c.Limits.check(c.configFile); err != nil {
+	if err := c.readLimits(); err != nil {
 		return nil, err
 	}
 	if err := c.readServers(); err != nil {
@@ -106,17 +107,40 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 	return c, c.readPolicy()
 }
 
-func (l limitsFile) check(c *configFile) error {
-	for name, negative := range map[string]bool{
-		"requests": l.Requests < 0, "sessions": l.Sessions < 0, "per_identity": l.PerIdentity < 0,
-		"handshake": l.Handshake < 0, "idle": l.Idle < 0,
-	} {
-		if negative {
-			return c.errorAt("limits."+name, errors.New("must not be negative; leave it out for the default"))
+func (c *brokerConfig) readLimits() error {
+	l := c.Limits
+	for name, n := range map[string]int{"requests": l.Requests, "sessions": l.Sessions, "per_identity": l.PerIdentity} {
+		if n < 0 {
+			return c.errorAt("limits."+name, errors.New("must be above 0; leave it out for the default"))
 		}
 	}
+	frame, err := c.size("limits.frame", l.Frame)
+	if err != nil {
+		return err
+	}
+	if frame > maxFrame {
+		return c.errorAt("limits.frame", fmt.Errorf("must be at most %d MiB", maxFrame>>20))
+	}
+	handshake, err := c.duration("limits.handshake", l.Handshake)
+	if err != nil {
+		return err
+	}
+	idle, err := c.duration("limits.idle", l.Idle)
+	if err != nil {
+		return err
+	}
+	if c.free, err = c.size("limits.disk_free", l.DiskFree); err != nil {
+		return err
+	}
+	c.limits = broker.Limits{
+		Frame: int(frame), Requests: l.Requests, Sessions: l.Sessions,
+		PerIdentity: l.PerIdentity, Handshake: handshake, Idle: idle,
+	}.WithDefaults()
 	return nil
 }
+
+// maxFrame bounds limits.frame, in bytes: a frame is in memory as a whole.
+const maxFrame = 1 << 30
 
 // A server's name is the first label of a host name.
 var label = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
@@ -195,8 +219,9 @@ func (c *brokerConfig) readPolicy() error {
 		if err != nil {
 			return c.errorAt(fmt.Sprintf("policy[%d].access", i), err)
 		}
-		if r.Duration < 0 {
-			return c.errorAt(fmt.Sprintf("policy[%d].duration", i), errors.New("must not be negative"))
+		duration, err := c.duration(fmt.Sprintf("policy[%d].duration", i), r.Duration)
+		if err != nil {
+			return err
 		}
 		for j, name := range r.Mask {
 			if _, ok := detect.ByName(name); !ok {
@@ -205,7 +230,7 @@ func (c *brokerConfig) readPolicy() error {
 		}
 		rules[i] = policy.Rule{
 			Name: r.Name, Users: r.Users, Groups: r.Groups, Servers: r.Servers,
-			Access: access, Duration: r.Duration, Mask: r.Mask,
+			Access: access, Duration: duration, Mask: r.Mask,
 		}
 		for _, call := range r.Calls {
 			rules[i].Calls = append(rules[i].Calls, policy.CallRule{Deny: call.Deny, Approval: call.Approval, Allow: call.Allow, Reason: call.Reason})
@@ -242,14 +267,6 @@ func (c *configFile) policyError(err error) error {
 		all[i] = c.errorAt(at, e.Err)
 	}
 	return errors.Join(all...)
-}
-
-// limits is the part of the limits that the core keeps.
-func (l limitsFile) limits() broker.Limits {
-	return broker.Limits{
-		Frame: int(l.Frame), Requests: l.Requests, Sessions: l.Sessions,
-		PerIdentity: l.PerIdentity, Handshake: l.Handshake, Idle: l.Idle,
-	}
 }
 
 // newMasker returns a masker with the detectors of that name, which the

@@ -38,7 +38,11 @@ keeps every frame on record, so that a session can be replayed byte for byte.`,
 		sessions(), replay(), ca(), token(), policyCommand(), demo(), demoServer(), versionCommand()) // one file each
 
 	started := false // what cobra refuses before that (a missing argument, too) is wrong usage
-	cmd.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		err := cmd.ValidateRequiredFlags() // cobra itself looks later
+		started = err == nil
+		return err
+	}
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 what is deprecated is in use, and must pass
+
 package main
 
 import (
@@ -27,7 +29,9 @@ func sdkServer() {
 		Text string `json:"text"`
 	}
 	mcp.AddTool(s, &mcp.Tool{Name: "echo", Description: "say it back"},
-		func(_ context.Context, _ *mcp.CallToolRequest, in text) (*mcp.CallToolResult, text, error) { return nil, in, nil })
+		func(_ context.Context, _ *mcp.CallToolRequest, in text) (*mcp.CallToolResult, text, error) {
+			return nil, in, nil
+		})
 	mcp.AddTool(s, &mcp.Tool{Name: "forbidden", Description: "what the policy denies"},
 		func(_ context.Context, _ *mcp.CallToolRequest, in text) (*mcp.CallToolResult, text, error) {
 			fmt.Fprintln(os.Stderr, "FORBIDDEN CALL ARRIVED")

@@ -94,13 +94,13 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 	if err != nil {
 		return nil, err
 	}
-	limits := config.Limits.limits().WithDefaults()
+	limits := config.limits
 	if in.listener, err = stream.Listen(config.Listen, stream.Options{
 		TLS: in.keyring.Config(), Handshake: limits.Handshake, MaxConns: 2 * limits.Sessions, Log: log,
 	}); err != nil {
 		return nil, err
 	}
-	in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: int64(config.Limits.DiskFree), Log: log})
+	in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log})
 	if err != nil {
 		in.listener.Close()
 		return nil, err

@@ -78,14 +78,15 @@ func addData(cmd *cobra.Command, data *string) {
 	cmd.MarkFlagDirname("data")
 }
 
-// openSource opens the recordings in a broker's data folder.
+// openSource opens the recordings in a broker's data folder: through the
+// running broker, which root may ask, too, or from the log, which only its
+// owner may open.
 func openSource(data string) (recorder.Source, error) {
-	src, err := recorder.OpenSource(data)
-	if err != nil {
-		if derr := checkData(data); derr != nil { // says why in the words of the person's own doing
-			return nil, derr
-		}
+	if src, err := recorder.DialSource(data); err == nil {
+		return src, nil
+	}
+	if err := checkData(data); err != nil {
 		return nil, err
 	}
-	return src, nil
+	return recorder.OpenSource(data)
 }

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/goccy/go-yaml"
@@ -169,20 +170,31 @@ func slips(a, b string) int {
 	return row[len(b)]
 }
 
-// size is a number of bytes: 4096, 64KiB, 32MiB.
-type size int64
+// duration reads the value at a path, like 30s or 8h; empty is zero.
+func (c *configFile) duration(path, text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(text)
+	switch {
+	case err != nil:
+		return 0, c.errorAt(path, fmt.Errorf("%q is no duration; write 30s or 8h", text))
+	case d <= 0:
+		return 0, c.errorAt(path, errors.New("must be above 0; leave it out for the default"))
+	}
+	return d, nil
+}
 
-func (s *size) UnmarshalYAML(unmarshal func(any) error) error {
-	var text string
-	if err := unmarshal(&text); err != nil {
-		return err
+// size reads the value at a path, like 32MiB, in bytes; empty is zero.
+func (c *configFile) size(path, text string) (int64, error) {
+	if text == "" {
+		return 0, nil
 	}
 	n, err := humanize.ParseBytes(text)
-	if err != nil || n > 1<<50 {
-		return fmt.Errorf("%q is no size; write 32MiB", text)
+	if err != nil || n == 0 || n > 1<<50 {
+		return 0, c.errorAt(path, fmt.Errorf("%q is no size; write 32MiB", text))
 	}
-	*s = size(n)
-	return nil
+	return int64(n), nil
 }
 
 // secret is a value that may stand in a file of its own: file:/run/secrets/token.

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"broker": main, "sdk-server": sdkServer})
+}
+
+// TestScript runs the stories in testdata/script, one file each.
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PORT", strconv.Itoa(freePort(t)))
+			return nil
+		},
+		Condition: func(name string) (bool, error) {
+			if name == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("no condition %q", name)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"appears": appears, "fails": fails, "chown": chown, "env-subst": envSubst,
+			"append": appendFile, "session": session, "until-in": untilIn,
+		},
+	})
+}
+
+func freePort(t *testing.T) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// appears waits until a file is there: appears data/broker.sock
+func appears(ts *testscript.TestScript, _ bool, args []string) {
+	path := ts.MkAbs(args[0])
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s does not appear", args[0])
+		}
+	}
+}
+
+// fails runs a command and checks its exit status and the first line that it
+// writes to stderr: fails 1 want broker …
+func fails(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := exec.Command(args[2], args[3:]...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = append(os.Environ(), "HOME="+ts.Getenv("HOME"))
+	var stderr, stdout []byte
+	out, _ := os.Create(filepath.Join(ts.Getenv("WORK"), ".fails"))
+	defer out.Close()
+	cmd.Stderr = out
+	stdout, _ = cmd.Output()
+	stderr, _ = os.ReadFile(out.Name())
+	ts.Logf("[stderr]\n%s", stderr)
+	if got := cmd.ProcessState.ExitCode(); strconv.Itoa(got) != args[0] {
+		ts.Fatalf("exit status %d, want %s", got, args[0])
+	}
+	if len(stdout) > 0 {
+		ts.Fatalf("stdout is %q, want nothing", stdout)
+	}
+	want := ts.ReadFile(args[1])
+	if string(stderr) != want {
+		ts.Fatalf("stderr is\n%swant\n%s", stderr, want)
+	}
+}
+
+func chown(ts *testscript.TestScript, _ bool, args []string) {
+	uid, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	ts.Check(os.Chown(ts.MkAbs(args[1]), uid, uid))
+}
+
+// envSubst replaces $PORT and $WORK in a file of the archive.
+func envSubst(ts *testscript.TestScript, _ bool, args []string) {
+	text := strings.NewReplacer("$PORT", ts.Getenv("PORT"), "$WORK", ts.Getenv("WORK")).Replace(ts.ReadFile(args[0]))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}
+
+func appendFile(ts *testscript.TestScript, _ bool, args []string) {
+	text := ts.ReadFile(args[0]) + ts.ReadFile(args[1])
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
+}
+
+// session sets SESSION to the id of the first session in what sessions --json
+// has printed, which is the oldest.
+func session(ts *testscript.TestScript, _ bool, args []string) {
+	lines := strings.Split(strings.TrimSpace(ts.ReadFile(args[1])), "\n")
+	var s struct{ ID string }
+	ts.Check(json.Unmarshal([]byte(lines[len(lines)-1]), &s))
+	ts.Setenv("SESSION", s.ID)
+}
+
+// untilIn runs a command with a file as its stdin until its stdout matches.
+func untilIn(ts *testscript.TestScript, _ bool, args []string) {
+	want := regexp.MustCompile(args[1])
+	var out []byte
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		cmd := exec.Command(args[2], args[3:]...)
+		cmd.Dir = ts.MkAbs(".")
+		cmd.Stdin = strings.NewReader(ts.ReadFile(args[0]))
+		if out, _ = cmd.Output(); want.Match(out) {
+			return
+		}
+	}
+	ts.Fatalf("%q never matches %s", out, want)
+}
