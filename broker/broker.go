@@ -246,7 +246,7 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 	}
 	r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: b.o.Limits.Frame})}
 	if err != nil {
-		b.turnAway(a, c, p, r, err, log)
+		b.turnAway(ctx, a, c, p, r, err, log)
 		return
 	}
 
@@ -271,14 +271,14 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 	rec, err := b.o.Log.Start(s)
 	if err != nil {
 		log.Error("session refused: the recorder is not available", "error", err)
-		b.turnAway(nil, c, p, r, err, log)
+		b.turnAway(ctx, nil, c, p, r, err, log)
 		return
 	}
 	up, err := b.open(ctx, agent.Session{ID: s.ID, Server: a.server, Subject: s.Subject, Groups: s.Groups})
 	if err != nil {
 		log.Warn("session refused: server not reached", "error", err)
 		refusal := refusalOf(err)
-		b.answerAll(c, r, rec, s.ID, refusal)
+		b.answerAll(ctx, c, r, rec, s.ID, refusal)
 		rec.End("refused", refusal.Reason)
 		return
 	}
@@ -333,16 +333,18 @@ func (b *Broker) open(ctx context.Context, s agent.Session) (agent.Conn, error) 
 
 // turnAway answers a client that is not let in. A client whose identity is
 // proven leaves a record.
-func (b *Broker) turnAway(a *admission, c stream.Conn, p stream.Peer, r *lineReader, err error, log *slog.Logger) {
+func (b *Broker) turnAway(ctx context.Context, a *admission, c stream.Conn, p stream.Peer, r *lineReader, err error, log *slog.Logger) {
 	refusal := refusalOf(err)
 	log.Info("session refused", "code", refusal.Code, "reason", refusal.Reason, "rule", refusal.Rule)
 	if a == nil || refusal.Code == CodeUnavailable || refusal.Code == CodeLimit {
-		b.answerAll(c, r, unrecorded{}, "", refusal)
+		b.answerAll(ctx, c, r, unrecorded{}, "", refusal)
 		return
 	}
 	if !r.peeked {
 		c.SetReadDeadline(time.Now().Add(b.o.Limits.Handshake))
-		if r.peek(); r.err != nil && !isTooLarge(r.err) {
+		stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+		r.peek()
+		if stop(); r.err != nil && !isTooLarge(r.err) {
 			return
 		}
 	}
@@ -354,10 +356,10 @@ func (b *Broker) turnAway(a *admission, c stream.Conn, p stream.Peer, r *lineRea
 	rec, err := b.o.Log.Start(s)
 	if err != nil {
 		log.Error("a refused session is not on record", "error", err)
-		b.answerAll(c, r, unrecorded{}, "", refusal)
+		b.answerAll(ctx, c, r, unrecorded{}, "", refusal)
 		return
 	}
-	b.answerAll(c, r, rec, s.ID, refusal)
+	b.answerAll(ctx, c, r, rec, s.ID, refusal)
 	rec.End("refused", refusal.Reason)
 }
 
@@ -367,8 +369,10 @@ func (b *Broker) turnAway(a *admission, c stream.Conn, p stream.Peer, r *lineRea
 const turnedAwayFrames = 16
 
 // answerAll answers every request with refusal, for a moment and a few frames.
-func (b *Broker) answerAll(c stream.Conn, r *lineReader, rec Recording, session string, refusal *Refusal) {
+func (b *Broker) answerAll(ctx context.Context, c stream.Conn, r *lineReader, rec Recording, session string, refusal *Refusal) {
 	c.SetDeadline(time.Now().Add(b.o.Limits.Handshake))
+	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	toServer := lane{direction: codec.C2S, rec: rec, w: io.Discard}
 	toClient := lane{direction: codec.S2C, rec: rec, w: c, gone: errClientGone}
 	var p codec.Parser

@@ -25,13 +25,13 @@ import (
 //	1 byte   version, 1
 //	1 byte   0: the payload is the records; 1: it is them in zstd
 //	uvarint  length of the records
-//	4 bytes  CRC-32C of the payload, little-endian
+//	4 bytes  CRC-32C of all that is before and behind it, little-endian
 //	…        payload
 //
 // A record, the next behind it:
 //
-//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bit 7: the frame
-//	         goes on in the first record of the next block
+//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bit 6: the frame
+//	         began in the block before; bit 7: it goes on in the next
 //	varint   time in ns since the session's start
 //	uvarint  length
 //	…        bytes of the frame, or of a part of it
@@ -46,6 +46,7 @@ const (
 
 	recordS2C       = 1 << 0
 	recordVerdict   = 1 // shift
+	recordBegan     = 1 << 6
 	recordContinues = 1 << 7
 
 	// blockSize is how long the records of a block may be, in bytes. Badger writes
@@ -57,10 +58,9 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// The encoder is for EncodeAll, which many goroutines may call. Blocks are
-// small, so one goroutine each.
+// The encoder is for EncodeAll, which many goroutines call at a time.
 var encoder = sync.OnceValue(func() *zstd.Encoder {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		panic(err) // only options that cannot be
 	}
@@ -92,11 +92,13 @@ func encode(start time.Time, frames []Frame) (blocks [][]byte) {
 		if len(records)+recordHead+len(f.Bytes) > blockSize {
 			seal()
 		}
+		began := byte(0)
 		for rest, last := f.Bytes, false; !last; {
 			part := rest[:min(len(rest), blockSize-recordHead)]
 			rest = rest[len(part):]
 			last = len(rest) == 0
-			flags := byte(f.Verdict) << recordVerdict
+			flags := byte(f.Verdict)<<recordVerdict | began
+			began = recordBegan
 			if f.Direction == codec.S2C {
 				flags |= recordS2C
 			}
@@ -128,8 +130,12 @@ func sealBlock(records []byte) []byte {
 		b[1] = blockRaw
 		b = append(b[:at+4], records...)
 	}
-	binary.LittleEndian.PutUint32(b[at:], crc32.Checksum(b[at+4:], castagnoli))
+	binary.LittleEndian.PutUint32(b[at:], checksum(b[:at], b[at+4:]))
 	return b
+}
+
+func checksum(head, payload []byte) uint32 {
+	return crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, payload)
 }
 
 // openBlock returns the records of a block. dst is a buffer for them.
@@ -143,7 +149,7 @@ func openBlock(dst, b []byte) ([]byte, error) {
 		return nil, errors.New("header cannot be read")
 	}
 	sum, payload := binary.LittleEndian.Uint32(b[2+n:]), b[2+n+4:]
-	if crc32.Checksum(payload, castagnoli) != sum {
+	if checksum(b[:2+n], payload) != sum {
 		return nil, errors.New("checksum mismatch")
 	}
 	switch method {
@@ -198,6 +204,13 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 		}
 		part := records[head : head+int(size) : head+int(size)]
 		records = records[head+int(size):]
+		began := flags&recordBegan != 0
+		if began != r.started { // the block with the other part is damaged
+			r.partial, r.started = r.partial[:0], false
+		}
+		if began && !r.started {
+			continue
+		}
 		if flags&recordContinues != 0 {
 			r.partial, r.started = append(r.partial, part...), true
 			continue

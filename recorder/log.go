@@ -10,7 +10,9 @@ import (
 	"io/fs"
 	"iter"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -285,7 +287,10 @@ func (l *Log) freeSpace() (int64, error) {
 // it tries with a small write.
 func (l *Log) Ready() error {
 	if l.failed.Load() {
-		return l.commit(write{[]byte("h"), []byte(time.Now().UTC().Format(time.RFC3339))})
+		if err := l.commit(write{[]byte("h"), []byte(time.Now().UTC().Format(time.RFC3339))}); err != nil {
+			return err
+		}
+		return l.finishLate()
 	}
 	if err := l.need(0); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -369,10 +374,38 @@ func (r *Recording) End(state, reason string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.session.State, r.session.Reason, r.session.End = state, reason, time.Now().Round(0)
+	return r.finish()
+}
+
+// finish writes the end. If that fails the recording stays among the live ones,
+// and Ready writes it when the log is available again. r.mu is held.
+func (r *Recording) finish() error {
+	if err := r.log.finish(r.session); err != nil {
+		return err
+	}
 	r.log.mu.Lock()
 	delete(r.log.live, r.session.ID)
 	r.log.mu.Unlock()
-	return r.log.finish(r.session)
+	return nil
+}
+
+// finishLate writes the ends that could not be written.
+func (l *Log) finishLate() error {
+	l.mu.Lock()
+	live := slices.Collect(maps.Values(l.live))
+	l.mu.Unlock()
+	for _, r := range live {
+		r.mu.Lock()
+		var err error
+		if r.session.State != Running {
+			err = r.finish()
+		}
+		r.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // finish writes a session that runs no longer.

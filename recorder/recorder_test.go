@@ -362,9 +362,50 @@ func TestFault(t *testing.T) {
 	if err := l.Ready(); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("Ready: %v", err)
 	}
+	if err := r.End(Ended, "disk"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("End: %v", err)
+	}
 	fails.Store(false)
 	if err := l.Ready(); err != nil {
 		t.Errorf("Ready when the disk is good again: %v", err)
+	}
+	if s, err := l.session(r.ID()); err != nil || s.State != Ended || s.Reason != "disk" {
+		t.Errorf("the end that could not be written: %+v, %v", s, err)
+	}
+}
+
+// A frame of which a part is damaged is no shorter frame.
+func TestDamagedPart(t *testing.T) {
+	start := time.Now()
+	blocks := encode(start, []Frame{{Bytes: []byte("a")}, {Bytes: make([]byte, 3<<20)}, {Bytes: []byte("z")}})
+	if len(blocks) < 4 {
+		t.Fatalf("%d blocks", len(blocks))
+	}
+	for damaged := range blocks {
+		r := blockReader{start: start}
+		var got []string
+		for n, b := range blocks {
+			if n == damaged {
+				b = append([]byte(nil), b...)
+				b[len(b)-1] ^= 1
+			}
+			r.read(uint32(n), b, func(f Frame, err error) bool {
+				if err != nil {
+					got = append(got, "error")
+				} else {
+					got = append(got, fmt.Sprint(len(f.Bytes)))
+				}
+				return true
+			})
+		}
+		for _, n := range got {
+			if n != "error" && n != "1" && n != fmt.Sprint(3<<20) {
+				t.Errorf("block %d damaged: %q", damaged, got)
+			}
+		}
+		if !slices.Contains(got, "error") {
+			t.Errorf("block %d damaged: not said", damaged)
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 type tlsConn struct {
 	*tls.Conn
 	ended   atomic.Bool // the peer has ended its direction: nothing is unread
+	writing sync.Mutex  // held in Write
 	closing sync.Once
 }
 
@@ -25,16 +26,34 @@ func (c *tlsConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+func (c *tlsConn) Write(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	return c.Conn.Write(p)
+}
+
 func (c *tlsConn) Close() (err error) {
 	c.closing.Do(func() {
-		raw := c.Conn.NetConn()
-		if !c.ended.Load() {
-			raw.SetReadDeadline(aLongTimeAgo) // wakes a Read
-			c.Conn.SetWriteDeadline(time.Now().Add(lingerTime))
-			if c.Conn.CloseWrite() == nil {
-				raw.SetReadDeadline(time.Now().Add(lingerTime))
-				io.CopyN(io.Discard, raw, 1<<20)
+		raw := c.NetConn()
+		raw.SetReadDeadline(aLongTimeAgo) // wakes a Read
+		if !c.writing.TryLock() {
+			// The peer does not take what is being written, or not yet. Cut in the
+			// middle of a record, the connection is of no more use.
+			raw.SetDeadline(aLongTimeAgo)
+			c.writing.Lock()
+			defer c.writing.Unlock()
+			err = raw.Close()
+			return
+		}
+		defer c.writing.Unlock()
+		if !c.ended.Load() && c.CloseWrite() == nil {
+			// crypto/tls says goodbye in its own protocol only; the peer may wait, as
+			// we do, for the end of the TCP connection.
+			if half, ok := raw.(interface{ CloseWrite() error }); ok {
+				half.CloseWrite()
 			}
+			raw.SetReadDeadline(time.Now().Add(lingerTime))
+			io.CopyN(io.Discard, raw, 1<<20)
 		}
 		err = c.Conn.Close()
 	})

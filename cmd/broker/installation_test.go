@@ -57,7 +57,7 @@ func startProcess(t testing.TB, dir string, args ...string) *process {
 			p.cmd.Process.Signal(syscall.SIGTERM)
 			p.cmd.Wait()
 		}
-		if t.Failed() {
+		if t.Failed() || os.Getenv("SHOWLOG") != "" {
 			t.Logf("broker %s:\n%s", strings.Join(args, " "), p.log)
 		}
 	})
@@ -91,7 +91,7 @@ type testBroker struct {
 func startBroker(t testing.TB, dir, config string, flags ...string) *testBroker {
 	t.Helper()
 	writeFile(t, filepath.Join(dir, "broker.yaml"), "listen: 127.0.0.1:0\ndata: data\n"+config)
-	b := &testBroker{process: startProcess(t, dir, append([]string{"serve"}, flags...)...), dir: dir}
+	b := &testBroker{process: startProcess(t, dir, append([]string{"serve", "--drain", "1s"}, flags...)...), dir: dir}
 	b.addr = b.waitFor(t, `msg="broker is up" listen=(\S+)`, 1)[1]
 	return b
 }

@@ -32,6 +32,11 @@ var oddFrames = []string{
 	"{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"x/4\",\"params\":{\"big\":\"" + strings.Repeat("é\\n", 100_000) + "\"}}",
 }
 
+// answers are responses to the requests among oddFrames. A server that sends
+// back what it gets asks what it is asked, and answers when it is answered.
+const answers = `{"jsonrpc":"2.0","id":1,"result":{}}` + "\n" + `{"jsonrpc":"2.0", "id":"ab","result":null}` + "\n" +
+	`{"jsonrpc":"2.0","id":-7,"error":{"code":1,"message":"\u0041"}}` + "\n" + `{"result":[],"jsonrpc":"2.0","id":2}` + "\n"
+
 // TestBytes checks that odd frames arrive as they were sent, and are replayed
 // so: c2s against a file that the server writes, s2c against what the client
 // read. The server is tee: it sends every frame back.
@@ -46,18 +51,23 @@ func TestBytes(t *testing.T) {
 				refused := `{"jsonrpc":"2.0","id":9,"method":"x","method":"y"}` + "\n"
 				sent := strings.Join(oddFrames, "\n") + "\n"
 				io.WriteString(c, sent+refused)
+				in := bufio.NewReader(c)
+				for range len(oddFrames) + 1 {
+					nextLine(t, in)
+				}
+				io.WriteString(c, answers)
 				c.CloseWrite()
-				got, err := io.ReadAll(c)
-				if err != nil {
+				if _, err := io.Copy(io.Discard, in); err != nil {
 					t.Fatal(err)
 				}
+				got := c.in.Bytes()
 				c.Conn.Close()
 				received, err := os.ReadFile(dir + "/received")
 				if err != nil {
 					t.Fatal(err)
 				}
-				if string(received) != sent {
-					t.Errorf("%s: the server received %d bytes, want %d", server, len(received), len(sent))
+				if string(received) != sent+answers {
+					t.Errorf("%s: the server received %d bytes, want %d", server, len(received), len(sent+answers))
 				}
 				answer := bytes.Index(got, []byte(`{"jsonrpc":"2.0","id":9,"error":{"code":-32600`))
 				if answer < 0 {
@@ -69,8 +79,8 @@ func TestBytes(t *testing.T) {
 						t.Errorf("%s: replay of %s has %d bytes, want %d", server, direction, len(replay), len(want))
 					}
 				}
-				if replay := b.replayed(t, "c2s", true); string(replay) != sent+refused {
-					t.Errorf("%s: replay of what was sent has %d bytes, want %d", server, len(replay), len(sent+refused))
+				if replay := b.replayed(t, "c2s", true); string(replay) != sent+refused+answers {
+					t.Errorf("%s: replay of what was sent has %d bytes, want %d", server, len(replay), len(sent+refused+answers))
 				}
 			}
 		})
@@ -194,6 +204,10 @@ func TestDrain(t *testing.T) {
 	io.WriteString(c, request(2))
 	if got := nextLine(t, in); got != request(2) {
 		t.Errorf("a running session: %q", got)
+	}
+	for id := 1; id <= 2; id++ { // cat answers when it is answered
+		fmt.Fprintf(c, `{"jsonrpc":"2.0","id":%d,"result":{}}`+"\n", id)
+		nextLine(t, in)
 	}
 	c.Conn.Close()
 	if err := b.cmd.Wait(); err != nil {
@@ -350,8 +364,9 @@ func TestSlowReader(t *testing.T) {
 	fast := b.dial(t, "far", dials["tls"])
 	in := bufio.NewReader(fast)
 	for i := range 200 {
-		io.WriteString(fast, request(i))
-		if got := nextLine(t, in); got != request(i) {
+		frame := fmt.Sprintf(`{"jsonrpc":"2.0","method":"x","params":{"n":%d}}`+"\n", i)
+		io.WriteString(fast, frame)
+		if got := nextLine(t, in); got != frame {
 			t.Fatalf("got %q", got)
 		}
 	}
