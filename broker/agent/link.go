@@ -248,7 +248,7 @@ func (l *Link) keepCertificate(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		if err := l.renew(ctx); err != nil {
+		if err := l.Renew(ctx); err != nil {
 			l.Log.Warn("certificate cannot be renewed yet", "until", leaf.NotAfter, "error", err)
 			wait.wait(ctx)
 			continue
@@ -258,8 +258,9 @@ func (l *Link) keepCertificate(ctx context.Context) {
 	}
 }
 
-// renew asks over any tunnel that is up.
-func (l *Link) renew(ctx context.Context) error {
+// Renew asks for a new certificate over any tunnel that is up. Run does so by
+// itself when two thirds of the old one's life are over.
+func (l *Link) Renew(ctx context.Context) error {
 	l.mu.Lock()
 	live := append([]*stream.Tunnel(nil), l.live...)
 	l.mu.Unlock()

@@ -1,0 +1,387 @@
+package broker
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"example.com/broker/broker/agent"
+	"example.com/broker/broker/identity"
+	"example.com/broker/broker/policy"
+	"example.com/broker/codec"
+	"example.com/broker/recorder"
+	"example.com/broker/stream"
+)
+
+// A harness is a broker with a real listener, log and CA, and an agent on the
+// other end of real tunnels, all in this process.
+type harness struct {
+	*Broker
+	ca       *identity.CA
+	log      *recorder.Log
+	listener *stream.Listener
+	link     *agent.Link
+	stopLink func()
+}
+
+var echoServers = map[string]agent.Upstream{"cat": &agent.Stdio{Command: []string{"cat"}}, "deaf": &agent.Stdio{Command: []string{"sh", "-c", "cat >/dev/null"}}}
+
+func newHarness(t testing.TB, limits Limits, rules ...policy.Rule) (h *harness, stop func()) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "broker-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	h = &harness{}
+	h.ca, err = identity.OpenCA(dir)
+	must(err)
+	h.log, err = recorder.Open(recorder.Options{Dir: filepath.Join(dir, "log")})
+	must(err)
+	p, err := policy.Compile(rules)
+	must(err)
+	logger := slog.New(slog.NewTextHandler(&testWriter{t: t}, nil))
+	tokens := identity.OpenTokens(filepath.Join(dir, "tokens"))
+	h.Broker = New(Options{
+		CA: h.ca, Tokens: tokens, Users: identity.NewVerifier(h.ca.Certificate()), Policy: p,
+		Masker:  func([]string) *codec.Masker { return codec.NewMasker() },
+		Servers: map[string]Server{"cat": {}, "deaf": {}, "far": {Agent: "a"}, "gone": {Agent: "nobody"}, "none": {Agent: "a"}},
+		Local:   &agent.Agent{Servers: echoServers}, Log: h.log, Limits: limits, Logger: logger,
+	})
+	keyring := &Keyring{CA: h.ca, Names: []string{"localhost"}}
+	h.listener, err = stream.Listen("127.0.0.1:0", stream.Options{TLS: keyring.Config()})
+	must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { h.listener.Serve(ctx, h.Handlers()) })
+
+	token, err := tokens.Create("a", time.Minute)
+	must(err)
+	h.link = &agent.Link{
+		Agent:  &agent.Agent{Servers: map[string]agent.Upstream{"far": &agent.Stdio{Command: []string{"cat"}}}},
+		Broker: h.listener.Addr().String(), Name: "a", Pin: h.ca.Pin(), Token: token, Dir: filepath.Join(dir, "agent"), Tunnels: 2,
+	}
+	lctx, stopLink := context.WithCancel(ctx)
+	var link sync.WaitGroup
+	link.Go(func() {
+		if err := h.link.Run(lctx); err != nil {
+			t.Error(err)
+		}
+	})
+	h.stopLink = func() { stopLink(); link.Wait() }
+	waitUntil(t, "the agent's tunnels are up", func() bool {
+		h.agents.mu.Lock()
+		defer h.agents.mu.Unlock()
+		l := h.agents.linked["a"]
+		return l != nil && len(l.tunnels) == 2
+	})
+	return h, func() {
+		h.stopLink()
+		cancel()
+		running.Wait()
+		if err := h.log.Close(); err != nil {
+			t.Error(err)
+		}
+		os.RemoveAll(dir)
+	}
+}
+
+// testWriter shows the log of a test that fails.
+type testWriter struct {
+	t  testing.TB
+	mu sync.Mutex
+}
+
+func (w *testWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.t.Context().Err() == nil {
+		w.t.Log(strings.TrimSpace(string(p)))
+	}
+	return len(p), nil
+}
+
+func waitUntil(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it never happens that %s", what)
+		}
+	}
+}
+
+// dial opens a session as a subject.
+func (h *harness) dial(t testing.TB, subject, server string, over func(context.Context, string, *tls.Config) (stream.Conn, error)) stream.Conn {
+	t.Helper()
+	key, err := identity.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := h.ca.IssueUser(identity.Identity{Subject: subject}, key.Public(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := over(context.Background(), h.listener.Addr().String(), &tls.Config{
+		ServerName: server + ".localhost", InsecureSkipVerify: true,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+var allowAll = policy.Rule{Name: "all", Users: []string{"*"}, Servers: []string{"*"}, Access: policy.Allow}
+
+func call(id any) string {
+	return fmt.Sprintf(`{"jsonrpc":"2.0","id":%v,"method":"tools/call","params":{"name":"x","arguments":{}}}`+"\n", id)
+}
+
+// TestSessionEnds checks what a client with a request in flight is told when
+// its session ends before its time.
+func TestSessionEnds(t *testing.T) {
+	timed := allowAll
+	timed.Duration = 200 * time.Millisecond
+	tests := []struct {
+		name   string
+		rule   policy.Rule
+		limits Limits
+		server string
+		do     func(h *harness)
+		want   string
+	}{
+		{"grant ends", timed, Limits{}, "cat", nil, `"code":410`},
+		{"idle", allowAll, Limits{Idle: 200 * time.Millisecond}, "cat", nil, `"code":504`},
+		{"agent is lost", allowAll, Limits{}, "far", func(h *harness) { h.stopLink() }, `"code":503,"message":"the connection to the agent is lost`},
+		{"policy changes", allowAll, Limits{}, "cat", func(h *harness) {
+			p, _ := policy.Compile(nil)
+			h.SetPolicy(p)
+		}, `"code":403`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h, stop := newHarness(t, tt.limits, tt.rule)
+			defer stop()
+			c := h.dial(t, "ada", tt.server, stream.Dial)
+			defer c.Close()
+			io.WriteString(c, call(1))
+			in := bufio.NewReader(c)
+			if line, err := in.ReadString('\n'); line != call(1) {
+				t.Fatalf("%q, %v", line, err)
+			}
+			if tt.do != nil {
+				tt.do(h)
+				if tt.name == "policy changes" {
+					io.WriteString(c, call(2))
+				}
+			}
+			rest, err := io.ReadAll(in)
+			if !strings.Contains(string(rest), `"id":1,"error":{`+tt.want) || err != nil {
+				t.Errorf("the client reads %q, %v; want %s", rest, err, tt.want)
+			}
+			waitUntil(t, "the session is gone", func() bool { return h.Sessions() == 0 })
+		})
+	}
+}
+
+// TestServerEnds checks that a server that dies is no silence.
+func TestServerEnds(t *testing.T) {
+	h, stop := newHarness(t, Limits{}, allowAll)
+	defer stop()
+	h.o.Local.Servers = map[string]agent.Upstream{
+		"cat":  &agent.Stdio{Command: []string{"head", "-n", "1"}},
+		"deaf": &agent.Stdio{Command: []string{"sh", "-c", "echo not a frame; read x; echo '{\"jsonrpc\": bad}'; cat >/dev/null"}},
+	}
+	for server, want := range map[string]string{
+		"cat":  `"id":2,"error":{"code":502,"message":"the server has closed the session"`,
+		"deaf": `"id":2,"error":{"code":502,"message":"the server sent what is not a valid frame"`,
+	} {
+		c := h.dial(t, "ada", server, stream.Dial)
+		io.WriteString(c, call(1)+call(2))
+		got, err := io.ReadAll(c)
+		if !strings.Contains(string(got), want) || err != nil {
+			t.Errorf("%s: the client reads %q, %v", server, got, err)
+		}
+		c.Close()
+	}
+}
+
+func TestLimits(t *testing.T) {
+	h, stop := newHarness(t, Limits{PerIdentity: 2, Sessions: 3, Requests: 2, Frame: 1000}, allowAll)
+	defer stop()
+	first := func(c stream.Conn) string {
+		io.WriteString(c, call(7))
+		line, _ := bufio.NewReader(c).ReadString('\n')
+		return line
+	}
+	var open []stream.Conn
+	for _, tt := range []struct{ subject, want string }{
+		{"ada", call(7)}, {"ada", call(7)}, {"ada", `"id":7,"error":{"code":429,"message":"ada has 2 sessions`},
+		{"bob", call(7)}, {"eve", `"id":7,"error":{"code":429,"message":"the broker has as many sessions as it may`},
+	} {
+		c := h.dial(t, tt.subject, "cat", stream.Dial)
+		defer c.Close()
+		open = append(open, c)
+		if got := first(c); !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.subject, got, tt.want)
+		}
+	}
+	c, in := open[0], bufio.NewReader(open[0]) // has request 7 in flight
+	exchange := func(out, want string) {
+		t.Helper()
+		io.WriteString(c, out)
+		if line, err := in.ReadString('\n'); !strings.Contains(line, want) {
+			t.Errorf("%.60q is answered by %q, %v; want %q", out, line, err, want)
+		}
+	}
+	exchange(call(7), `"id":7,"error":{"code":-32600,"message":"refused: a request with this id is in flight"`)
+	exchange(call(8), call(8))
+	exchange(call(9), `"id":9,"error":{"code":429`)
+	exchange(`{"jsonrpc":"2.0","params":{"id":1,"x":"`+strings.Repeat("x", 5000)+`"},"method":"x","id":10}`+"\n", `"id":10,"error":{"code":413`)
+	exchange(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":8}}`+"\n", "notifications/cancelled")
+	exchange(call(`"\u0061"`), call(`"\u0061"`))
+	exchange(call(`"a"`), `"id":"a","error":{"code":-32600`)
+}
+
+// TestUnreachable checks what clients of servers that cannot be reached are told.
+func TestUnreachable(t *testing.T) {
+	h, stop := newHarness(t, Limits{}, allowAll)
+	defer stop()
+	for server, want := range map[string]string{
+		"gone":    `"code":503,"message":"agent \"nobody\" is not connected`,
+		"none":    `"code":502,"message":"agent \"a\" has no server \"none\"`,
+		"unknown": `"code":502,"message":"the broker has no server \"unknown\"`,
+	} {
+		for name, over := range map[string]func(context.Context, string, *tls.Config) (stream.Conn, error){"tls": stream.Dial, "quic": stream.DialQUIC} {
+			c := h.dial(t, "ada", server, over)
+			io.WriteString(c, call(1))
+			c.CloseWrite()
+			if got, err := io.ReadAll(c); !strings.Contains(string(got), `"id":1,"error":{`+want) || err != nil {
+				t.Errorf("%s over %s: %q, %v", server, name, got, err)
+			}
+			c.Close()
+		}
+	}
+}
+
+// TestRenew checks that an agent renews its certificate over a tunnel, and that
+// its tunnels do not outlive one that it does not renew.
+func TestRenew(t *testing.T) {
+	h, stop := newHarness(t, Limits{}, allowAll)
+	defer stop()
+	h.agents.mu.Lock()
+	l := h.agents.linked["a"]
+	before := l.until
+	h.agents.mu.Unlock()
+	waitUntil(t, "a second has passed", func() bool { return time.Now().Add(agentCertificate).Truncate(time.Second).After(before) })
+	if err := h.link.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.agents.mu.Lock()
+	after := l.until
+	h.agents.mu.Unlock()
+	if !after.After(before) {
+		t.Errorf("the certificate ends at %v, as before", after)
+	}
+	h.agents.mu.Lock()
+	l.until = time.Now()
+	h.agents.mu.Unlock()
+	h.agents.expire("a", l)
+	waitUntil(t, "new tunnels are up", func() bool {
+		h.agents.mu.Lock()
+		defer h.agents.mu.Unlock()
+		again := h.agents.linked["a"]
+		return again != nil && again != l && len(again.tunnels) == 2
+	})
+}
+
+// TestThousandSessions checks that nothing is left behind by a thousand
+// sessions near and far that end in every way: no goroutine, no child process,
+// no file descriptor.
+func TestThousandSessions(t *testing.T) {
+	h, stop := newHarness(t, Limits{PerIdentity: 100}, allowAll)
+	defer stop()
+	one := func(i int) {
+		over := stream.Dial
+		if i%3 == 0 {
+			over = stream.DialQUIC
+		}
+		c := h.dial(t, "ada", []string{"cat", "far", "gone"}[i%7%3], over)
+		defer c.Close()
+		switch rand.IntN(5) {
+		case 0: // without a word
+		case 1: // inside a frame
+			io.WriteString(c, call(1)+`{"jsonrpc`)
+		case 2: // with a request in flight
+			io.WriteString(c, call(1))
+			c.Read(make([]byte, 10))
+		default: // in order
+			io.WriteString(c, `{"jsonrpc":"2.0","method":"x"}`+"\n")
+			c.CloseWrite()
+			io.Copy(io.Discard, c)
+		}
+	}
+	round := func(n int) {
+		var wg sync.WaitGroup
+		for w := range 8 {
+			wg.Go(func() {
+				for i := w; i < n; i += 8 {
+					one(i)
+				}
+			})
+		}
+		wg.Wait()
+		h.mu.Lock()
+		for _, cancel := range h.sessions { // those that wait for an answer that cat never gives
+			cancel(errors.New("end of the round"))
+		}
+		h.mu.Unlock()
+		waitUntil(t, "no session is left", func() bool { return h.Sessions() == 0 })
+	}
+	round(40) // whatever is made once is made
+	goroutines, files, children := runtime.NumGoroutine(), openFiles(t), childProcesses(t)
+	round(1000)
+	waitUntil(t, "nothing is left of a thousand sessions", func() bool {
+		// Badger has a few goroutines that come and go.
+		return runtime.NumGoroutine() <= goroutines+5 && openFiles(t) <= files+5 && childProcesses(t) <= children
+	})
+	t.Logf("goroutines %d → %d, files %d → %d, children %d → %d", goroutines, runtime.NumGoroutine(), files, openFiles(t), children, childProcesses(t))
+}
+
+func openFiles(t testing.TB) int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("no /proc/self/fd to count open files in")
+	}
+	return len(entries)
+}
+
+func childProcesses(t testing.TB) (n int) {
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil || len(lists) == 0 {
+		t.Skip("no /proc/self/task/*/children to count child processes in")
+	}
+	for _, list := range lists {
+		if b, err := os.ReadFile(list); err == nil {
+			n += len(strings.Fields(string(b)))
+		}
+	}
+	return n
+}
