@@ -1,6 +1,7 @@
 package codec
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -18,7 +19,7 @@ const (
 type Error struct {
 	Code   int    // one of the codes above
 	ID     []byte // the raw id of the request, where it could be read; else nil
-	Offset int    // of the byte at fault in the frame; -1 if there is none
+	Offset int64  // of the byte at fault in the frame; -1 if there is none
 	Reason string
 }
 
@@ -29,29 +30,32 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("codec: %s at offset %d", e.Reason, e.Offset)
 }
 
-// AppendError appends a JSON-RPC error response to dst. A nil id is null, nil
-// data is left out.
+// AppendError appends a JSON-RPC error response to dst. A nil id is null. data
+// is left out if it is nil, or nothing that encoding/json can marshal.
 func AppendError(dst, id []byte, code int, message string, data any) []byte {
 	dst = append(dst, `{"jsonrpc":"2.0","id":`...)
 	if id == nil {
-		id = []byte("null")
+		id = null
 	}
 	dst = append(dst, id...)
 	dst = append(dst, `,"error":{"code":`...)
 	dst = strconv.AppendInt(dst, int64(code), 10)
 	dst = append(dst, `,"message":`...)
-	dst = appendJSON(dst, message)
+	m, _ := marshal(message) // a string always can be
+	dst = append(dst, m...)
 	if data != nil {
-		dst = append(dst, `,"data":`...)
-		dst = appendJSON(dst, data)
+		if d, err := marshal(data); err == nil {
+			dst = append(append(dst, `,"data":`...), d...)
+		}
 	}
 	return append(dst, "}}"...)
 }
 
-func appendJSON(dst []byte, v any) []byte {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return append(dst, "null"...)
-	}
-	return append(dst, b...)
+// marshal is json.Marshal without its escapes for HTML: people read what it writes.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 }

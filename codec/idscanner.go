@@ -83,6 +83,9 @@ func (s *idScanner) scan(p []byte) {
 			}
 			s.keep(c)
 		case ' ', '\t', '\r', '\n':
+			if s.state == value && len(s.token) > 0 { // 1 2 is not 12
+				s.keep(c)
+			}
 		default:
 			s.keep(c)
 		}
@@ -106,15 +109,24 @@ func (s *idScanner) endString() {
 		return
 	}
 	s.isName, s.awaiting = false, false
-	if !s.long && string(s.token) == `"id"` {
+	if !s.long && isID(s.token) {
 		s.count++
 		s.state = colon
 	}
 }
 
+// isID reports the name "id", with escapes or without. raw need not be valid.
+func isID(raw []byte) bool {
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return string(raw) == `"id"`
+	}
+	s := scanner{b: raw}
+	return s.str() && s.i == len(raw) && string(Unquote(nil, raw)) == "id"
+}
+
 func (s *idScanner) endValue() {
 	if s.state == value && !s.long {
-		s.found = append(s.found[:0], s.token...)
+		s.found = append(s.found[:0], bytes.TrimRight(s.token, " \t\r\n")...)
 	}
 	s.state = outside
 }

@@ -17,7 +17,7 @@ const (
 type Frame struct {
 	Line      []byte // the whole frame
 	Kind      Kind
-	ID        []byte // raw; nil in a notification; null only in an error from the server
+	ID        []byte // raw; nil in a notification; null only in an error from the server, also where it was left out
 	Method    []byte // decoded; nil in a response
 	Params    []byte // raw; nil if absent, as all of the following
 	Name      []byte // decoded params.name, if it is a string
@@ -46,32 +46,44 @@ func (p *Parser) Parse(line []byte, d Direction) (*Frame, error) {
 	s := &p.s
 	s.reset(line)
 	p.f.Line = line
-	if !p.envelope() || !p.check(d) {
+	if p.envelope() && s.fault.code == 0 {
+		p.check(d)
+	}
+	if s.fault.code != 0 {
 		var id idScanner
 		id.scan(line)
-		return nil, &Error{Code: s.fault.code, ID: id.id(), Offset: s.fault.offset, Reason: s.fault.reason}
+		return nil, &Error{Code: s.fault.code, ID: id.id(), Offset: int64(s.fault.offset), Reason: s.fault.String()}
 	}
 	return &p.f, nil
+}
+
+// String returns the reason and the place, but nothing that a peer has chosen.
+func (f fault) String() string {
+	if f.place == "" {
+		return f.reason
+	}
+	return f.reason + ` within "` + f.place + `"`
 }
 
 // envelope reads the outermost object and notes where its parts lie.
 func (p *Parser) envelope() bool {
 	s := &p.s
 	s.space()
-	switch s.peek() {
+	switch start := s.i; s.peek() {
 	case '{':
-	case '[':
-		return s.fail(CodeInvalid, "batches are not accepted")
+		if !s.object((*envelopeReader)(p)) {
+			return false
+		}
 	case 0xef:
 		return s.fail(CodeParse, "byte order mark, or no JSON")
 	default:
+		if s.peek() == '[' {
+			s.note(start, "batches are not accepted")
+		}
 		if !s.value() {
 			return false
 		}
-		return s.failAt(0, CodeInvalid, "a frame is an object")
-	}
-	if !s.object((*envelopeReader)(p)) {
-		return false
+		s.note(start, "a frame is an object")
 	}
 	rest := s.b[s.i:]
 	if len(rest) > 0 && rest[len(rest)-1] == '\r' { // the line ends in CRLF
@@ -92,27 +104,34 @@ type (
 func (p *envelopeReader) member(name []byte) bool {
 	s, f := &p.s, &p.f
 	start := s.i
+	kind := s.peek()
 	switch string(name) {
 	case "params":
-		if s.peek() != '{' {
-			return s.fail(CodeInvalid, "params is no object")
+		if kind != '{' {
+			s.note(start, "params is no object")
+			return s.value()
 		}
+		s.place = "/params"
 		if !s.object((*paramsReader)(p)) {
 			return false
 		}
+		s.place = ""
 		f.Params = s.b[start:s.i]
 		return true
-	case "jsonrpc", "id", "method", "result", "error":
+	case "result":
+		s.place = "/result"
+	case "error":
+		s.place = "/error"
+	case "jsonrpc", "id", "method":
 	default:
 		if foldedName(name, envelopeNames) {
-			return s.fail(CodeInvalid, "a name of the envelope in another case")
+			s.note(start, "a name of the envelope in another case")
 		}
-		return s.value()
 	}
-	kind := s.peek()
 	if !s.value() {
 		return false
 	}
+	s.place = ""
 	raw := s.b[start:s.i]
 	switch string(name) {
 	case "jsonrpc":
@@ -122,7 +141,8 @@ func (p *envelopeReader) member(name []byte) bool {
 		p.loneID = kind == '"' && s.lone
 	case "method":
 		if kind != '"' {
-			return s.failAt(start, CodeInvalid, "method is no string")
+			s.note(start, "method is no string")
+			return true
 		}
 		f.Method = s.decoded(start, s.i)
 		p.loneMethod = s.lone
@@ -139,11 +159,18 @@ func (p *paramsReader) member(name []byte) bool {
 	start := s.i
 	kind := s.peek()
 	if !paramNames[string(name)] && foldedParam(name) {
-		return s.fail(CodeInvalid, "a name of params in another case")
+		s.note(start, "a name of params in another case")
+	}
+	switch string(name) {
+	case "arguments":
+		s.place = "/params/arguments"
+	case "_meta":
+		s.place = "/params/_meta"
 	}
 	if !s.value() {
 		return false
 	}
+	s.place = "/params"
 	switch string(name) {
 	case "name":
 		if p.nameKind = kind; kind == '"' {
@@ -162,20 +189,25 @@ func (p *paramsReader) member(name []byte) bool {
 }
 
 // check judges what envelope has read.
-func (p *Parser) check(d Direction) bool {
+func (p *Parser) check(d Direction) {
 	s, f := &p.s, &p.f
-	invalid := func(reason string) bool { return s.failAt(-1, CodeInvalid, reason) }
+	invalid := func(reason string) { s.note(-1, reason) }
 	switch {
 	case !p.version:
-		return invalid(`jsonrpc is not "2.0"`)
+		invalid(`jsonrpc is not "2.0"`)
+		return
 	case p.loneMethod || p.loneName || p.loneURI || p.loneID:
-		return invalid("half a surrogate pair in id, method, name or uri")
+		invalid("half a surrogate pair in id, method, name or uri")
+		return
 	case f.Method != nil && (f.Result != nil || f.Error != nil):
-		return invalid("method beside result or error")
+		invalid("method beside result or error")
+		return
 	case f.Result != nil && f.Error != nil:
-		return invalid("both result and error")
+		invalid("both result and error")
+		return
 	case f.Method == nil && f.Result == nil && f.Error == nil:
-		return invalid("neither method nor result nor error")
+		invalid("neither method nor result nor error")
+		return
 	}
 	switch {
 	case f.Method == nil:
@@ -187,35 +219,45 @@ func (p *Parser) check(d Direction) bool {
 	}
 	switch {
 	case f.Kind == Notification:
-	case f.Kind == Response && d == S2C && f.Error != nil && string(f.ID) == "null":
+	case f.Kind == Response && d == S2C && f.Error != nil && (f.ID == nil || string(f.ID) == "null"):
+		// Who could not read a request cannot name it. JSON-RPC writes null then,
+		// MCP since 2025-11-25 nothing.
+		f.ID = null
 	case f.ID == nil:
-		return invalid("response without an id")
+		invalid("response without an id")
+		return
 	case f.ID[0] != '"' && !plainInteger(f.ID):
-		return invalid("id is neither a string nor an integer within ±2^53")
+		invalid("id is neither a string nor an integer within ±2^53")
+		return
 	case len(f.ID) > maxID:
-		return invalid("id is too long")
+		invalid("id is too long")
+		return
 	}
 	if f.Error != nil && !validError(f.Error) {
-		return invalid("error is no object with an integer code and a string message")
+		invalid("error is no object with an integer code and a string message")
+		return
 	}
 	if f.Kind == Response {
 		if f.Params != nil {
-			return invalid("params in a response")
+			invalid("params in a response")
 		}
-		return true
+		return
 	}
 	switch string(f.Method) {
 	case "tools/call", "prompts/get":
 		if p.nameKind != '"' {
-			return invalid("params.name is missing or no string")
+			invalid("params.name is missing or no string")
+			return
 		}
 	case "resources/read", "resources/subscribe", "resources/unsubscribe":
 		if p.uriKind != '"' {
-			return invalid("params.uri is missing or no string")
+			invalid("params.uri is missing or no string")
+			return
 		}
 	}
-	return true
 }
+
+var null = []byte("null")
 
 func validError(raw []byte) bool {
 	if raw[0] != '{' {
@@ -241,8 +283,6 @@ var paramNames = map[string]bool{
 	"uri": true, "uris": true, "url": true,
 }
 
-// foldedParams lists them by length in bytes: folding may lengthen a name, by
-// U+017F and U+212A, so that longer names are compared with all.
 var foldedParams = func() (names [][]byte) {
 	for n := range paramNames {
 		names = append(names, []byte(n))

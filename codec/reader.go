@@ -133,7 +133,9 @@ func (r *Reader) fill() {
 		r.start = 0
 	}
 	if cap(r.buf)-len(r.buf) < firstBuffer/2 {
-		r.buf = append(make([]byte, 0, max(2*cap(r.buf), firstBuffer)), r.buf...)
+		// A line at the limit, its newline and a full read always fit.
+		size := min(2*cap(r.buf), max(r.limit, cap(r.buf))+firstBuffer)
+		r.buf = append(make([]byte, 0, max(size, firstBuffer)), r.buf...)
 	}
 	// One byte stays free: the newline of a line that ends with the stream.
 	for range 100 {

@@ -27,6 +27,10 @@ var readerTests = []struct {
 	{name: "id in front", in: `{"id": 12,"params":{"id":4,"x":"` + strings.Repeat("x", 200) + "\"}}\n{}\n", want: []string{"413 12", "{}"}, wantErr: io.EOF},
 	{name: "id behind", in: `{"params":{"id":4,"x":"` + strings.Repeat(`"id":1,\"`, 50) + `"},"a":["id"],"id" : "a\"b"}` + "\n", want: []string{`413 "a\"b"`}, wantErr: io.EOF},
 	{name: "two ids", in: `{"id":1,"params":"` + strings.Repeat("x", 200) + `","id":2}` + "\n", want: []string{"413 "}, wantErr: io.EOF},
+	{name: "id with an escape", in: `{"\u0069\u0064":"x","a":"` + strings.Repeat("x", 200) + `"}` + "\n", want: []string{`413 "x"`}, wantErr: io.EOF},
+	{name: "two values for an id", in: `{"id":1 2,"a":"` + strings.Repeat("x", 200) + `"}` + "\n", want: []string{"413 "}, wantErr: io.EOF},
+	{name: "blank around the id", in: `{"a":"` + strings.Repeat("x", 200) + "\",\"id\" : 1\t}\n", want: []string{"413 1"}, wantErr: io.EOF},
+	{name: "id of an inner object", in: `{"a":{"id":1},"b":[{"id":2}],"c":"` + strings.Repeat("x", 200) + "\"}\n", want: []string{"413 "}, wantErr: io.EOF},
 	{name: "id as a value", in: `{"a":"id","b":"` + strings.Repeat("x", 200) + `"}` + "\n", want: []string{"413 "}, wantErr: io.EOF},
 }
 
@@ -102,6 +106,24 @@ func TestPoison(t *testing.T) {
 	r.Next()
 	if poison == (string(a) == `{"a":1}`) {
 		t.Errorf("kept frame reads %q with poison %v", a, poison)
+	}
+}
+
+// A Reader's buffer stays near its limit, whatever the peer sends.
+func TestReaderIsBounded(t *testing.T) {
+	const limit = 1<<20 + 1
+	for _, n := range []int{limit, limit + 1, 10 * limit} {
+		r := NewReader(strings.NewReader(strings.Repeat("x", n)+"\n{}\n"), Limits{Frame: limit})
+		line, err := r.Next()
+		if n == limit && len(line) != n || n > limit && err == nil {
+			t.Errorf("%d bytes: a line of %d, error %v", n, len(line), err)
+		}
+		if cap(r.buf) > limit+2*firstBuffer {
+			t.Errorf("a buffer of %d bytes for lines up to %d", cap(r.buf), limit)
+		}
+		if line, err := r.Next(); string(line) != "{}" {
+			t.Errorf("behind it: %q, %v", line, err)
+		}
 	}
 }
 

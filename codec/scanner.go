@@ -1,9 +1,7 @@
 package codec
 
 import (
-	"bytes"
 	"encoding/binary"
-	"hash/maphash"
 	"math/bits"
 	"unicode/utf8"
 )
@@ -12,50 +10,68 @@ import (
 const maxDepth = 128
 
 // A scanner checks JSON by RFC 8259, and that no object has a name twice. Its
-// methods leave i behind what they read; the first fault stays in fault.
+// methods leave i behind what they read, and return false where it is not JSON.
+// The first fault stays in fault; but that a frame is not JSON outweighs what
+// else is wrong with it.
 type scanner struct {
 	b     []byte
 	i     int
 	depth int
 	fault fault
+	place string // what is being read, as a path of standard names; may be empty
 
 	// Of the last string that str has read.
 	escaped bool // it holds a backslash
 	lone    bool // it holds an escape of half a surrogate pair
 
-	lax     bool   // names may repeat, and be half a surrogate pair
-	names   []name // of the objects under way, the innermost last
+	lax     bool // only the syntax counts
+	names   nameSet
 	scratch []byte // decoded names and values that had escapes
-	table   nameTable
-	objects uint32 // counts objects, to tell their names apart in table
 }
 
 type fault struct {
 	code   int
 	offset int
 	reason string
+	place  string
 }
 
 func (s *scanner) reset(b []byte) {
-	s.b, s.i, s.depth, s.fault, s.lax = b, 0, 0, fault{}, false
-	s.names, s.scratch, s.objects = s.names[:0], s.scratch[:0], 0
-	s.table.reset()
+	s.b, s.i, s.depth, s.fault, s.place, s.lax = b, 0, 0, fault{}, "", false
+	s.names.reset()
+	s.scratch = s.scratch[:0]
+	if cap(s.scratch) > bigBuffer {
+		s.scratch = nil
+	}
 }
 
-// fail notes the first fault and returns false.
-func (s *scanner) fail(code int, reason string) bool { return s.failAt(s.i, code, reason) }
-
-func (s *scanner) failAt(offset, code int, reason string) bool {
-	if s.fault.code == 0 {
-		s.fault = fault{code, offset, reason}
+// fail notes a fault behind which nothing can be read, and returns false.
+func (s *scanner) fail(code int, reason string) bool {
+	if s.fault.code == 0 || code == CodeParse && s.fault.code != CodeParse {
+		s.fault = fault{code, s.i, reason, s.place}
 	}
 	return false
+}
+
+// note notes what is JSON, but not read alike by everybody. Reading goes on.
+func (s *scanner) note(offset int, reason string) {
+	if s.fault.code == 0 {
+		s.fault = fault{CodeInvalid, offset, reason, s.place}
+	}
 }
 
 func (s *scanner) space() {
 	for s.i < len(s.b) {
 		switch s.b[s.i] {
-		case ' ', '\t', '\r', '\n':
+		case ' ', '\t', '\n':
+			s.i++
+		case '\r':
+			// Who reads lines in text mode, as Python and Java do, ends one at a
+			// bare carriage return: what is between two of them would be a frame
+			// of its own, which nobody has judged. CRLF is no line's inside.
+			if !s.lax && s.i+1 < len(s.b) && s.b[s.i+1] != '\n' {
+				s.note(s.i, "carriage return between values")
+			}
 			s.i++
 		default:
 			return
@@ -71,17 +87,26 @@ func (s *scanner) peek() byte {
 	return 0
 }
 
-// valid reports whether b is one JSON value, in whatever way objects repeat
-// their names.
+// valid reports whether b is JSON, in whatever way objects repeat their names:
+// a string, or objects and arrays one behind the other, as in a log of JSON lines.
 func (s *scanner) valid(b []byte) bool {
 	s.reset(b)
 	s.lax = true
 	s.space()
-	if !s.value() {
-		return false
+	if s.peek() == '"' {
+		if !s.str() {
+			return false
+		}
+		s.space()
+		return s.i == len(b)
 	}
-	s.space()
-	return s.i == len(b)
+	for s.i < len(b) {
+		if c := b[s.i]; c != '{' && c != '[' || !s.value() {
+			return false
+		}
+		s.space()
+	}
+	return true
 }
 
 // value reads one value.
@@ -321,9 +346,7 @@ func (s *scanner) object(r memberReader) bool {
 	if !s.enter() {
 		return false
 	}
-	base := len(s.names)
-	s.objects++
-	object := s.objects
+	base := len(s.names.names)
 	s.space()
 	if s.peek() == '}' {
 		s.i++
@@ -342,11 +365,11 @@ func (s *scanner) object(r memberReader) bool {
 		var n []byte
 		if !s.lax {
 			if s.lone {
-				return s.failAt(start, CodeInvalid, "half a surrogate pair in a name")
+				s.note(start, "half a surrogate pair in a name")
 			}
 			n = s.decoded(start, s.i)
-			if !s.unique(object, base, n) {
-				return s.failAt(start, CodeInvalid, "duplicate name")
+			if !s.names.add(base, n) {
+				s.note(start, "duplicate name")
 			}
 		}
 		s.space()
@@ -369,7 +392,7 @@ func (s *scanner) object(r memberReader) bool {
 		case '}':
 			s.i++
 			s.depth--
-			s.names = s.names[:base]
+			s.names.end(base)
 			return true
 		default:
 			return s.fail(CodeParse, "expected , or } in an object")
@@ -385,85 +408,4 @@ func (s *scanner) decoded(start, end int) []byte {
 	at := len(s.scratch)
 	s.scratch = Unquote(s.scratch, s.b[start:end])
 	return s.scratch[at:len(s.scratch):len(s.scratch)]
-}
-
-// A name is one that an object under way has had.
-type name struct {
-	text   []byte
-	object uint32
-}
-
-// fewNames is how many names are compared one by one. More go into a table:
-// otherwise an object of n names would cost n² steps.
-const fewNames = 8
-
-// unique adds a name to the object whose names start at base, and reports
-// whether it is new there.
-func (s *scanner) unique(object uint32, base int, text []byte) bool {
-	n := name{text, object}
-	have := len(s.names) - base
-	s.names = append(s.names, n)
-	if have < fewNames {
-		for _, other := range s.names[base : base+have] {
-			if bytes.Equal(other.text, text) {
-				return false
-			}
-		}
-		return true
-	}
-	if have == fewNames {
-		for _, other := range s.names[base : base+have] {
-			s.table.add(other)
-		}
-	}
-	return s.table.add(n)
-}
-
-// A nameTable is a set of names with their objects: open addressing, linear
-// probing, a random seed so that nobody can choose names that collide.
-type nameTable struct {
-	slots []name // length is a power of two; object 0 means free
-	used  int
-}
-
-var seed = maphash.MakeSeed()
-
-// keptSlots is how large a table is kept for the next frame.
-const keptSlots = 1 << 12
-
-func (t *nameTable) reset() {
-	if t.used == 0 {
-		return
-	}
-	t.used = 0
-	if len(t.slots) > keptSlots {
-		t.slots = nil
-		return
-	}
-	clear(t.slots)
-}
-
-// add reports whether n is new.
-func (t *nameTable) add(n name) bool {
-	if 4*(t.used+1) > 3*len(t.slots) {
-		old := t.slots
-		t.slots = make([]name, max(2*len(old), 64))
-		t.used = 0
-		for _, o := range old {
-			if o.object != 0 {
-				t.add(o)
-			}
-		}
-	}
-	mask := uint64(len(t.slots) - 1)
-	at := (maphash.Bytes(seed, n.text) + uint64(n.object)*0x9e3779b97f4a7c15) & mask
-	for t.slots[at].object != 0 {
-		if o := t.slots[at]; o.object == n.object && bytes.Equal(o.text, n.text) {
-			return false
-		}
-		at = (at + 1) & mask
-	}
-	t.slots[at] = n
-	t.used++
-	return true
 }

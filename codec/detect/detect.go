@@ -13,8 +13,9 @@ import "slices"
 
 // A Detector finds one kind of value.
 type Detector struct {
-	name string
-	find func(text []byte, found func(start, end int))
+	name  string
+	find  func(text []byte, found func(start, end int))
+	under func(name, text []byte) bool // may be nil
 }
 
 // Name returns the name that configurations use.
@@ -24,10 +25,14 @@ func (d Detector) Name() string { return d.name }
 // without overlaps.
 func (d Detector) Find(text []byte, found func(start, end int)) { d.find(text, found) }
 
+// Under reports whether text, the whole value of the member of that name in an
+// object, is one for its name's sake.
+func (d Detector) Under(name, text []byte) bool { return d.under != nil && d.under(name, text) }
+
 var detectors = []Detector{
-	{"credit_card", findCards},
-	{"email", findEmails},
-	{"secrets", findSecrets},
+	{"credit_card", findCards, nil},
+	{"email", findEmails, nil},
+	{"secrets", findSecrets, isSecretUnder},
 }
 
 // Names returns the names of all detectors, sorted.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // find returns what the detector finds in text.
@@ -45,6 +46,8 @@ func TestFind(t *testing.T) {
 		{"email", "react@18.2.0 @scope/pkg@1.0.0 user@host git@github.com:org/repo.git @ a@ @b.com a.@b.com x@-b.com x@b..com", nil},
 		{"email", strings.Repeat("@", 1000), nil},
 
+		{"email", strings.Repeat("語", 30) + "@example.com", []string{strings.Repeat("語", 21) + "@example.com"}},
+
 		{"credit_card", "4111111111111111", []string{"4111111111111111"}},
 		{"credit_card", "card 4111 1111 1111 1111, 5500-0055-5555-5559 and 378282246310005.", []string{"4111 1111 1111 1111", "5500-0055-5555-5559", "378282246310005"}},
 		{"credit_card", "3782 822463 10005", []string{"3782 822463 10005"}},
@@ -82,6 +85,32 @@ func TestFind(t *testing.T) {
 	}
 }
 
+func TestUnder(t *testing.T) {
+	tests := []struct {
+		name, value string
+		want        bool
+	}{
+		{"password", "hunter2-Xyz9", true},
+		{"DB_PASSWORD", "hunter2-Xyz9", true},
+		{"clientSecret", "a1B2c3D4e5F6", true},
+		{"passwordHint", "hunter2-Xyz9", false},
+		{"password", "at least 8 characters", false},
+		{"password", "string", false},
+		{"password", "${DB_PASSWORD_1}", false},
+		{"password", "[masked:secrets]", false},
+		{"commit", "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b", false},
+	}
+	for _, tt := range tests {
+		d, _ := ByName("secrets")
+		if got := d.Under([]byte(tt.name), []byte(tt.value)); got != tt.want {
+			t.Errorf("%q under %q: %v, want %v", tt.value, tt.name, got, tt.want)
+		}
+	}
+	if d, _ := ByName("email"); d.Under([]byte("password"), []byte("hunter2-Xyz9")) {
+		t.Error("email knows passwords")
+	}
+}
+
 // FuzzFind checks that offsets lie in order in the text (find does), and that
 // no detector finds the mask of another.
 func FuzzFind(f *testing.F) {
@@ -89,6 +118,12 @@ func FuzzFind(f *testing.F) {
 	f.Add("postgres://a:b@c -----BEGIN PRIVATE KEY----- Bearer eyJ")
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, name := range Names() {
+			d, _ := ByName(name)
+			d.Find([]byte(text), func(start, end int) {
+				if utf8.ValidString(text) && !utf8.ValidString(text[start:end]) {
+					t.Fatalf("%s cuts a character apart in %q", name, text[start:end])
+				}
+			})
 			find(t, name, text)
 			if got := find(t, name, "[masked:"+name+"]"); got != nil {
 				t.Fatalf("%s finds its own mask", name)

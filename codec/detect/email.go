@@ -1,6 +1,9 @@
 package detect
 
-import "bytes"
+import (
+	"bytes"
+	"unicode/utf8"
+)
 
 const (
 	maxLocal  = 64  // RFC 5321
@@ -24,7 +27,7 @@ func findEmails(text []byte, found func(start, end int)) {
 		for start > done && i-start < maxLocal && isLocal(text[start-1]) {
 			start--
 		}
-		for start < i && text[start] != '_' && !is(text[start], alnum|beyond) {
+		for start < i && (text[start] != '_' && !is(text[start], alnum|beyond) || !utf8.RuneStart(text[start])) {
 			start++
 		}
 		if start == i || text[i-1] == '.' || string(text[start:i]) == "git" {
@@ -34,7 +37,7 @@ func findEmails(text []byte, found func(start, end int)) {
 		for end < len(text) && end-i <= maxDomain && is(text[end], alnum|dash|dot|beyond) {
 			end++
 		}
-		for end > i+1 && is(text[end-1], dash|dot) {
+		for end > i+1 && (is(text[end-1], dash|dot) || end < len(text) && !utf8.RuneStart(text[end])) {
 			end--
 		}
 		if !isDomain(text[i+1 : end]) {

@@ -264,6 +264,13 @@ func findNamed(text []byte, i int) (start, end int) {
 	return at, end
 }
 
+// isSecretUnder is findNamed for JSON, where name and value are known for sure. A
+// value with a blank in it describes: "at least 8 characters" is no password.
+func isSecretUnder(name, value []byte) bool {
+	return namesSecret(name) && len(value) >= 8 && len(value) <= 256 && !bytes.ContainsAny(value, " \t\r\n") &&
+		!placeholder(value) && varied(value)
+}
+
 func endsValue(c, closing byte) bool {
 	if closing != 0 {
 		return c == closing || c == '\n'
