@@ -12,7 +12,7 @@ import { CreateMessageRequestSchema, ElicitRequestSchema, ListRootsRequestSchema
 
 const broker = process.argv[2];
 const everything = join(import.meta.dirname, "node_modules/@modelcontextprotocol/server-everything/dist/index.js");
-const inspector = join(import.meta.dirname, "node_modules/.bin/mcp-inspector-cli");
+const inspector = join(import.meta.dirname, "node_modules/.bin/mcp-inspector");
 // The server tells its environment, so that it is given one.
 const server = ["env", "-i", `PATH=${process.env.PATH}`, process.execPath, everything, "stdio"];
 const env = { PATH: process.env.PATH, HOME: process.env.HOME };
@@ -77,7 +77,9 @@ async function observe(command, commandArgs) {
     const progress = [];
     const options = name.includes("long-running") ? { onprogress: (p) => progress.push(p) } : {};
     try {
-      seen[`call ${name}`] = { result: await client.callTool({ name, arguments: args[name] ?? {} }, undefined, options), progress };
+      const result = await client.callTool({ name, arguments: args[name] ?? {} }, undefined, options);
+      // The SDK drops a progress that it reads together with the result, so only the first is sure.
+      seen[`call ${name}`] = { result, progress: progress.slice(0, 1) };
     } catch (e) {
       seen[`call ${name}`] = { error: e.message, code: e.code };
     }
@@ -122,7 +124,7 @@ ${token}servers: {everything: {stdio: ${JSON.stringify(server)}}}
   }
   console.log(`TypeScript SDK: ${direct.tools.length} tools and ${Object.keys(direct).length - direct.tools.length} other answers are the same over TLS and QUIC (${compared} comparisons)`);
 
-  const list = (...command) => JSON.parse(execFileSync(inspector, [...command, "--method", "tools/list"], { env, encoding: "utf8" }).replace(/^[^{]*/, ""));
+  const list = (...command) => JSON.parse(execFileSync(inspector, ["--cli", ...command, "--method", "tools/list"], { env, encoding: "utf8" }).replace(/^[^{]*/, ""));
   // The inspector's CLI takes options of its own anywhere, so broker's stand in a script.
   const script = join(dir, "connect");
   writeFileSync(script, `#!/bin/sh\nexec ${broker} connect everything --broker ${addr} --identity ${join(dir, "ada.pem")}\n`, { mode: 0o700 });
