@@ -544,3 +544,61 @@ func (l *slowLink) Write(p []byte) (int, error) {
 	l.queue <- delayed{time.Now(), bytes.Clone(p)}
 	return len(p), nil
 }
+
+// BenchmarkTunnels is why an agent keeps several tunnels: 200 bytes there and
+// back while another session carries a big answer, through the same tunnel or
+// another, each over a connection of 50 MB/s.
+func BenchmarkTunnels(b *testing.B) {
+	for _, tunnels := range []int{1, 2} {
+		b.Run(fmt.Sprintf("%d", tunnels), func(b *testing.B) {
+			var bulk, small [2]Conn
+			for i := range tunnels {
+				x, y := tcpPair(b)
+				client, server := tunnelPair(b, x, &rateLink{y, 50 << 20}, TunnelOptions{})
+				open := func() (pair [2]Conn) {
+					c, err := client.Open(b.Context())
+					if err != nil {
+						b.Fatal(err)
+					}
+					s, err := server.Accept()
+					if err != nil {
+						b.Fatal(err)
+					}
+					return [2]Conn{c, s}
+				}
+				if i == 0 {
+					bulk = open()
+				}
+				small = open() // in the last tunnel
+			}
+			go func() {
+				big := make([]byte, 1<<20)
+				for {
+					if _, err := bulk[1].Write(big); err != nil {
+						return
+					}
+				}
+			}()
+			go io.Copy(io.Discard, bulk[0])
+			go io.Copy(struct{ io.Writer }{small[1]}, struct{ io.Reader }{small[1]})
+			buf := make([]byte, 200)
+			for b.Loop() {
+				small[0].Write(buf)
+				if _, err := io.ReadFull(small[0], buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// A rateLink writes so many bytes a second.
+type rateLink struct {
+	net.Conn
+	rate int
+}
+
+func (l *rateLink) Write(p []byte) (int, error) {
+	time.Sleep(time.Duration(len(p)) * time.Second / time.Duration(l.rate))
+	return l.Conn.Write(p)
+}
