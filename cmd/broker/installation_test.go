@@ -57,7 +57,10 @@ func startProcess(t testing.TB, dir string, args ...string) *process {
 			p.cmd.Process.Signal(syscall.SIGTERM)
 			p.cmd.Wait()
 		}
-		if t.Failed() || os.Getenv("SHOWLOG") != "" {
+		if strings.Contains(p.log.String(), "DATA RACE") {
+			t.Error("there is a data race")
+		}
+		if t.Failed() {
 			t.Logf("broker %s:\n%s", strings.Join(args, " "), p.log)
 		}
 	})

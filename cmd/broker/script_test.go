@@ -16,7 +16,12 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
+// quickRace keeps the processes of a test that the race detector is in from
+// sleeping for a second at their end.
+const quickRace = "atexit_sleep_ms=0"
+
 func TestMain(m *testing.M) {
+	os.Setenv("GORACE", quickRace)
 	testscript.Main(m, map[string]func(){"broker": main, "sdk-server": sdkServer})
 }
 
@@ -27,6 +32,7 @@ func TestScript(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
+			e.Setenv("GORACE", quickRace)
 			e.Setenv("PORT", strconv.Itoa(freePort(t)))
 			return nil
 		},
