@@ -244,11 +244,12 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 		defer b.leave(a)
 		log = log.With("subject", a.identity.Subject, "server", a.server)
 	}
-	r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: b.o.Limits.Frame})}
 	if err != nil {
+		r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: min(turnedAwayFrame, b.o.Limits.Frame)})}
 		b.turnAway(ctx, a, c, p, r, err, log)
 		return
 	}
+	r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: b.o.Limits.Frame})}
 
 	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
 	c.SetReadDeadline(time.Now().Add(b.o.Limits.Idle))
@@ -367,6 +368,10 @@ func (b *Broker) turnAway(ctx context.Context, a *admission, c stream.Conn, p st
 // server/discover and then initialize on one connection, and show the answer
 // to the second; more they need not.
 const turnedAwayFrames = 16
+
+// turnedAwayFrame bounds their frames, in bytes: who is not let in shall not
+// fill the memory.
+const turnedAwayFrame = 64 << 10
 
 // answerAll answers every request with refusal, for a moment and a few frames.
 func (b *Broker) answerAll(ctx context.Context, c stream.Conn, r *lineReader, rec Recording, session string, refusal *Refusal) {

@@ -52,7 +52,7 @@ func (l *lane) queue(v recorder.Verdict, line []byte) error {
 		if err := l.flushLocked(); err != nil {
 			return err
 		}
-		return l.deliver(append(line[:len(line):len(line)+1], '\n'), recorder.Frame{Direction: l.direction, Verdict: v, Bytes: line})
+		return l.deliver(append(line, '\n'), recorder.Frame{Direction: l.direction, Verdict: v, Bytes: line})
 	}
 	l.buf = append(append(l.buf, line...), '\n')
 	l.frames = append(l.frames, recorder.Frame{Direction: l.direction, Verdict: v})

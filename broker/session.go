@@ -352,7 +352,7 @@ func (s *session) pumpS2C() error {
 		case err == nil:
 			out, err = s.s2c(&p, &v, out, line)
 		case errors.Is(err, io.ErrUnexpectedEOF):
-			s.toClient.queue(recorder.Blocked, line)
+			s.keepBack(&v, line)
 			s.toClient.flush()
 			return errServerClosed
 		case err == io.EOF:
@@ -368,6 +368,7 @@ func (s *session) pumpS2C() error {
 			}
 		}
 		if err != nil {
+			s.toClient.flush() // what came before is good
 			return err
 		}
 	}
@@ -381,7 +382,7 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 	f, err := p.Parse(line, codec.S2C)
 	if err != nil {
 		s.log.Warn("server sent what is not a valid frame", "error", err)
-		s.toClient.queue(recorder.Blocked, line)
+		s.keepBack(v, line)
 		s.toClient.flush()
 		return out, errServerFrame
 	}
@@ -393,7 +394,8 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 	case f.Kind == codec.Response && !bytes.Equal(f.ID, []byte("null")):
 		req, ok := s.fromClient.done(f.ID)
 		if !ok { // cancelled, or answered before
-			return out, s.toClient.queue(recorder.Blocked, line)
+			verdict = recorder.Blocked
+			break
 		}
 		if req.method == "tools/list" && f.Result != nil && v.terms.HidesTools() {
 			var dropped int
@@ -408,20 +410,32 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 	case f.Kind == codec.Request:
 		if s.fromServer.add(f) != added {
 			s.log.Warn("server repeats the id of a request in flight, or asks too much at once")
-			return out, s.toClient.queue(recorder.Blocked, line)
+			verdict = recorder.Blocked
 		}
 	case f.Kind == codec.Notification && string(f.Method) == "notifications/cancelled":
 		s.forget(&s.fromServer, f)
 	}
 	if v.masker != nil {
 		var findings []codec.Finding
-		if out, findings = v.masker.Mask(out[:0], f); len(findings) > 0 {
+		if out, findings = v.masker.Mask(out[:0], f); len(findings) > 0 && verdict != recorder.Blocked {
 			verdict = recorder.Masked
 		}
 		out = append(out, '\n')
 		line = out[:len(out)-1]
 	}
 	return out, s.toClient.queue(verdict, line)
+}
+
+// keepBack puts what is no frame on record, as far as the policy lets it be seen.
+func (s *session) keepBack(v *view, line []byte) error {
+	if err := s.refresh(v); err != nil {
+		return err
+	}
+	if v.masker != nil {
+		masked := v.masker.MaskText(make([]byte, 0, len(line)+1), line)
+		line = append(masked, '\n')[:len(masked)]
+	}
+	return s.toClient.queue(recorder.Blocked, line)
 }
 
 // filterTools leaves out of an answer to tools/list what the policy refuses

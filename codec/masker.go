@@ -104,6 +104,19 @@ func (m *Masker) Mask(dst []byte, f *Frame) (out []byte, findings []Finding) {
 	return m.replace(dst, f.Line, m.spans), m.findings
 }
 
+// MaskText appends text, which is no frame that a Parser accepts, to dst with
+// every finding masked. It makes what is on record of such a frame harmless;
+// what escapes hide in it, it does not find.
+func (m *Masker) MaskText(dst, text []byte) []byte {
+	m.layer, m.spans, m.scratch = 0, m.spans[:0], m.scratch[:0]
+	if len(m.detectors) > 0 {
+		m.look(text, nil)
+	}
+	m.b, m.text = nil, nil
+	m.check.b = nil
+	return m.replace(dst, text, m.spans)
+}
+
 // replace appends text to dst with these spans replaced.
 func (m *Masker) replace(dst, text []byte, spans []span) []byte {
 	at := 0

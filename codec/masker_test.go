@@ -107,6 +107,21 @@ func TestMaskErrorsAndNotifications(t *testing.T) {
 	}
 }
 
+func TestMaskText(t *testing.T) {
+	m := newMasker("email")
+	for in, want := range map[string]string{
+		`{"a":"ada@example.com"`:          `{"a":"[masked:email]"`,
+		`{"a":["ada@example.com"],"n":1}`: `{"a":["[masked:email]"],"n":1}`,
+		"\xff ada@example.com":            "\xff [masked:email]",
+		"nothing":                         "nothing",
+		"":                                "",
+	} {
+		if got := string(m.MaskText(nil, []byte(in))); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 // FuzzMask checks the laws of masking.
 func FuzzMask(f *testing.F) {
 	f.Add(`{"a":"x \u0061da@example.com","b":[4111111111111111,"{\"c\":\"d@e.fr\"}"]}`)
