@@ -132,7 +132,7 @@ func (d *demonstration) around(ctx context.Context, in *installation, keep bool)
 func (d *demonstration) play(ctx context.Context, in *installation) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	d.say("broker", "listens on %s (TLS and QUIC); policy: demo/broker.yaml; MCP server: a child process beside its agent", d.addr)
+	d.say("broker", "listens on %s (TLS and QUIC), by %s; its MCP server is a child process", d.addr, d.file("broker.yaml"))
 	bundle, err := d.issue(in)
 	if err != nil {
 		return err

@@ -397,3 +397,68 @@ func serial(t *testing.T, addr string) string {
 	defer c.Close()
 	return c.ConnectionState().PeerCertificates[0].SerialNumber.String()
 }
+
+// TestClientCertificates checks whose certificates count: those of the broker's
+// own CA and of tls.client_ca, while they are valid.
+func TestClientCertificates(t *testing.T) {
+	dir := t.TempDir()
+	corporate, err := identity.OpenCA(filepath.Join(dir, "corporate"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := identity.OpenCA(filepath.Join(dir, "stranger"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "corporate.pem"), string(encodeCertificate(corporate.Certificate())))
+	b := startBroker(t, dir, `tls: {client_ca: [corporate.pem]}
+servers: {near: {stdio: [cat]}}
+policy:
+  - {name: people, groups: [analysts], servers: [near], access: allow}
+  - {name: ci, users: ["spiffe://corp.example/ci"], servers: [near], access: allow}
+`)
+	own, err := identity.LoadCA(filepath.Join(dir, "data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ada := identity.Identity{Subject: "ada", Groups: []string{"analysts"}}
+	for _, tt := range []struct {
+		name string
+		ca   *identity.CA // nil: no certificate
+		id   identity.Identity
+		life time.Duration
+		want string
+	}{
+		{"own CA", own, ada, time.Hour, request(1)},
+		{"tls.client_ca", corporate, ada, time.Hour, request(1)},
+		{"SPIFFE ID", corporate, identity.Identity{Subject: "spiffe://corp.example/ci"}, time.Hour, request(1)},
+		{"another SPIFFE ID", corporate, identity.Identity{Subject: "spiffe://corp.example/cd"}, time.Hour, `"code":403,"message":"no rule gives spiffe://corp.example/cd access`},
+		{"expired", own, ada, -time.Minute, `"code":401,"message":"not signed in: client certificate expired at 20`},
+		{"unknown authority", stranger, ada, time.Hour, `"code":401,"message":"not signed in: client certificate was issued by an unknown authority"`},
+		{"none", nil, ada, time.Hour, `"code":401,"message":"not signed in: no client certificate"`},
+	} {
+		for transport, dial := range dials {
+			var cert tls.Certificate
+			if tt.ca != nil {
+				key, err := identity.NewKey()
+				if err != nil {
+					t.Fatal(err)
+				}
+				der, err := tt.ca.IssueUser(tt.id, key.Public(), tt.life)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cert = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+			}
+			c, err := dial(t.Context(), b.addr, clientTLS("near", "127.0.0.1", cert, []*x509.Certificate{own.Certificate()}))
+			if err != nil {
+				t.Fatalf("%s over %s: %v", tt.name, transport, err)
+			}
+			io.WriteString(c, request(1))
+			if got := nextLine(t, bufio.NewReader(c)); !strings.Contains(got, tt.want) {
+				t.Errorf("%s over %s: %q, want %q", tt.name, transport, got, tt.want)
+			}
+			c.Close()
+		}
+	}
+}
