@@ -59,6 +59,8 @@ func refusalOf(err error) *Refusal {
 		return &Refusal{Code: frame.Code, Reason: "refused: " + frame.Reason}
 	case errors.As(err, &remote):
 		return &Refusal{Code: remote.Code, Reason: remote.Message}
+	case errors.Is(err, errServerLate):
+		return errServerClosed
 	case errors.Is(err, recorder.ErrUnavailable):
 		return &Refusal{Code: CodeUnavailable, Reason: "the recorder is not available, so nothing may pass; try again later"}
 	default:
