@@ -22,7 +22,7 @@ import (
 type Identity struct {
 	Subject string
 	Groups  []string
-	Method  string // "certificate"
+	Method  string // how it was proven: "certificate", "oidc", "saml" or "workload"
 }
 
 // Bounds of what a certificate may say, in bytes and names.
