@@ -65,9 +65,10 @@ type Rule struct {
 	Groups   []string
 	Servers  []string
 	Access   Access
-	Duration time.Duration // of a session at the most; zero: no limit
+	Duration time.Duration // of a session at the most, or of a grant that is asked for without one; zero: no limit, or 1 h
 	Calls    []CallRule    // top to bottom, the first that is true decides; none: allow
 	Mask     []string      // names of detectors; the caller knows them
+	Asking   Asking        // where access or a call needs an approval
 }
 
 // A CallRule is a condition in CEL and what it decides. One of Deny, Approval
@@ -107,12 +108,17 @@ type Policy struct {
 
 type rule struct {
 	Rule
-	calls []condition
+	calls  []condition
+	asking asking
 }
 
 // Compile checks and compiles rules. Its error joins an [*Error] for each fault.
 func Compile(rules []Rule) (*Policy, error) {
 	env, err := newEnv()
+	if err != nil {
+		return nil, err
+	}
+	auto, err := newAutoEnv()
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +148,7 @@ func Compile(rules []Rule) (*Policy, error) {
 		if r.Access > Allow {
 			fault("access", errors.New("is none of allow, approval, deny"))
 		}
-		compiled := rule{Rule: r}
+		compiled := rule{Rule: r, asking: compileAsking(auto, r, fault)}
 		for j, c := range r.Calls {
 			cond, field, err := env.compile(c)
 			if err != nil {
@@ -176,6 +182,7 @@ type Terms struct {
 	Mask     []string
 
 	calls   []condition
+	asking  asking
 	session session
 }
 
@@ -194,7 +201,7 @@ func (p *Policy) Decide(id identity.Identity, server string) *Terms {
 		}
 		return &Terms{
 			Access: r.Access, Rule: r.Name, Duration: r.Duration, Mask: r.Mask,
-			calls: r.calls, session: session{server, id.Subject, id.Groups},
+			calls: r.calls, asking: r.asking, session: session{server, id.Subject, id.Groups},
 		}
 	}
 	return &Terms{}

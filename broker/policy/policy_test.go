@@ -43,7 +43,7 @@ func TestDecide(t *testing.T) {
 	p := compile(t,
 		Rule{Name: "not mallory", Users: []string{"mallory"}, Servers: []string{"*"}, Access: Deny},
 		Rule{Name: "analysts", Groups: []string{"analysts"}, Servers: []string{"bigquery", "sheets"}, Access: Allow, Duration: time.Hour},
-		Rule{Name: "ask", Users: []string{"*"}, Servers: []string{"prod"}, Access: Approval},
+		Rule{Name: "ask", Users: []string{"*"}, Servers: []string{"prod"}, Access: Approval, Asking: Asking{Approvers: Approvers{Users: []string{"grace"}}}},
 		Rule{Name: "any group", Groups: []string{"*"}, Servers: []string{"wiki"}, Access: Allow},
 	)
 	tests := []struct {
@@ -71,7 +71,13 @@ func TestDecide(t *testing.T) {
 
 // terms are ada's at bigquery with these call rules.
 func terms(t testing.TB, calls ...CallRule) *Terms {
-	return compile(t, Rule{Name: "r", Users: []string{"ada"}, Servers: []string{"bigquery"}, Access: Allow, Calls: calls}).
+	r := Rule{Name: "r", Users: []string{"ada"}, Servers: []string{"bigquery"}, Access: Allow, Calls: calls}
+	for _, c := range calls {
+		if c.Approval != "" {
+			r.Asking.Approvers.Users = []string{"grace"}
+		}
+	}
+	return compile(t, r).
 		Decide(identity.Identity{Subject: "ada", Groups: []string{"analysts"}}, "bigquery")
 }
 
@@ -163,6 +169,8 @@ func TestCompileErrors(t *testing.T) {
 	good := Rule{Name: "good", Users: []string{"*"}, Servers: []string{"*"}, Access: Allow}
 	with := func(change func(*Rule)) Rule { r := good; r.Name = "bad"; change(&r); return r }
 	call := func(c CallRule) Rule { return with(func(r *Rule) { r.Calls = []CallRule{{Deny: "true"}, c} }) }
+	asks := func(a Asking) Rule { return with(func(r *Rule) { r.Access = Approval; r.Asking = a }) }
+	grace := Approvers{Users: []string{"grace"}}
 	tests := []struct {
 		rule Rule
 		want string
@@ -175,7 +183,15 @@ func TestCompileErrors(t *testing.T) {
 		{call(CallRule{Deny: "true", Allow: "true"}), "policy[1].calls[1]: needs one of"},
 		{call(CallRule{Deny: "arg.sql == ''"}), "policy[1].calls[1].deny: undeclared reference to 'arg' (did you mean 'args'?)"},
 		{call(CallRule{Allow: "tol == ''"}), "policy[1].calls[1].allow: undeclared reference to 'tol' (did you mean 'tool'?)"},
-		{call(CallRule{Approval: "tool"}), "policy[1].calls[1].approval: is of type string, not bool"},
+		{call(CallRule{Allow: "tool"}), "policy[1].calls[1].allow: is of type string, not bool"},
+		{call(CallRule{Approval: "true"}), "policy[1]: asks for approval and names nobody"},
+		{asks(Asking{}), "policy[1]: asks for approval and names nobody"},
+		{asks(Asking{Approvers: Approvers{Users: grace.Users, Count: -1}}), "policy[1].approvers.count: must be"},
+		{asks(Asking{Approvers: grace, Reason: "("}), `policy[1].reason: is neither "required" nor a pattern`},
+		{asks(Asking{Auto: "subjct == ''"}), "policy[1].auto: undeclared reference to 'subjct'"},
+		{asks(Asking{Auto: "subject"}), "policy[1].auto: is of type string, not bool"},
+		{with(func(r *Rule) { r.Asking.Approvers = grace }), "policy[1]: names approvers, auto or break_glass"},
+		{with(func(r *Rule) { r.Duration = time.Hour; r.Asking.MaxDuration = time.Minute }), "policy[1].max_duration: is less"},
 		{call(CallRule{Deny: "tool =="}), "policy[1].calls[1].deny: Syntax error"},
 		{call(CallRule{Deny: "tool == 1"}), "policy[1].calls[1].deny: found no matching overload"},
 	}

@@ -1,0 +1,100 @@
+package grant
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"iter"
+	"time"
+)
+
+// A Store keeps records and events. Several goroutines may use it.
+//
+// A record is a JSON document of a kind, with a version: 1 when it is first
+// written, and one more each time.
+type Store interface {
+	// Commit writes all of c, or nothing. It numbers the events, in order. Once it
+	// has returned nil neither kill -9 nor a loss of power takes anything away. It
+	// returns ErrConflict if a record does not follow the version in the store.
+	Commit(ctx context.Context, c Change) error
+	// Records yields the records of a kind, by id.
+	Records(ctx context.Context, k Kind) iter.Seq2[Record, error]
+	// Record returns one record, or ErrNotFound.
+	Record(ctx context.Context, k Kind, id string) (Record, error)
+	// Events yields the events with numbers above after.
+	Events(ctx context.Context, after uint64) iter.Seq2[Event, error]
+	Close() error
+}
+
+// ErrConflict is returned by Commit if somebody else has changed a record.
+var ErrConflict = errors.New("changed by somebody else meanwhile")
+
+// A Kind of records.
+type Kind string
+
+const (
+	Requests Kind = "request"
+	Grants   Kind = "grant"
+	Blocks   Kind = "disabled"
+	Cursors  Kind = "cursor" // up to where events have been exported
+)
+
+// A Record is one document.
+type Record struct {
+	Kind    Kind
+	ID      string
+	Version uint64 // that it gets; the one in the store is one less
+	Data    json.RawMessage
+	Delete  bool
+}
+
+// A Change is what is written at once.
+type Change struct {
+	Records []Record
+	Events  []Event
+}
+
+// Schema is the version of an Event's JSON. Fields may be added to it; one that
+// changes its meaning or goes makes it another.
+const Schema = 1
+
+// An Event is one step, for auditors. docs/audit.md describes its JSON.
+type Event struct {
+	Schema  int               `json:"schema"`
+	Seq     uint64            `json:"seq"` // 1, 2, 3, … without a gap
+	Time    time.Time         `json:"time"`
+	Type    string            `json:"type"`
+	Actor   string            `json:"actor,omitempty"`   // who did it; empty: the broker
+	Subject string            `json:"subject,omitempty"` // whom it is about
+	Server  string            `json:"server,omitempty"`
+	Rule    string            `json:"rule,omitempty"`
+	Request string            `json:"request,omitempty"`
+	Grant   string            `json:"grant,omitempty"`
+	Session string            `json:"session,omitempty"`
+	Reason  string            `json:"reason,omitempty"`
+	Via     string            `json:"via,omitempty"`
+	Detail  map[string]string `json:"detail,omitempty"`
+}
+
+// The types of events.
+const (
+	RequestCreated  = "request.created"
+	RequestViewed   = "request.viewed"
+	RequestApproved = "request.approved" // one vote
+	RequestDenied   = "request.denied"
+	RequestLapsed   = "request.lapsed"
+	GrantStarted    = "grant.started"
+	GrantUsed       = "grant.used"
+	GrantExpired    = "grant.expired"
+	GrantRevoked    = "grant.revoked"
+	GrantReviewed   = "grant.reviewed" // after break-glass
+
+	IdentityDisabled = "identity.disabled"
+	IdentityEnabled  = "identity.enabled"
+	SignedIn         = "identity.signed_in"
+	SignInRefused    = "identity.sign_in_refused"
+	Issued           = "certificate.issued"
+	CARotated        = "ca.rotated"
+	NoticeDelivered  = "notice.delivered"
+	NoticeFailed     = "notice.failed"
+)
