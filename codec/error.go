@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"strconv"
 )
 
 // JSON-RPC's own codes, and the broker's for what a Reader refuses.
@@ -28,27 +27,6 @@ func (e *Error) Error() string {
 		return "codec: " + e.Reason
 	}
 	return fmt.Sprintf("codec: %s at offset %d", e.Reason, e.Offset)
-}
-
-// AppendError appends a JSON-RPC error response to dst. A nil id is null. data
-// is left out if it is nil, or nothing that encoding/json can marshal.
-func AppendError(dst, id []byte, code int, message string, data any) []byte {
-	dst = append(dst, `{"jsonrpc":"2.0","id":`...)
-	if id == nil {
-		id = null
-	}
-	dst = append(dst, id...)
-	dst = append(dst, `,"error":{"code":`...)
-	dst = strconv.AppendInt(dst, int64(code), 10)
-	dst = append(dst, `,"message":`...)
-	m, _ := marshal(message) // a string always can be
-	dst = append(dst, m...)
-	if data != nil {
-		if d, err := marshal(data); err == nil {
-			dst = append(append(dst, `,"data":`...), d...)
-		}
-	}
-	return append(dst, "}}"...)
 }
 
 // marshal is json.Marshal without its escapes for HTML: people read what it writes.

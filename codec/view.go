@@ -3,6 +3,7 @@ package codec
 import (
 	"bytes"
 	"iter"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -201,4 +202,37 @@ func Filter(dst []byte, f *Frame, array []byte, keep func(element []byte) bool) 
 	}
 	dst = append(dst, array[end:]...)
 	return append(dst, f.Line[start+len(array):]...), dropped
+}
+
+// Without appends f.Line to dst without the members of object that have one of
+// these names. object is a view within f.Line. What stays keeps its bytes.
+func Without(dst []byte, f *Frame, object []byte, names ...string) []byte {
+	start := cap(f.Line) - cap(object) // both end where their array ends
+	dst = append(dst, f.Line[:start]...)
+	i := skipSpace(object, 0) + 1 // behind the bracket
+	dst = append(dst, object[:i]...)
+	kept, dropped := 0, 0
+	end := i // of the member before
+	for i = skipSpace(object, i); i < len(object) && object[i] == '"'; i = skipSpace(object, i) {
+		at := i
+		i = skipString(object, i)
+		name := Unquote(nil, object[at:i])
+		i = skipValue(object, skipSpace(object, skipSpace(object, i)+1))
+		between, member := object[end:at], object[at:i]
+		end = i
+		if i = skipSpace(object, i); i < len(object) && object[i] == ',' {
+			i++
+		}
+		if slices.Contains(names, string(name)) {
+			dropped++
+			continue
+		}
+		if kept == 0 && dropped > 0 {
+			_, between, _ = bytes.Cut(between, []byte(","))
+		}
+		kept++
+		dst = append(append(dst, between...), member...)
+	}
+	dst = append(dst, object[end:]...)
+	return append(dst, f.Line[start+len(object):]...)
 }
