@@ -14,17 +14,20 @@ import (
 	"time"
 
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
 	"example.com/broker/stream"
 )
 
 // agentCertificate is the life of an agent's certificate. The agent renews it
-// when two thirds are over.
-const agentCertificate = 24 * time.Hour
+// when two thirds are over; a broker or an agent that was down over a long
+// weekend shall not need a new token.
+const agentCertificate = 7 * 24 * time.Hour
 
 // agents is the registry of connected agents.
 type agents struct {
 	ca        *identity.CA
+	desk      *grant.Desk
 	tokens    *identity.Tokens
 	verifier  *identity.Verifier
 	handshake time.Duration
@@ -45,11 +48,12 @@ type linked struct {
 type tunnel struct {
 	*stream.Tunnel
 	servers []string
+	serial  string // of the agent's certificate, in hex
 }
 
 func newAgents(o Options) *agents {
 	a := &agents{
-		ca: o.CA, tokens: o.Tokens,
+		ca: o.CA, desk: o.Desk, tokens: o.Tokens,
 		handshake: o.Limits.Handshake, tunnel: o.Tunnel,
 		log: o.Logger, linked: map[string]*linked{},
 	}
@@ -78,9 +82,37 @@ func (a *agents) serve(ctx context.Context, c stream.Conn, p stream.Peer) {
 			req.Refuse(&agent.Error{Code: CodeNotSignedIn, Message: err.Error()})
 			return
 		}
-		a.hello(ctx, req, name, p.Certificates[0].NotAfter, log.With("agent", name))
+		if serial := p.Certificates[0].SerialNumber.Text(16); a.disabled(name, serial) {
+			log.Warn("agent refused", "agent", name, "error", errAgentDisabled)
+			req.Refuse(errAgentDisabled)
+			return
+		}
+		a.hello(ctx, req, name, p.Certificates[0], log.With("agent", name))
 	default:
 		req.Refuse(&agent.Error{Code: -32601, Message: "no method " + req.Method})
+	}
+}
+
+var errAgentDisabled = &agent.Error{Code: CodeNotSignedIn, Message: "this agent has been disabled"}
+
+func (a *agents) disabled(name, serial string) bool {
+	return a.desk != nil && a.desk.IsAgentDisabled(name, serial)
+}
+
+// endDisabled ends the tunnels of agents that are disabled.
+func (a *agents) endDisabled() {
+	var end []*tunnel
+	a.mu.Lock()
+	for name, l := range a.linked {
+		for _, t := range l.tunnels {
+			if a.disabled(name, t.serial) {
+				end = append(end, t)
+			}
+		}
+	}
+	a.mu.Unlock()
+	for _, t := range end {
+		t.Close()
 	}
 }
 
@@ -90,11 +122,16 @@ func (a *agents) join(req *agent.Request, log *slog.Logger) {
 		req.Refuse(err)
 		return
 	}
-	log = log.With("agent", join.Name)
+	log = log.With("agent", short(join.Name))
 	// The request is looked at before the token is spent.
 	csr, err := parseCSR(join.CSR)
 	if err != nil {
 		req.Refuse(err)
+		return
+	}
+	if a.disabled(join.Name, "") {
+		log.Warn("agent refused", "error", errAgentDisabled)
+		req.Refuse(errAgentDisabled)
 		return
 	}
 	if err := a.tokens.Redeem(join.Token, join.Name); err != nil {
@@ -143,7 +180,7 @@ func (a *agents) issue(name string, csr *x509.CertificateRequest) (agent.Issued,
 }
 
 // hello keeps one tunnel of the agent until it ends.
-func (a *agents) hello(ctx context.Context, req *agent.Request, name string, until time.Time, log *slog.Logger) {
+func (a *agents) hello(ctx context.Context, req *agent.Request, name string, cert *x509.Certificate, log *slog.Logger) {
 	var hello agent.Hello
 	if err := req.Decode(&hello); err != nil {
 		req.Refuse(err)
@@ -161,8 +198,11 @@ func (a *agents) hello(ctx context.Context, req *agent.Request, name string, unt
 	stop := context.AfterFunc(ctx, func() { yt.Close() })
 	defer stop()
 	defer yt.Close()
-	t := &tunnel{yt, hello.Servers}
-	a.add(name, t, until)
+	t := &tunnel{yt, hello.Servers, cert.SerialNumber.Text(16)}
+	a.add(name, t, cert.NotAfter)
+	if a.disabled(name, t.serial) { // meanwhile
+		t.Close()
+	}
 	log.Info("tunnel is up", "servers", hello.Servers)
 
 	var requests sync.WaitGroup
@@ -204,8 +244,11 @@ func (a *agents) expire(name string, l *linked) {
 	a.mu.Lock()
 	tunnels := slices.Clone(l.tunnels)
 	late := time.Now().Before(l.until)
+	if late { // renewed while the timer fired, or the clock was put back
+		l.expiry.Reset(time.Until(l.until))
+	}
 	a.mu.Unlock()
-	if late { // renewed while the timer fired
+	if late {
 		return
 	}
 	a.log.Warn("agent's certificate has expired", "agent", name)
@@ -299,6 +342,10 @@ func (a *agents) open(ctx context.Context, name string, s agent.Session) (agent.
 		if errors.As(err, &refusal) {
 			return nil, refusal
 		}
+		// The agent may still reach the server, after we have gone.
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.handshake)
+		defer cancel()
+		agent.CloseSession(cctx, t.Tunnel, s.ID)
 		a.log.Warn("agent does not open a session", "agent", name, "session", s.ID, "error", err)
 		return nil, &Refusal{Code: CodeUnavailable, Reason: fmt.Sprintf("agent %q does not answer; try again", name)}
 	}

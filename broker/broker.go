@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
 	"example.com/broker/broker/policy"
 	"example.com/broker/codec"
@@ -57,6 +59,9 @@ type Options struct {
 	Servers map[string]Server
 	Local   *agent.Agent // reaches the servers that have no agent of their own; may be nil
 	Log     *recorder.Log
+	Desk    *grant.Desk      // where one asks for access; if nil, what needs an approval is refused
+	Sealer  *identity.Sealer // of what clients carry for the broker
+	URL     string           // of the broker's pages, without a slash at the end
 	Limits  Limits
 	Tunnel  stream.TunnelOptions
 	Logger  *slog.Logger // if nil, nothing is logged
@@ -69,6 +74,7 @@ type Broker struct {
 	policy atomic.Pointer[policy.Policy]
 	users  atomic.Pointer[identity.Verifier]
 	agents *agents
+	faces  faces
 
 	mu       sync.Mutex
 	draining bool
@@ -148,33 +154,86 @@ func (b *Broker) Drain(ctx context.Context) {
 	<-b.empty
 }
 
-// An admission is a client that has been let in.
-type admission struct {
-	identity identity.Identity
-	server   string
-	terms    *policy.Terms
+// EndDisabled ends the sessions and tunnels of those who are disabled.
+func (b *Broker) EndDisabled() {
+	b.mu.Lock()
+	for a, cancel := range b.sessions {
+		if b.o.Desk.IsDisabled(a.identity.Subject, a.serial) {
+			cancel(errDisabled)
+		}
+	}
+	b.mu.Unlock()
+	b.agents.endDisabled()
 }
 
-// admit decides on a client that has connected. What it returns beside a
-// refusal is what is known of the client, if anything.
+// An admission is a client whose identity is proven.
+type admission struct {
+	identity identity.Identity
+	serial   string    // of its certificate, in hex
+	until    time.Time // the identity is proven
+	server   string
+	terms    *policy.Terms
+	use      *grant.Use // of the grant, where the terms need one; nil: it waits for one
+}
+
+// admit decides on a client that has connected, and counts it in. What it
+// returns beside a refusal is what is known of the client, if anything.
 func (b *Broker) admit(p stream.Peer, cancel context.CancelCauseFunc) (*admission, error) {
-	id, err := b.users.Load().Verify(p.Certificates, time.Now())
+	a := &admission{}
+	if err := b.identify(a, p); err != nil {
+		return nil, err
+	}
+	if err := b.enter(a, cancel); err != nil { // who is refused takes room, too
+		return a, err
+	}
+	return a, b.judge(a)
+}
+
+// identify finds out whose connection it is.
+func (b *Broker) identify(a *admission, p stream.Peer) (err error) {
+	a.identity, err = b.users.Load().Verify(p.Certificates, time.Now())
 	if err != nil {
-		return nil, &Refusal{Code: CodeNotSignedIn, Reason: "not signed in: " + err.Error()}
+		return &Refusal{Code: CodeNotSignedIn, Reason: "not signed in: " + err.Error()}
 	}
-	server, _, _ := strings.Cut(p.ServerName, ".")
-	a := &admission{identity: id, server: server}
-	if server == "" {
-		return a, &Refusal{Code: CodeDenied, Reason: "no server is named; the first label of the SNI name is the server"}
+	a.serial, a.until = p.Certificates[0].SerialNumber.Text(16), p.Certificates[0].NotAfter
+	if b.o.Desk != nil && b.o.Desk.IsDisabled(a.identity.Subject, a.serial) {
+		return errDisabled
 	}
-	a.terms = b.policy.Load().Decide(id, server)
-	if r := ofTerms(a.terms, id.Subject, server); r != nil {
-		return a, r
+	a.server, _, _ = strings.Cut(p.ServerName, ".")
+	return nil
+}
+
+// judge decides on what a may use.
+func (b *Broker) judge(a *admission) error {
+	if a.server == "" {
+		return &Refusal{Code: CodeDenied, Reason: "no server is named; the first label of the SNI name is the server"}
 	}
-	if _, ok := b.o.Servers[server]; !ok { // only who may use it learns that it is not there
-		return a, &Refusal{Code: CodeServer, Rule: a.terms.Rule, Reason: fmt.Sprintf("the broker has no server %q", server)}
+	a.terms = b.policy.Load().Decide(a.identity, a.server)
+	if r := ofTerms(a.terms, a.identity.Subject, a.server); r != nil && r.Code != CodeApproval {
+		return r
 	}
-	return a, b.enter(a, cancel)
+	if _, ok := b.o.Servers[a.server]; !ok { // only who may use it learns that it is not there
+		return &Refusal{Code: CodeServer, Rule: a.terms.Rule, Reason: fmt.Sprintf("the broker has no server %q", a.server)}
+	}
+	if a.terms.Access != policy.Approval {
+		return nil
+	}
+	if b.o.Desk != nil {
+		if a.use = b.o.Desk.Find(a.identity.Subject, a.server, a.terms.Rule, ""); a.use != nil || !a.terms.Asking().NoRoom {
+			return nil
+		}
+	}
+	return b.needsApproval(a)
+}
+
+// needsApproval is the refusal of who has no grant.
+func (b *Broker) needsApproval(a *admission) *Refusal {
+	r := ofTerms(a.terms, a.identity.Subject, a.server)
+	if b.o.Desk != nil {
+		r.URL = b.o.URL + "/access/" + a.server
+		r.Reason += "; ask for one at " + r.URL
+	}
+	return r
 }
 
 // enter counts a session in.
@@ -261,6 +320,14 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 	if r.err != nil && !isTooLarge(r.err) { // not one whole line
 		return
 	}
+	// The client may have taken its time.
+	if err = b.identify(a, p); err == nil {
+		err = b.judge(a)
+	}
+	if err != nil {
+		b.turnAway(ctx, a, c, p, r, err, log)
+		return
+	}
 
 	s := recorder.Session{
 		ID: recorder.NewID(), Start: time.Now(),
@@ -275,20 +342,26 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 		b.turnAway(ctx, nil, c, p, r, err, log)
 		return
 	}
-	up, err := b.open(ctx, agent.Session{ID: s.ID, Server: a.server, Subject: s.Subject, Groups: s.Groups})
-	if err != nil {
+	end := time.AfterFunc(time.Until(a.until), func() { cancel(errIdentityEnded) })
+	defer end.Stop()
+	if a.terms.Access == policy.Allow && a.terms.Duration > 0 {
+		timer := time.AfterFunc(a.terms.Duration, func() { cancel(ErrGrantEnded) })
+		defer timer.Stop()
+	}
+	session := b.newSession(s.ID, a, c, p, rec, log)
+	if a.terms.Access == policy.Approval && a.use == nil {
+		log.Info("session waits for an approval", "rule", a.terms.Rule, "transport", p.Transport)
+		session.room = newRoom(session, a.terms)
+	} else if err = session.reach(ctx, a.use); err != nil {
 		log.Warn("session refused: server not reached", "error", err)
 		refusal := refusalOf(err)
 		b.answerAll(ctx, c, r, rec, s.ID, refusal)
 		rec.End("refused", refusal.Reason)
 		return
+	} else {
+		log.Info("session opened", "rule", a.terms.Rule, "transport", p.Transport)
 	}
-	log.Info("session opened", "rule", a.terms.Rule, "transport", p.Transport)
-	if a.terms.Duration > 0 {
-		timer := time.AfterFunc(a.terms.Duration, func() { cancel(ErrGrantEnded) })
-		defer timer.Stop()
-	}
-	err = b.newSession(s.ID, a, c, up, rec, log).run(ctx, r)
+	err = session.run(ctx, r)
 	reason := "closed"
 	if err != nil {
 		reason = err.Error()
@@ -303,18 +376,25 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 	log.Info("session ended", "reason", reason)
 }
 
-func (b *Broker) newSession(id string, a *admission, c stream.Conn, up agent.Conn, rec Recording, log *slog.Logger) *session {
-	return &session{
-		id: id, identity: a.identity, server: a.server,
-		policy: &b.policy, masker: b.o.Masker,
-		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame}, log: log,
-		client: c, upstream: up,
+func (b *Broker) newSession(id string, a *admission, c stream.Conn, p stream.Peer, rec Recording, log *slog.Logger) *session {
+	s := &session{
+		id: id, identity: a.identity, server: a.server, rule: a.terms.Rule,
+		policy: &b.policy, masker: b.o.Masker, desk: b.o.Desk, sealer: b.o.Sealer, url: b.o.URL, faces: &b.faces,
+		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame}, handshake: b.o.Limits.Handshake, log: log,
+		client:     c,
 		toClient:   lane{direction: codec.S2C, rec: rec, w: c, gone: errClientGone},
-		toServer:   lane{direction: codec.C2S, rec: rec, w: up, gone: errServerInput},
+		toServer:   lane{direction: codec.C2S, rec: rec, gone: errServerInput},
 		fromClient: ledger{limit: b.o.Limits.Requests},
 		fromServer: ledger{limit: b.o.Limits.Requests},
 		answered:   make(chan struct{}, 1),
 	}
+	if addr, err := netip.ParseAddrPort(p.Addr.String()); err == nil {
+		s.source = addr.Addr()
+	}
+	s.open = func(ctx context.Context) (agent.Conn, error) {
+		return b.open(ctx, agent.Session{ID: id, Server: a.server, Subject: a.identity.Subject, Groups: a.identity.Groups})
+	}
+	return s
 }
 
 func isTooLarge(err error) bool {
@@ -328,6 +408,9 @@ func (b *Broker) open(ctx context.Context, s agent.Session) (agent.Conn, error) 
 	defer cancel()
 	if name := b.o.Servers[s.Server].Agent; name != "" {
 		return b.agents.open(ctx, name, s)
+	}
+	if b.o.Local == nil {
+		return nil, &Refusal{Code: CodeServer, Reason: fmt.Sprintf("the broker has no agent for server %q", s.Server)}
 	}
 	return b.o.Local.Open(ctx, s)
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
 	"example.com/broker/broker/policy"
 	"example.com/broker/codec"
@@ -34,6 +35,8 @@ type harness struct {
 	listener *stream.Listener
 	link     *agent.Link
 	stopLink func()
+	store    grant.Store
+	desk     *grant.Desk
 }
 
 var echoServers = map[string]agent.Upstream{"cat": &agent.Stdio{Command: []string{"cat"}}, "deaf": &agent.Stdio{Command: []string{"sh", "-c", "cat >/dev/null"}}}
@@ -59,7 +62,19 @@ func newHarness(t testing.TB, limits Limits, rules ...policy.Rule) (h *harness, 
 	must(err)
 	logger := slog.New(slog.NewTextHandler(&testWriter{t: t}, nil))
 	tokens := identity.OpenTokens(filepath.Join(dir, "tokens"))
+	h.store, err = grant.OpenBadger(filepath.Join(dir, "access"), 0)
+	must(err)
+	life, end := context.WithCancel(context.Background())
+	h.desk, err = grant.Open(life, grant.Options{Store: h.store, Admins: policy.Approvers{Users: []string{"root"}}, Told: func(e grant.Event, _ *grant.Request) {
+		if e.Type == grant.IdentityDisabled {
+			h.EndDisabled()
+		}
+	}})
+	must(err)
+	sealer, err := identity.OpenSealer(dir)
+	must(err)
 	h.Broker = New(Options{
+		Desk: h.desk, Sealer: sealer, URL: "https://broker.example.com",
 		CA: h.ca, Tokens: tokens, Users: identity.NewVerifier(h.ca.Certificate()), Policy: p,
 		Masker:  func([]string) *codec.Masker { return codec.NewMasker() },
 		Servers: map[string]Server{"cat": {}, "deaf": {}, "far": {Agent: "a"}, "gone": {Agent: "nobody"}, "none": {Agent: "a"}},
@@ -96,7 +111,9 @@ func newHarness(t testing.TB, limits Limits, rules ...policy.Rule) (h *harness, 
 		h.stopLink()
 		cancel()
 		running.Wait()
-		if err := h.log.Close(); err != nil {
+		end()
+		h.desk.Close()
+		if err := errors.Join(h.log.Close(), h.store.Close()); err != nil {
 			t.Error(err)
 		}
 		os.RemoveAll(dir)
@@ -260,6 +277,180 @@ func TestLimits(t *testing.T) {
 	exchange(call(`"a"`), `"id":"a","error":{"code":-32600`)
 }
 
+// TestCancelled checks that a request that was cancelled keeps its id: its late
+// answer is nobody else's.
+func TestCancelled(t *testing.T) {
+	l := ledger{limit: 2}
+	add := func(id, method string) addResult {
+		var p codec.Parser
+		f, err := p.Parse(fmt.Appendf(nil, `{"jsonrpc":"2.0","id":%s,"method":%q}`, id, method), codec.C2S)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.add(f, "")
+	}
+	add("1", "tools/list")
+	l.cancel([]byte("1"))
+	if l.waiting() != 0 || l.has([]byte("1")) {
+		t.Error("a cancelled request is waited for")
+	}
+	if got := add("1", "ping"); got != duplicate {
+		t.Errorf("the id of a cancelled request can be used again: %v", got)
+	}
+	if _, ok := l.done([]byte("1")); ok {
+		t.Error("the late answer is delivered")
+	}
+	if got := add("1", "ping"); got != added {
+		t.Errorf("an id stays taken after its answer: %v", got)
+	}
+	for i := range 10 { // never answered
+		id := fmt.Sprint(100 + i)
+		if got := add(id, "x"); got != added {
+			t.Fatalf("cancelled requests use up the limit: %v", got)
+		}
+		l.cancel([]byte(id))
+	}
+	if n := len(l.flying); n > 1+l.limit {
+		t.Errorf("%d requests are kept", n)
+	}
+	if left := l.drain(); len(left) != 1 || string(left[0].id) != "1" {
+		t.Errorf("drain: %v", left)
+	}
+}
+
+// TestEndsAtOnce checks that nothing passes once the grant has ended, though the
+// server never rests, and that the client is told.
+func TestEndsAtOnce(t *testing.T) {
+	timed := allowAll
+	timed.Duration = 300 * time.Millisecond
+	h, stop := newHarness(t, Limits{}, timed)
+	defer stop()
+	chatty := `trap "" TERM; read x; while :; do echo '{"jsonrpc":"2.0","method":"notifications/message","params":{}}'; sleep 0.01; done`
+	h.o.Local.Servers = map[string]agent.Upstream{"cat": &agent.Stdio{Command: []string{"sh", "-c", chatty}}}
+	c := h.dial(t, "ada", "cat", stream.Dial)
+	defer c.Close()
+	io.WriteString(c, call(1))
+	start := time.Now()
+	in := bufio.NewReader(c)
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			t.Fatalf("the client is not told: %v", err)
+		}
+		if strings.Contains(line, `"id":1,"error":{"code":410`) {
+			break
+		}
+		if time.Since(start) > time.Minute {
+			t.Fatal("the session goes on")
+		}
+	}
+	if rest, err := io.ReadAll(in); len(rest) > 0 || err != nil {
+		t.Errorf("after the end the client reads %q, %v", rest, err)
+	}
+}
+
+// TestLateFirstLine checks that rights are looked at when the session begins,
+// not when the client connects.
+func TestLateFirstLine(t *testing.T) {
+	h, stop := newHarness(t, Limits{}, allowAll)
+	defer stop()
+	c := h.dial(t, "ada", "cat", stream.Dial)
+	defer c.Close()
+	waitUntil(t, "the client is in", func() bool { return h.Sessions() == 1 })
+	p, err := policy.Compile(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.SetPolicy(p)
+	io.WriteString(c, call(1))
+	c.CloseWrite()
+	if got, _ := io.ReadAll(c); !strings.Contains(string(got), `"code":403`) {
+		t.Errorf("the client reads %q", got)
+	}
+	for s, err := range h.log.Sessions(t.Context()) {
+		if err != nil || s.State != recorder.Refused {
+			t.Errorf("on record is %+v, %v", s, err)
+		}
+	}
+}
+
+// TestDisabled checks that a disabled identity, certificate or agent is refused
+// at once, and that what runs ends.
+func TestDisabled(t *testing.T) {
+	h, stop := newHarness(t, Limits{}, allowAll)
+	defer stop()
+	c := h.dial(t, "ada", "far", stream.Dial)
+	defer c.Close()
+	io.WriteString(c, call(1))
+	in := bufio.NewReader(c)
+	in.ReadString('\n')
+	root := identity.Identity{Subject: "root"}
+	if err := h.desk.Disable(t.Context(), grant.User, "ada", root, "left"); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(in); !strings.Contains(string(rest), `"id":1,"error":{"code":401,"message":"this identity has been disabled"`) || err != nil {
+		t.Errorf("the client reads %q, %v", rest, err)
+	}
+	again := h.dial(t, "ada", "cat", stream.Dial)
+	defer again.Close()
+	io.WriteString(again, call(1))
+	again.CloseWrite()
+	if got, _ := io.ReadAll(again); !strings.Contains(string(got), `"code":401`) {
+		t.Errorf("again the client reads %q", got)
+	}
+	if err := h.desk.Disable(t.Context(), grant.Agent, "a", root, ""); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "the agent's tunnels are down", func() bool {
+		h.agents.mu.Lock()
+		defer h.agents.mu.Unlock()
+		return h.agents.linked["a"] == nil
+	})
+	if err := h.desk.Enable(t.Context(), grant.Agent, "a", root); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAgentAsClient checks that an agent's certificate opens no session.
+func TestAgentAsClient(t *testing.T) {
+	h, stop := newHarness(t, Limits{}, allowAll)
+	defer stop()
+	key, err := identity.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := h.ca.IssueAgent("a", key.Public(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := stream.Dial(t.Context(), h.listener.Addr().String(), &tls.Config{
+		ServerName: "cat.localhost", InsecureSkipVerify: true,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, call(1))
+	c.CloseWrite()
+	if got, _ := io.ReadAll(c); !strings.Contains(string(got), `"code":401`) {
+		t.Errorf("the agent reads %q", got)
+	}
+}
+
+// TestNoID checks that a call without an id reaches no server.
+func TestNoID(t *testing.T) {
+	h, stop := newHarness(t, Limits{}, allowAll)
+	defer stop()
+	c := h.dial(t, "ada", "cat", stream.Dial)
+	defer c.Close()
+	io.WriteString(c, `{"jsonrpc":"2.0","method":"tools/call","params":{"name":"x"}}`+"\n"+`{"jsonrpc":"2.0","method":"notifications/x"}`+"\n")
+	c.CloseWrite()
+	if got, err := io.ReadAll(c); string(got) != `{"jsonrpc":"2.0","method":"notifications/x"}`+"\n" || err != nil {
+		t.Errorf("the server has got %q, %v", got, err)
+	}
+}
+
 // TestUnreachable checks what clients of servers that cannot be reached are told.
 func TestUnreachable(t *testing.T) {
 	h, stop := newHarness(t, Limits{}, allowAll)
@@ -333,7 +524,7 @@ func TestThousandSessions(t *testing.T) {
 			io.WriteString(c, call(1))
 			c.Read(make([]byte, 10))
 		default: // in order
-			io.WriteString(c, `{"jsonrpc":"2.0","method":"x"}`+"\n")
+			io.WriteString(c, `{"jsonrpc":"2.0","method":"notifications/x"}`+"\n")
 			c.CloseWrite()
 			io.Copy(io.Discard, c)
 		}

@@ -63,6 +63,13 @@ func (l *lane) queue(v recorder.Verdict, line []byte) error {
 	return nil
 }
 
+// to names the receiver, where it was not known from the start.
+func (l *lane) to(w io.Writer) {
+	l.mu.Lock()
+	l.w = w
+	l.mu.Unlock()
+}
+
 // flush brings out what is queued.
 func (l *lane) flush() error {
 	l.mu.Lock()

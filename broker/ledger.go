@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"bytes"
+	"slices"
 	"sync"
 
 	"example.com/broker/codec"
@@ -17,12 +19,17 @@ type ledger struct {
 	mu        sync.Mutex
 	flying    map[string]request // by canonical id
 	listening int                // of flying: those that nobody waits for
+	cancelled []string           // of flying: keys of those that nobody waits for any more, oldest first
 	scratch   []byte
 }
 
 type request struct {
 	id     []byte // raw, as it came
 	method string
+	token  []byte // raw progressToken, if there is one and the server has shown no progress
+	call   string // digest of a call that was approved
+
+	cancelled bool
 }
 
 // listens reports a request whose answer comes at the end of the session, if at all.
@@ -47,21 +54,24 @@ func (l *ledger) key(raw []byte) []byte {
 	return raw
 }
 
-// add puts the request f in flight.
-func (l *ledger) add(f *codec.Frame) addResult {
+// add puts the request f in flight. call is the digest of an approved one.
+func (l *ledger) add(f *codec.Frame, call string) addResult {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := l.key(f.ID)
 	if _, ok := l.flying[string(key)]; ok {
 		return duplicate
 	}
-	if len(l.flying) >= l.limit {
+	if len(l.flying)-len(l.cancelled) >= l.limit {
 		return full
 	}
 	if l.flying == nil {
 		l.flying = map[string]request{}
 	}
-	r := request{append([]byte(nil), f.ID...), string(f.Method)}
+	r := request{id: bytes.Clone(f.ID), method: string(f.Method), call: call}
+	if f.Meta != nil {
+		r.token = bytes.Clone(codec.Member(f.Meta, "progressToken"))
+	}
 	if r.listens() {
 		l.listening++
 	}
@@ -69,25 +79,90 @@ func (l *ledger) add(f *codec.Frame) addResult {
 	return added
 }
 
-// done takes the request with that raw id out, answered or cancelled; ok is
-// false if there is none.
+// done takes the request with that raw id out, answered; ok is false if there
+// is none that somebody waits for.
 func (l *ledger) done(id []byte) (r request, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := l.key(id)
-	r, ok = l.flying[string(key)]
-	if ok && r.listens() {
+	key := string(l.key(id))
+	r, ok = l.flying[key]
+	if !ok {
+		return r, false
+	}
+	l.remove(key, r)
+	return r, !r.cancelled
+}
+
+func (l *ledger) remove(key string, r request) {
+	switch {
+	case r.cancelled:
+		l.cancelled = slices.DeleteFunc(l.cancelled, func(k string) bool { return k == key })
+	case r.listens():
 		l.listening--
 	}
-	delete(l.flying, string(key))
-	return r, ok
+	delete(l.flying, key)
+}
+
+// cancel notes that nobody waits for the answer to a request any more. It may
+// come all the same, so that its id stays taken, or never, so that only so many
+// are kept.
+func (l *ledger) cancel(id []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := string(l.key(id))
+	r, ok := l.flying[key]
+	if !ok || r.cancelled {
+		return
+	}
+	if r.listens() {
+		l.listening--
+	}
+	r.cancelled = true
+	l.flying[key] = r
+	if l.cancelled = append(l.cancelled, key); len(l.cancelled) > l.limit {
+		delete(l.flying, l.cancelled[0])
+		l.cancelled = l.cancelled[1:]
+	}
+}
+
+// has reports whether somebody waits for the request with that raw id.
+func (l *ledger) has(id []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.flying[string(l.key(id))]
+	return ok && !r.cancelled
+}
+
+// progressed notes that the server shows progress for that raw token.
+func (l *ledger) progressed(token []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key, r := range l.flying {
+		if r.token != nil && bytes.Equal(r.token, token) {
+			r.token = nil
+			l.flying[key] = r
+		}
+	}
+}
+
+// tokens lists the progress tokens of requests that somebody waits for and that
+// show no progress.
+func (l *ledger) tokens() (tokens [][]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.flying {
+		if r.token != nil && !r.cancelled {
+			tokens = append(tokens, r.token)
+		}
+	}
+	return tokens
 }
 
 // waiting counts the requests that somebody waits for.
 func (l *ledger) waiting() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.flying) - l.listening
+	return len(l.flying) - l.listening - len(l.cancelled)
 }
 
 // drain takes all requests out and returns them.
@@ -96,9 +171,11 @@ func (l *ledger) drain() []request {
 	defer l.mu.Unlock()
 	all := make([]request, 0, len(l.flying))
 	for _, r := range l.flying {
-		all = append(all, r)
+		if !r.cancelled {
+			all = append(all, r)
+		}
 	}
 	clear(l.flying)
-	l.listening = 0
+	l.listening, l.cancelled = 0, nil
 	return all
 }

@@ -29,6 +29,9 @@ type Refusal struct {
 	Code   int
 	Reason string // for the person
 	Rule   string // the name of the rule that decided, if one did
+
+	Request string // for access, that waits for a decision
+	URL     string // where to ask, or to see how the request stands
 }
 
 func (r *Refusal) Error() string { return fmt.Sprintf("%d %s", r.Code, r.Reason) }
@@ -38,11 +41,13 @@ type refusalData struct {
 	Session string `json:"session,omitempty"`
 	Rule    string `json:"rule,omitempty"`
 	Reason  string `json:"reason,omitempty"`
+	Request string `json:"request,omitempty"`
+	URL     string `json:"url,omitempty"`
 }
 
 // appendTo appends r as the JSON-RPC answer to the request with that raw id.
 func (r *Refusal) appendTo(dst, id []byte, session string) []byte {
-	return codec.AppendError(dst, id, r.Code, r.Reason, refusalData{session, r.Rule, r.Reason})
+	return codec.AppendError(dst, id, r.Code, r.Reason, refusalData{session, r.Rule, r.Reason, r.Request, r.URL})
 }
 
 // refusalOf is what the client is told of err; its details are for the operator's log.
@@ -67,6 +72,9 @@ func refusalOf(err error) *Refusal {
 		return &Refusal{Code: CodeServer, Reason: "the session has failed"}
 	}
 }
+
+// short cuts what a peer has chosen for the log.
+func short(s string) string { return s[:min(len(s), 128)] }
 
 // ofTerms is the refusal that the policy's terms say, or nil.
 func ofTerms(t *policy.Terms, subject, server string) *Refusal {

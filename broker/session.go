@@ -3,15 +3,18 @@ package broker
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
 	"example.com/broker/broker/policy"
 	"example.com/broker/codec"
@@ -22,8 +25,14 @@ import (
 // Causes of the end of a session.
 var (
 	ErrGrantEnded = &Refusal{Code: CodeGrantEnded, Reason: "the time that the rule gives a session is over; connect again to go on"}
-	ErrIdle       = &Refusal{Code: CodeTimeout, Reason: "the session was idle for too long"}
-	ErrDraining   = &Refusal{Code: CodeUnavailable, Reason: "the broker is shutting down; try again"}
+
+	errGrantExpired  = &Refusal{Code: CodeGrantEnded, Reason: "your access has ended: its time is over; ask for it again to go on"}
+	errGrantRevoked  = &Refusal{Code: CodeGrantEnded, Reason: "your access has ended: it was revoked"}
+	errDisabled      = &Refusal{Code: CodeNotSignedIn, Reason: "this identity has been disabled"}
+	errIdentityEnded = &Refusal{Code: CodeNotSignedIn, Reason: "your certificate has expired; sign in again"}
+	errPolicyChanged = &Refusal{Code: CodeUnavailable, Reason: "the policy has changed; connect again"}
+	ErrIdle          = &Refusal{Code: CodeTimeout, Reason: "the session was idle for too long"}
+	ErrDraining      = &Refusal{Code: CodeUnavailable, Reason: "the broker is shutting down; try again"}
 
 	errServerClosed = &Refusal{Code: CodeServer, Reason: "the server has closed the session"}
 	errServerFrame  = &Refusal{Code: CodeServer, Reason: "the server sent what is not a valid frame"}
@@ -48,24 +57,124 @@ const (
 
 // A session is one identity's use of one server, from the first frame to the close.
 type session struct {
-	id       string
-	identity identity.Identity
-	server   string
-	policy   *atomic.Pointer[policy.Policy]
-	masker   func(detectors []string) *codec.Masker
-	idle     time.Duration
-	limits   codec.Limits
-	log      *slog.Logger
+	id        string
+	identity  identity.Identity
+	server    string
+	rule      string     // that let it in
+	source    netip.Addr // of the client
+	policy    *atomic.Pointer[policy.Policy]
+	masker    func(detectors []string) *codec.Masker
+	desk      *grant.Desk // may be nil
+	sealer    *identity.Sealer
+	url       string // of the broker's pages
+	faces     *faces
+	idle      time.Duration
+	handshake time.Duration
+	limits    codec.Limits
+	log       *slog.Logger
 
 	client   stream.Conn
-	upstream agent.Conn
+	open     func(ctx context.Context) (agent.Conn, error)
+	room     *room // where it waits for a grant; nil: it has what it needs
 	toClient lane
 	toServer lane
 
 	fromClient ledger // requests of the client
 	fromServer ledger // requests of the server
+	calls      calls  // those that wait for an approval
 	answered   chan struct{}
 	active     atomic.Int64 // the time of the last frame, in ns since 1970
+	wantsLog   atomic.Bool  // the client has asked for log messages
+
+	over atomic.Bool // no frame passes any more
+	mu   sync.Mutex
+	up   agent.Conn // nil: not reached yet
+	use  *grant.Use // of the grant that the session has, if it needs one
+	end  context.CancelCauseFunc
+}
+
+// reach connects the session to its server. use is the grant that it has, or nil.
+func (s *session) reach(ctx context.Context, use *grant.Use) error {
+	up, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	if use != nil {
+		if err := s.desk.Opened(ctx, use, s.id); err != nil {
+			up.Close()
+			return fmt.Errorf("%w: %w", recorder.ErrUnavailable, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over.Load() {
+		up.Close()
+		return context.Cause(ctx)
+	}
+	s.up, s.use = up, use
+	s.toServer.to(up)
+	return nil
+}
+
+func (s *session) upstream() agent.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.up
+}
+
+// granted reports whether the session has a grant of that rule.
+func (s *session) granted(rule string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.use != nil && s.use.Rule == rule && s.use.Cause() == nil
+}
+
+// followGrant ends the session with its grant, and tells the client before.
+func (s *session) followGrant() (stop func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.use == nil {
+		return func() {}
+	}
+	use := s.use
+	unfollow := use.AfterEnd(func() {
+		if errors.Is(use.Cause(), grant.ErrExpired) {
+			s.end(errGrantExpired)
+			return
+		}
+		s.end(errGrantRevoked)
+	})
+	left := time.Until(use.Until)
+	warning := time.AfterFunc(left-min(warnTime, left/2), func() { s.tell(use.Until) })
+	return func() { unfollow(); warning.Stop() }
+}
+
+// warnTime is how long before its end a session is told of it.
+const warnTime = 5 * time.Minute
+
+// tell tells a client that has asked for log messages or progress that its
+// access ends soon.
+func (s *session) tell(until time.Time) {
+	text := fmt.Sprintf("access to %s ends at %s", s.server, until.Local().Format("15:04:05 MST"))
+	if s.wantsLog.Load() {
+		s.notify("notifications/message", map[string]any{"level": "warning", "logger": "broker", "data": text})
+	}
+	for _, token := range s.fromClient.tokens() {
+		s.notify("notifications/progress", map[string]any{"progressToken": json.RawMessage(token), "progress": 0, "message": text})
+	}
+}
+
+// notify sends the client a notification of the broker's own.
+func (s *session) notify(method string, params any) error {
+	return s.reply(codec.AppendRequest(nil, nil, method, params))
+}
+
+// reply sends the client a frame of the broker's own.
+func (s *session) reply(line []byte) error {
+	if err := s.toClient.queue(recorder.Answered, line); err != nil {
+		return err
+	}
+	return s.toClient.flush()
 }
 
 // run carries frames both ways until both sides are done, one of them fails or
@@ -75,6 +184,9 @@ type session struct {
 func (s *session) run(ctx context.Context, r *lineReader) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	s.end = cancel
+	s.calls.start(ctx)
+	defer s.followGrant()()
 	var interrupting sync.WaitGroup
 	interrupting.Add(1)
 	stop := context.AfterFunc(ctx, func() {
@@ -91,7 +203,7 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 	}
 	ends := make(chan end, 2)
 	go func() { ends <- end{codec.C2S, s.pumpC2S(r)} }()
-	go func() { ends <- end{codec.S2C, s.pumpS2C()} }()
+	go func() { ends <- end{codec.S2C, s.serve(ctx)} }()
 
 	var (
 		inputEnded, inputClosed bool // by the client; towards the server
@@ -100,7 +212,9 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 	closeInput := func() {
 		if !inputClosed {
 			inputClosed = true
-			s.upstream.CloseWrite()
+			if up := s.upstream(); up != nil {
+				up.CloseWrite()
+			}
 		}
 	}
 	for running := 2; running > 0; {
@@ -131,8 +245,12 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 		if inputEnded && drain == nil && s.fromClient.waiting() == 0 {
 			closeInput()
 			drain = time.After(drainTime)
+			if s.upstream() == nil { // it waits for nothing any more
+				cancel(errServerLate)
+			}
 		}
 	}
+	s.calls.stop()
 
 	err := context.Cause(ctx)
 	s.farewell(err)
@@ -140,18 +258,37 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 		interrupting.Wait()
 	}
 	s.client.Close()
-	s.upstream.Close()
+	if up := s.upstream(); up != nil {
+		up.Close()
+	}
 	if errors.Is(err, errServerLate) {
 		return nil
 	}
 	return err
 }
 
-// interrupt wakes both pumps.
+// interrupt stops both pumps: no frame passes any more, though closing the
+// server takes its time.
 func (s *session) interrupt() {
+	s.over.Store(true)
 	s.client.SetReadDeadline(time.Unix(1, 0))
 	s.client.SetWriteDeadline(time.Now().Add(farewellTime))
-	s.upstream.Close()
+	if up := s.upstream(); up != nil {
+		up.Close()
+	}
+}
+
+// serve brings what the server sends, as soon as the session may use it.
+func (s *session) serve(ctx context.Context) error {
+	if s.room == nil {
+		return s.pumpS2C(codec.NewReader(s.upstream(), s.limits), &view{})
+	}
+	r, v, err := s.room.leave(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.followGrant()()
+	return s.pumpS2C(r, v)
 }
 
 // farewell answers what the server never will.
@@ -203,7 +340,15 @@ func (s *session) refresh(v *view) error {
 		return nil
 	}
 	t := p.Decide(s.identity, s.server)
-	if r := ofTerms(t, s.identity.Subject, s.server); r != nil {
+	switch r := ofTerms(t, s.identity.Subject, s.server); {
+	case r == nil:
+	case r.Code != CodeApproval:
+		return r
+	case s.room.waits(): // for that
+		if t.Rule != s.rule {
+			return errPolicyChanged
+		}
+	case !s.granted(t.Rule):
 		return r
 	}
 	v.policy, v.terms, v.masker = p, t, nil
@@ -221,6 +366,9 @@ func (s *session) pumpC2S(r *lineReader) error {
 	)
 	for {
 		line, err := r.Next()
+		if s.over.Load() {
+			return nil
+		}
 		s.active.Store(time.Now().UnixNano())
 		var tooLarge *codec.Error
 		switch {
@@ -258,38 +406,85 @@ func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
 		}
 		return s.refuse(line, bad.ID, &Refusal{Code: bad.Code, Reason: "refused: " + bad.Reason})
 	}
-	if f.Kind == codec.Response {
-		if _, ok := s.fromServer.done(f.ID); !ok {
-			s.log.Debug("client answered what was not asked")
-			return s.toServer.queue(recorder.Blocked, line)
-		}
-		return s.toServer.queue(recorder.Delivered, line)
-	}
 	if err := s.refresh(v); err != nil {
 		if r := refusalOf(err); f.Kind == codec.Request {
 			s.refuse(line, f.ID, r)
 		}
 		return err
 	}
-	if r := ofVerdict(v.terms.Call(f, time.Now())); r != nil {
-		s.log.Info("call refused", "method", string(f.Method), "code", r.Code, "rule", r.Rule)
+	if s.room.waits() {
+		if here, err := s.room.c2s(f, line, v); here {
+			return err
+		}
+		// The session has reached its server meanwhile.
+	}
+	if f.Kind == codec.Response {
+		if s.calls.answer(f) { // to what the broker asked
+			return s.toServer.queue(recorder.Blocked, line)
+		}
+		if _, ok := s.fromServer.done(f.ID); !ok {
+			s.log.Debug("client answered what was not asked")
+			return s.toServer.queue(recorder.Blocked, line)
+		}
+		return s.toServer.queue(recorder.Delivered, line)
+	}
+	if f.Kind == codec.Notification && !bytes.HasPrefix(f.Method, []byte("notifications/")) {
+		s.log.Info("request without an id is kept back", "method", short(string(f.Method)))
+		return s.toServer.queue(recorder.Blocked, line)
+	}
+	s.learn(f)
+	verdict := v.terms.Call(f, time.Now())
+	if verdict.Access == policy.Approval && f.Kind == codec.Request && s.desk != nil {
+		return s.approval(f, line, v.terms, verdict)
+	}
+	if r := ofVerdict(verdict); r != nil {
+		s.log.Info("call refused", "method", short(string(f.Method)), "code", r.Code, "rule", r.Rule)
 		if f.Kind == codec.Notification { // has no answer
 			return s.toServer.queue(recorder.Blocked, line)
 		}
 		return s.refuse(line, f.ID, r)
 	}
-	switch {
-	case f.Kind == codec.Request:
-		switch s.fromClient.add(f) {
-		case duplicate:
-			return s.refuse(line, f.ID, &Refusal{Code: -32600, Reason: "refused: a request with this id is in flight"})
-		case full:
-			return s.refuse(line, f.ID, &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d requests in flight", s.fromClient.limit)})
-		}
-	case string(f.Method) == "notifications/cancelled":
+	if string(f.Method) == "notifications/cancelled" {
 		s.forget(&s.fromClient, f)
 	}
-	return s.toServer.queue(recorder.Delivered, line)
+	if ours(f) != nil { // of an approval that is not needed any more
+		return s.passEdited(f, "")
+	}
+	return s.pass(f, line, recorder.Delivered, "")
+}
+
+// pass delivers what the client sent. call is the digest of an approved call.
+func (s *session) pass(f *codec.Frame, line []byte, verdict recorder.Verdict, call string) error {
+	if f.Kind == codec.Request {
+		if r := s.register(f, call); r != nil {
+			return s.refuse(line, f.ID, r)
+		}
+	}
+	return s.toServer.queue(verdict, line)
+}
+
+// register puts a request in flight, or returns why it cannot be.
+func (s *session) register(f *codec.Frame, call string) *Refusal {
+	switch s.fromClient.add(f, call) {
+	case duplicate:
+		return &Refusal{Code: -32600, Reason: "refused: a request with this id is in flight"}
+	case full:
+		return &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d requests in flight", s.fromClient.limit)}
+	}
+	return nil
+}
+
+// learn notes what the client says of itself.
+func (s *session) learn(f *codec.Frame) {
+	switch string(f.Method) {
+	case "initialize":
+		s.calls.elicits.Store(elicitsURL(codec.Member(f.Params, "capabilities")))
+	case "logging/setLevel":
+		s.wantsLog.Store(true)
+	}
+	if f.Meta != nil && !s.wantsLog.Load() && codec.Member(f.Meta, metaLogLevel) != nil {
+		s.wantsLog.Store(true)
+	}
 }
 
 // refuse keeps line from the server and answers it.
@@ -315,7 +510,10 @@ func (s *session) answer(id []byte, r *Refusal) error {
 // answered all the same, or never.
 func (s *session) forget(l *ledger, f *codec.Frame) {
 	if id := codec.Member(f.Params, "requestId"); id != nil {
-		l.done(id)
+		l.cancel(id)
+		if l == &s.fromClient {
+			s.calls.cancel(id)
+		}
 		s.note()
 	}
 }
@@ -329,15 +527,16 @@ func (s *session) note() {
 }
 
 // pumpS2C masks what the server sends, until its end.
-func (s *session) pumpS2C() error {
+func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 	var (
-		r   = codec.NewReader(s.upstream, s.limits)
 		p   codec.Parser
-		v   view
 		out []byte
 	)
 	for {
 		line, err := r.Next()
+		if s.over.Load() {
+			return nil
+		}
 		s.active.Store(time.Now().UnixNano())
 		var tooLarge *codec.Error
 		switch {
@@ -350,9 +549,9 @@ func (s *session) pumpS2C() error {
 			}
 			s.note()
 		case err == nil:
-			out, err = s.s2c(&p, &v, out, line)
+			out, err = s.s2c(&p, v, out, line)
 		case errors.Is(err, io.ErrUnexpectedEOF):
-			s.keepBack(&v, line)
+			s.keepBack(v, line)
 			s.toClient.flush()
 			return errServerClosed
 		case err == io.EOF:
@@ -393,11 +592,17 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 	switch {
 	case f.Kind == codec.Response && !bytes.Equal(f.ID, []byte("null")):
 		req, ok := s.fromClient.done(f.ID)
-		if !ok { // cancelled, or answered before
+		if !ok { // cancelled, answered before, or asked by the broker
 			verdict = recorder.Blocked
 			break
 		}
-		if req.method == "tools/list" && f.Result != nil && v.terms.HidesTools() {
+		s.note()
+		if f.Result != nil {
+			s.faces.see(s.server, req.method, f.Result)
+			s.calls.round(req.call, f.Result)
+		}
+		// Whatever was asked: a client may have used its id twice.
+		if f.Result != nil && v.terms.HidesTools() {
 			var dropped int
 			if out, dropped = s.filterTools(out[:0], f, v.terms); dropped > 0 {
 				verdict = recorder.Edited
@@ -408,12 +613,28 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 			}
 		}
 	case f.Kind == codec.Request:
-		if s.fromServer.add(f) != added {
-			s.log.Warn("server repeats the id of a request in flight, or asks too much at once")
+		switch s.fromServer.add(f, "") {
+		case full:
+			s.log.Warn("server asks too much at once", "limit", s.fromServer.limit)
+			no := &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d requests in flight", s.fromServer.limit)}
+			if err := s.toServer.queue(recorder.Answered, no.appendTo(nil, f.ID, s.id)); err != nil {
+				return out, err
+			}
+			if err := s.toServer.flush(); err != nil {
+				return out, err
+			}
+			verdict = recorder.Blocked
+		case duplicate:
+			s.log.Warn("server repeats the id of a request in flight")
 			verdict = recorder.Blocked
 		}
-	case f.Kind == codec.Notification && string(f.Method) == "notifications/cancelled":
+	case f.Kind != codec.Notification:
+	case string(f.Method) == "notifications/cancelled":
 		s.forget(&s.fromServer, f)
+	case string(f.Method) == "notifications/progress":
+		s.fromClient.progressed(codec.Member(f.Params, "progressToken"))
+	case s.room.acknowledged(f): // by the room, before
+		verdict = recorder.Blocked
 	}
 	if v.masker != nil {
 		var findings []codec.Finding

@@ -72,7 +72,7 @@ func (a *Agent) serve(ctx context.Context, t *stream.Tunnel, open time.Duration)
 	var (
 		sessions sync.WaitGroup
 		mu       sync.Mutex
-		running  = map[string]Conn{}
+		running  = map[string]*opening{}
 	)
 	ctx, cancel := context.WithCancel(ctx)
 	defer sessions.Wait()
@@ -98,20 +98,14 @@ func (a *Agent) serve(ctx context.Context, t *stream.Tunnel, open time.Duration)
 					req.Refuse(err)
 					return
 				}
-				octx, done := context.WithTimeout(ctx, open)
-				up, err := a.Open(octx, s)
-				done()
-				if err != nil {
-					req.Refuse(err)
-					return
-				}
+				sctx, end := context.WithCancel(ctx)
+				defer end()
+				over := &opening{end: end, done: make(chan struct{})}
 				mu.Lock()
-				running[s.ID] = up
+				running[s.ID] = over
 				mu.Unlock()
-				if req.Answer(struct{}{}) == nil {
-					carry(ctx, req.Conn, up)
-				}
-				up.Close()
+				a.session(sctx, req, s, open)
+				close(over.done)
 				mu.Lock()
 				delete(running, s.ID)
 				mu.Unlock()
@@ -122,16 +116,39 @@ func (a *Agent) serve(ctx context.Context, t *stream.Tunnel, open time.Duration)
 					return
 				}
 				mu.Lock()
-				up := running[s.ID]
+				over := running[s.ID]
 				mu.Unlock()
-				if up != nil {
-					up.Close()
+				if over != nil {
+					over.end()
+					<-over.done
 				}
 				req.Answer(struct{}{})
 			default:
 				req.Refuse(&Error{-32601, "no method " + req.Method})
 			}
 		})
+	}
+}
+
+// An opening is a session from session/open on: the broker may end it before
+// its server is reached.
+type opening struct {
+	end  func()
+	done chan struct{} // closed when nothing of it is left
+}
+
+// session reaches the server and carries the session until it ends or ctx is done.
+func (a *Agent) session(ctx context.Context, req *Request, s Session, open time.Duration) {
+	octx, done := context.WithTimeout(ctx, open)
+	up, err := a.Open(octx, s)
+	done()
+	if err != nil {
+		req.Refuse(err)
+		return
+	}
+	defer up.Close()
+	if ctx.Err() == nil && req.Answer(struct{}{}) == nil {
+		carry(ctx, req.Conn, up)
 	}
 }
 

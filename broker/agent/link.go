@@ -197,17 +197,34 @@ func (l *Link) install(key *ecdsa.PrivateKey, issued Issued) error {
 	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
 		return err
 	}
-	next := l.file() + ".new"
-	if err := os.WriteFile(next, b, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(next, l.file()); err != nil {
+	if err := replaceFile(l.file(), b); err != nil { // the token that it cost is spent
 		return err
 	}
 	l.mu.Lock()
 	l.current = &cert
 	l.mu.Unlock()
 	return nil
+}
+
+// replaceFile puts text in the place of a file, so that a loss of power leaves
+// either.
+func replaceFile(path string, text []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func (l *Link) join(ctx context.Context) error {

@@ -87,8 +87,9 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-// maxLine bounds a line of the protocol, in bytes. A CSR and a group list fit many times.
-const maxLine = 64 << 10
+// maxLine bounds a line of the protocol, in bytes. An identity with as many
+// groups as one may have fits.
+const maxLine = 1 << 20
 
 var errLineTooLong = fmt.Errorf("line over %d bytes", maxLine)
 

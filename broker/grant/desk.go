@@ -73,6 +73,10 @@ type Use struct {
 // Done is closed at the end of the grant.
 func (u *Use) Done() <-chan struct{} { return u.ctx.Done() }
 
+// AfterEnd calls f on a goroutine of its own when the grant ends, unless stop is
+// called before.
+func (u *Use) AfterEnd(f func()) (stop func() bool) { return context.AfterFunc(u.ctx, f) }
+
 // Cause returns why the grant ended: ErrExpired or ErrRevoked; nil while it lasts.
 func (u *Use) Cause() error { return context.Cause(u.ctx) }
 

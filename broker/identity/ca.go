@@ -196,7 +196,7 @@ func (ca *CA) IssueUser(id Identity, pub crypto.PublicKey, life time.Duration) (
 		if err != nil || u.Host == "" || u.String() != id.Subject {
 			return nil, fmt.Errorf("issue client certificate: %q is no SPIFFE ID", id.Subject)
 		}
-		if u.Host == "broker" {
+		if strings.EqualFold(u.Host, agentDomain) {
 			return nil, errors.New("issue client certificate: the trust domain broker is for agents")
 		}
 		uris = []*url.URL{u}

@@ -39,6 +39,9 @@ func FromCertificate(c *x509.Certificate) (Identity, error) {
 	spiffe := 0
 	for _, u := range c.URIs {
 		if u.Scheme == "spiffe" {
+			if strings.EqualFold(u.Host, agentDomain) { // or an agent could be a client
+				return Identity{}, errors.New("client certificate is an agent's")
+			}
 			id.Subject = u.String()
 			spiffe++
 		}
@@ -143,12 +146,14 @@ func (v *Verifier) verify(chain []*x509.Certificate, now time.Time) error {
 	return errors.New("client certificate is not valid")
 }
 
-// The URI SAN that makes a certificate an agent's. As a user's it would be a
-// subject that no rule names by accident.
-const agentPrefix = "/agent/"
+// The URI SAN that makes a certificate an agent's.
+const (
+	agentDomain = "broker"
+	agentPrefix = "/agent/"
+)
 
 func agentURI(name string) *url.URL {
-	return &url.URL{Scheme: "spiffe", Host: "broker", Path: agentPrefix + name}
+	return &url.URL{Scheme: "spiffe", Host: agentDomain, Path: agentPrefix + name}
 }
 
 // AgentName returns the name of the agent whose certificate c is.

@@ -208,6 +208,30 @@ func TestCompileErrors(t *testing.T) {
 	}
 }
 
+// A request whose id is left out is a call all the same: some servers carry it out.
+func TestCallWithoutID(t *testing.T) {
+	terms := terms(t, CallRule{Deny: "true"})
+	tests := []struct {
+		line string
+		want Access
+	}{
+		{`{"jsonrpc":"2.0","method":"tools/call","params":{"name":"x"}}`, Deny},
+		{`{"jsonrpc":"2.0","method":"resources/read","params":{"uri":"x"}}`, Deny},
+		{`{"jsonrpc":"2.0","method":"notifications/initialized"}`, Allow},
+		{`{"jsonrpc":"2.0","method":"ping"}`, Allow},
+	}
+	for _, tt := range tests {
+		var p codec.Parser
+		f, err := p.Parse([]byte(tt.line), codec.C2S)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := terms.Call(f, time.Time{}).Access; got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.line, got, tt.want)
+		}
+	}
+}
+
 func TestCallConcurrently(t *testing.T) {
 	terms := terms(t, CallRule{Deny: `args.n == 7`})
 	var wg sync.WaitGroup

@@ -249,7 +249,6 @@ func (in *installation) reload() {
 	in.broker.SetUsers(users)
 	in.broker.SetPolicy(config.policy)
 	in.config.TLS = config.TLS
-	in.seen = in.digest()
 	in.log.Info("policy and certificates loaded")
 }
 
