@@ -3,6 +3,7 @@ package broker
 import (
 	"crypto/tls"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,14 +17,21 @@ const serverCertificate = 30 * 24 * time.Hour
 
 // A Keyring holds the certificates that the broker shows: to agents, which pin
 // its CA, one of its own; to everybody else the one that was set, if one was.
+//
+// Its own also names what the client asked for, if that is one label below one
+// of the Names: a server's. Not every client takes the wildcard for it, and a
+// list of the servers is nobody's business.
 type Keyring struct {
 	CA    *identity.CA
 	Names []string // DNS names and addresses in the broker's own certificate
 
 	mu  sync.Mutex
-	own *tls.Certificate
+	own map[string]*tls.Certificate // by the name that was asked for beside Names, or ""
 	set *tls.Certificate
 }
+
+// maxOwn bounds the certificates in memory: anybody may ask for any name.
+const maxOwn = 1000
 
 // Set makes c the certificate for clients; nil means the broker's own.
 func (k *Keyring) Set(c *tls.Certificate) {
@@ -43,12 +51,24 @@ func (k *Keyring) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 	if k.set != nil && !slices.Contains(hello.SupportedProtos, stream.ALPNAgent) {
 		return k.set, nil
 	}
-	if k.own == nil || time.Until(k.own.Leaf.NotAfter) < serverCertificate*2/3 {
-		c, err := k.CA.IssueServer(k.Names, serverCertificate)
-		if err != nil {
-			return nil, err
-		}
-		k.own = c
+	name := ""
+	if label, host, ok := strings.Cut(hello.ServerName, "."); ok && label != "" && label != "*" && slices.Contains(k.Names, host) {
+		name = hello.ServerName
 	}
-	return k.own, nil
+	if c := k.own[name]; c != nil && time.Until(c.Leaf.NotAfter) > serverCertificate*2/3 {
+		return c, nil
+	}
+	names := k.Names
+	if name != "" {
+		names = append(slices.Clone(names), name)
+	}
+	c, err := k.CA.IssueServer(names, serverCertificate)
+	if err != nil {
+		return nil, err
+	}
+	if k.own == nil || len(k.own) >= maxOwn {
+		k.own = map[string]*tls.Certificate{}
+	}
+	k.own[name] = c
+	return c, nil
 }

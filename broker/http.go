@@ -3,7 +3,14 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
+
+	"example.com/broker/broker/console"
+	"example.com/broker/broker/identity"
+	"example.com/broker/broker/policy"
+	"example.com/broker/stream"
 )
 
 // http serves what browsers and health checks ask.
@@ -25,5 +32,25 @@ func (b *Broker) http() http.Handler {
 		}
 		http.Error(w, reason, http.StatusServiceUnavailable)
 	})
+	if b.o.Desk != nil {
+		mux.Handle("/", console.New(console.Options{
+			Desk: b.o.Desk, Who: b.who, Servers: slices.Sorted(maps.Keys(b.o.Servers)), Log: b.log,
+			Terms: func(id identity.Identity, server string) *policy.Terms {
+				if _, ok := b.o.Servers[server]; !ok {
+					return &policy.Terms{}
+				}
+				return b.policy.Load().Decide(id, server)
+			},
+		}))
+	}
 	return mux
+}
+
+// who is the caller of a page or of the API, by its client certificate.
+func (b *Broker) who(r *http.Request) (identity.Identity, error) {
+	var a admission
+	if err := b.identify(&a, stream.Peer{Certificates: r.TLS.PeerCertificates}); err != nil {
+		return identity.Identity{}, errors.New(refusalOf(err).Reason)
+	}
+	return a.identity, nil
 }

@@ -5,10 +5,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"example.com/broker/broker"
 	"example.com/broker/broker/agent"
@@ -21,7 +25,9 @@ import (
 type brokerFile struct {
 	Listen  string                `yaml:"listen"`
 	Name    string                `yaml:"name"`
+	URL     string                `yaml:"url"`
 	Data    string                `yaml:"data"`
+	Admins  namesFile             `yaml:"admins"`
 	TLS     tlsFile               `yaml:"tls"`
 	Servers map[string]serverFile `yaml:"servers"`
 	Policy  []ruleFile            `yaml:"policy"`
@@ -45,14 +51,34 @@ type serverFile struct {
 }
 
 type ruleFile struct {
-	Name     string     `yaml:"name"`
-	Users    []string   `yaml:"users"`
-	Groups   []string   `yaml:"groups"`
-	Servers  []string   `yaml:"servers"`
-	Access   string     `yaml:"access"`
-	Duration string     `yaml:"duration"`
-	Calls    []callFile `yaml:"calls"`
-	Mask     []string   `yaml:"mask"`
+	Name        string        `yaml:"name"`
+	Users       []string      `yaml:"users"`
+	Groups      []string      `yaml:"groups"`
+	Servers     []string      `yaml:"servers"`
+	Access      string        `yaml:"access"`
+	Duration    string        `yaml:"duration"`
+	MaxDuration string        `yaml:"max_duration"`
+	Approvers   approversFile `yaml:"approvers"`
+	Reason      string        `yaml:"reason"`
+	Auto        string        `yaml:"auto"`
+	BreakGlass  []string      `yaml:"break_glass"`
+	RequestTTL  string        `yaml:"request_ttl"`
+	Hold        string        `yaml:"hold"`
+	WaitingRoom *bool         `yaml:"waiting_room"`
+	Calls       []callFile    `yaml:"calls"`
+	Mask        []string      `yaml:"mask"`
+}
+
+// namesFile is users and groups.
+type namesFile struct {
+	Users  []string `yaml:"users"`
+	Groups []string `yaml:"groups"`
+}
+
+type approversFile struct {
+	Users  []string `yaml:"users"`
+	Groups []string `yaml:"groups"`
+	Count  int      `yaml:"count"`
 }
 
 type callFile struct {
@@ -98,6 +124,9 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 	for i, file := range c.TLS.ClientCA {
 		c.TLS.ClientCA[i] = c.resolve(file)
 	}
+	if err := c.readURL(); err != nil {
+		return nil, err
+	}
 	if err := c.readLimits(); err != nil {
 		return nil, err
 	}
@@ -105,6 +134,30 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 		return nil, err
 	}
 	return c, c.readPolicy()
+}
+
+// readURL fills in where people reach the broker's pages.
+func (c *brokerConfig) readURL() error {
+	if c.URL == "" {
+		host, port, err := net.SplitHostPort(c.Listen)
+		if err != nil {
+			return c.errorAt("listen", fmt.Errorf("%q is not host:port", c.Listen))
+		}
+		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+			host = "localhost"
+		}
+		if c.Name != "" {
+			host = c.Name
+		}
+		c.URL = "https://" + net.JoinHostPort(host, port)
+		return nil
+	}
+	u, err := url.Parse(c.URL)
+	if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return c.errorAt("url", errors.New("must be like https://broker.example.com:8443"))
+	}
+	c.URL = "https://" + u.Host
+	return nil
 }
 
 func (c *brokerConfig) readLimits() error {
@@ -219,9 +272,14 @@ func (c *brokerConfig) readPolicy() error {
 		if err != nil {
 			return c.errorAt(fmt.Sprintf("policy[%d].access", i), err)
 		}
-		duration, err := c.duration(fmt.Sprintf("policy[%d].duration", i), r.Duration)
-		if err != nil {
-			return err
+		var duration, most, ttl, hold time.Duration
+		for _, d := range []struct {
+			key, text string
+			to        *time.Duration
+		}{{"duration", r.Duration, &duration}, {"max_duration", r.MaxDuration, &most}, {"request_ttl", r.RequestTTL, &ttl}, {"hold", r.Hold, &hold}} {
+			if *d.to, err = c.duration(fmt.Sprintf("policy[%d].%s", i, d.key), d.text); err != nil {
+				return err
+			}
 		}
 		for j, name := range r.Mask {
 			if _, ok := detect.ByName(name); !ok {
@@ -231,6 +289,11 @@ func (c *brokerConfig) readPolicy() error {
 		rules[i] = policy.Rule{
 			Name: r.Name, Users: r.Users, Groups: r.Groups, Servers: r.Servers,
 			Access: access, Duration: duration, Mask: r.Mask,
+			Asking: policy.Asking{
+				Approvers:   policy.Approvers{Users: r.Approvers.Users, Groups: r.Approvers.Groups, Count: r.Approvers.Count},
+				MaxDuration: most, Reason: r.Reason, Auto: r.Auto, BreakGlass: r.BreakGlass, TTL: ttl, Hold: hold,
+				NoRoom: r.WaitingRoom != nil && !*r.WaitingRoom,
+			},
 		}
 		for _, call := range r.Calls {
 			rules[i].Calls = append(rules[i].Calls, policy.CallRule{Deny: call.Deny, Approval: call.Approval, Allow: call.Allow, Reason: call.Reason})
@@ -267,6 +330,28 @@ func (c *configFile) policyError(err error) error {
 		all[i] = c.errorAt(at, e.Err)
 	}
 	return errors.Join(all...)
+}
+
+// admins are those who may see, revoke and disable everything.
+func (c *brokerConfig) admins() policy.Approvers {
+	return policy.Approvers{Users: c.Admins.Users, Groups: c.Admins.Groups}
+}
+
+// needRestart lists the keys that next has changed and that are read at the
+// start only.
+func (c *brokerConfig) needRestart(next *brokerConfig) (keys []string) {
+	for _, k := range []struct {
+		name     string
+		old, new any
+	}{
+		{"listen", c.Listen, next.Listen}, {"name", c.brokerFile.Name, next.brokerFile.Name}, {"url", c.URL, next.URL},
+		{"data", c.Data, next.Data}, {"servers", c.Servers, next.Servers}, {"limits", c.Limits, next.Limits},
+	} {
+		if !reflect.DeepEqual(k.old, k.new) {
+			keys = append(keys, k.name)
+		}
+	}
+	return keys
 }
 
 // newMasker returns a masker with the detectors of that name, which the

@@ -89,6 +89,22 @@ func (f *clientFlags) dial(ctx context.Context, server string, dial dialFunc) (s
 	if !label.MatchString(server) {
 		return nil, usagef("server %q: %w", server, errServerName)
 	}
+	config, err := f.tls(server)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	c, err := dial(ctx, f.broker, config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", f.broker, err)
+	}
+	return c, nil
+}
+
+// tls is how the broker is connected to as the user: for a session with server,
+// or, if that is empty, for its API.
+func (f *clientFlags) tls(server string) (*tls.Config, error) {
 	host, _, err := net.SplitHostPort(f.broker)
 	if err != nil {
 		return nil, usagef("--broker %q: must be host:port", f.broker)
@@ -116,20 +132,17 @@ func (f *clientFlags) dial(ctx context.Context, server string, dial dialFunc) (s
 			return nil, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
-	defer cancel()
-	c, err := dial(ctx, f.broker, clientTLS(server, host, cert, roots))
-	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", f.broker, err)
-	}
-	return c, nil
+	return clientTLS(server, host, cert, roots), nil
 }
 
 // clientTLS names the server by SNI. The broker proves itself under the name
 // that was dialled, or under the SNI name.
 func clientTLS(server, host string, cert tls.Certificate, roots []*x509.Certificate) *tls.Config {
 	sni := server + "." + host
-	if net.ParseIP(host) != nil { // an address cannot stand in SNI
+	switch {
+	case server == "":
+		sni = host
+	case net.ParseIP(host) != nil: // an address cannot stand in SNI
 		sni = server + ".broker.internal"
 	}
 	var pool *x509.CertPool // nil: the system's

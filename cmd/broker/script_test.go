@@ -45,6 +45,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"appears": appears, "fails": fails, "chown": chown, "env-subst": envSubst,
 			"append": appendFile, "session": session, "until-in": untilIn,
+			"request": idOf("REQUEST"), "grant": idOf("GRANT"), "kill-hard": killHard, "until-up": untilUp,
 		},
 	})
 }
@@ -120,6 +121,42 @@ func session(ts *testscript.TestScript, _ bool, args []string) {
 	var s struct{ ID string }
 	ts.Check(json.Unmarshal([]byte(lines[len(lines)-1]), &s))
 	ts.Setenv("SESSION", s.ID)
+}
+
+// idOf sets a variable to the first id in a file of JSON.
+func idOf(variable string) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, _ bool, args []string) {
+		m := regexp.MustCompile(`"id":"([^"]+)"`).FindStringSubmatch(ts.ReadFile(args[0]))
+		if m == nil {
+			ts.Fatalf("no id in %s", args[0])
+		}
+		ts.Setenv(variable, m[1])
+	}
+}
+
+// killHard kills a command in the background, as kill -9 does.
+func killHard(ts *testscript.TestScript, _ bool, args []string) {
+	for _, cmd := range ts.BackgroundCmds() {
+		if cmd.Process != nil && cmd.ProcessState == nil {
+			ts.Check(cmd.Process.Kill())
+			time.Sleep(100 * time.Millisecond) // until the kernel has let go of its port
+		}
+	}
+}
+
+// untilUp waits until the broker at an address answers: until-up ADDR IDENTITY
+func untilUp(ts *testscript.TestScript, _ bool, args []string) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		cmd := exec.Command("broker", "whoami", "--broker", args[0], "--identity", args[1])
+		cmd.Dir = ts.MkAbs(".")
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("the broker does not come up: %s", out)
+		}
+	}
 }
 
 // untilIn runs a command with a file as its stdin until its stdout matches.

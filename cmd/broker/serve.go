@@ -14,12 +14,14 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"example.com/broker/broker"
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
 	"example.com/broker/recorder"
 	"example.com/broker/stream"
@@ -66,10 +68,13 @@ type installation struct {
 	ca       *identity.CA
 	keyring  *broker.Keyring
 	recorder *recorder.Log
+	desk     *grant.Desk
 	broker   *broker.Broker
 	listener *stream.Listener
 	log      *slog.Logger
 	seen     [sha256.Size]byte // of the files that are in force, see digest
+
+	endAccess func() error // closes desk and its store
 }
 
 // openInstallation reads the configuration, opens the data folder and binds the port.
@@ -83,6 +88,10 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 	}
 	in := &installation{config: config, log: log}
 	in.seen = in.digest()
+	if in.config, err = readBrokerConfig(path); err != nil { // not before what was seen
+		return nil, err
+	}
+	config = in.config
 	if in.ca, err = identity.OpenCA(config.Data); err != nil {
 		return nil, err
 	}
@@ -105,7 +114,18 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		in.listener.Close()
 		return nil, err
 	}
+	if err := in.openAccess(); err != nil {
+		in.listener.Close()
+		in.recorder.Close()
+		return nil, err
+	}
+	sealer, err := identity.OpenSealer(config.Data)
+	if err != nil {
+		in.close()
+		return nil, err
+	}
 	in.broker = broker.New(broker.Options{
+		Desk: in.desk, Sealer: sealer, URL: in.url(),
 		CA: in.ca, Tokens: openTokens(config.Data), Users: users,
 		Policy: config.policy, Masker: newMasker,
 		Servers: config.servers, Local: &agent.Agent{Servers: config.local, Log: log},
@@ -137,15 +157,57 @@ func (in *installation) run(ctx context.Context, drain time.Duration) error {
 	}
 	stop()
 	running.Wait()
-	if cerr := in.recorder.Close(); err == nil {
+	if cerr := in.close(); err == nil {
 		err = cerr
 	}
 	in.log.Info("broker is down")
 	return err
 }
 
-// names are the host names and addresses of the broker's own certificate: SNI
-// names start with the server's.
+// openAccess opens the requests and grants.
+func (in *installation) openAccess() error {
+	store, err := grant.OpenBadger(filepath.Join(in.config.Data, "access"), accessFree)
+	if err != nil {
+		return err
+	}
+	life, end := context.WithCancel(context.Background())
+	in.desk, err = grant.Open(life, grant.Options{
+		Store: store, Admins: in.config.admins(), Log: in.log,
+		Told: func(e grant.Event, _ *grant.Request) {
+			if e.Type == grant.IdentityDisabled {
+				in.broker.EndDisabled()
+			}
+			in.log.Info("access", "event", e.Type, "actor", e.Actor, "subject", e.Subject, "server", e.Server, "request", e.Request, "grant", e.Grant)
+		},
+	})
+	if err != nil {
+		end()
+		return errors.Join(err, store.Close())
+	}
+	in.endAccess = func() error {
+		end()
+		in.desk.Close()
+		return store.Close()
+	}
+	return nil
+}
+
+// accessFree is what must stay free on the disk of requests and grants, in bytes.
+const accessFree = 64 << 20
+
+// close closes what the installation has on disk.
+func (in *installation) close() error { return errors.Join(in.endAccess(), in.recorder.Close()) }
+
+// url is where people reach the pages; a port of 0 has become one that was free.
+func (in *installation) url() string {
+	if _, port, _ := net.SplitHostPort(in.config.Listen); port != "0" {
+		return in.config.URL
+	}
+	_, port, _ := net.SplitHostPort(in.listener.Addr().String())
+	return strings.TrimSuffix(in.config.URL, ":0") + ":" + port
+}
+
+// names are the host names and addresses of the broker's own certificate.
 func (in *installation) names() []string {
 	hosts := []string{"localhost"}
 	if name, err := os.Hostname(); err == nil && name != "" {
@@ -160,9 +222,6 @@ func (in *installation) names() []string {
 	}
 	for _, host := range hosts {
 		names = append(names, host, "*."+host)
-		for server := range in.config.servers {
-			names = append(names, server+"."+host)
-		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
@@ -248,6 +307,10 @@ func (in *installation) reload() {
 	}
 	in.broker.SetUsers(users)
 	in.broker.SetPolicy(config.policy)
+	in.desk.SetAdmins(config.admins())
+	if needs := in.config.needRestart(config); len(needs) > 0 {
+		in.log.Warn("not all that has changed is in force: restart the broker", "changed", needs)
+	}
 	in.config.TLS = config.TLS
 	in.log.Info("policy and certificates loaded")
 }
