@@ -97,8 +97,8 @@ func TestKill(t *testing.T) {
 		b := startBroker(t, dir, config)
 		c := b.dial(t, "near", dials["tls"])
 		go func() {
-			for i := 0; ; i++ {
-				frame := fmt.Sprintf(`{"jsonrpc":"2.0","method":"x","params":{"n":%d,"pad":"%s"}}`+"\n", i, strings.Repeat("y", rand.IntN(3000)))
+			for i := range 100_000 {
+				frame := fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/x","params":{"n":%d,"pad":"%s"}}`+"\n", i, strings.Repeat("y", rand.IntN(3000)))
 				if _, err := io.WriteString(c, frame); err != nil {
 					return
 				}
@@ -347,7 +347,7 @@ func TestSlowReader(t *testing.T) {
 	dir := t.TempDir()
 	b := startBroker(t, dir, "servers: {far: {agent: far}}\n"+everything)
 	b.startAgent(t, "  far: {stdio: [cat]}\n")
-	big := `{"jsonrpc":"2.0","method":"x","params":{"pad":"` + strings.Repeat("y", 1<<20) + `"}}` + "\n"
+	big := `{"jsonrpc":"2.0","method":"notifications/x","params":{"pad":"` + strings.Repeat("y", 1<<20) + `"}}` + "\n"
 	var slow []*tapped
 	for range 8 { // over every tunnel
 		c := b.dial(t, "far", dials["tls"])
@@ -364,7 +364,7 @@ func TestSlowReader(t *testing.T) {
 	fast := b.dial(t, "far", dials["tls"])
 	in := bufio.NewReader(fast)
 	for i := range 200 {
-		frame := fmt.Sprintf(`{"jsonrpc":"2.0","method":"x","params":{"n":%d}}`+"\n", i)
+		frame := fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/x","params":{"n":%d}}`+"\n", i)
 		io.WriteString(fast, frame)
 		if got := nextLine(t, in); got != frame {
 			t.Fatalf("got %q", got)
