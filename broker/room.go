@@ -32,15 +32,14 @@ type room struct {
 	mu         sync.Mutex
 	left       atomic.Bool   // written with mu held
 	out        chan struct{} // closed when left
-	use        *grant.Use
-	modern     atomic.Bool // the client is of the newer era
-	version    string      // that the client was told
-	initialize []byte      // the client's own
-	ready      []byte      // its notifications/initialized
-	level      []byte      // params of its logging/setLevel
-	listens    []listen    // its subscriptions
-	request    string      // the id of what it asked for
-	page       string      // and its page
+	modern     atomic.Bool   // the client is of the newer era
+	version    string        // that the client was told
+	initialize []byte        // the client's own
+	ready      []byte        // its notifications/initialized
+	level      []byte        // params of its logging/setLevel
+	listens    []listen      // its subscriptions
+	request    string        // the id of what it asked for
+	page       string        // and its page
 	acked      map[string]bool
 }
 

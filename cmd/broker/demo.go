@@ -288,6 +288,7 @@ func (d *demonstration) dial(ctx context.Context, in *installation, bundle []byt
 // A tapped connection remembers what it carried.
 type tapped struct {
 	stream.Conn
+	reading  sync.Mutex // what one goroutine has read is in before another reads
 	mu       sync.Mutex
 	in, out  bytes.Buffer
 	over     chan struct{} // closed at the end of the input
@@ -295,6 +296,8 @@ type tapped struct {
 }
 
 func (t *tapped) Read(p []byte) (int, error) {
+	t.reading.Lock()
+	defer t.reading.Unlock()
 	n, err := t.Conn.Read(p)
 	t.mu.Lock()
 	t.in.Write(p[:n])
@@ -311,6 +314,13 @@ func (t *tapped) Write(p []byte) (int, error) {
 	t.out.Write(p[:n])
 	t.mu.Unlock()
 	return n, err
+}
+
+// carried returns what the connection has carried.
+func (t *tapped) carried() (in, out []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return bytes.Clone(t.in.Bytes()), bytes.Clone(t.out.Bytes())
 }
 
 // Close is the client's goodbye: what the server still answers arrives.
@@ -339,13 +349,14 @@ func (d *demonstration) compare(ctx context.Context, conn *tapped) error {
 		return err
 	}
 	d.say("recorded", "session %s: %d frames to the server, %d to the client, %d blocked, %d masked", s.ID, s.C2S.Frames, s.S2C.Frames, s.Blocked, s.Masked)
+	in, out := conn.carried()
 	for _, side := range []struct {
 		name string
 		got  []byte
 		want func(recorder.Frame) bool
 	}{
-		{"s2c", conn.in.Bytes(), func(f recorder.Frame) bool { return f.Direction == codec.S2C && f.Verdict != recorder.Blocked }},
-		{"c2s", conn.out.Bytes(), func(f recorder.Frame) bool { return f.Direction == codec.C2S }}, // the client's end carried the blocked calls, too
+		{"s2c", in, func(f recorder.Frame) bool { return f.Direction == codec.S2C && f.Verdict != recorder.Blocked }},
+		{"c2s", out, func(f recorder.Frame) bool { return f.Direction == codec.C2S }}, // the client's end carried the blocked calls, too
 	} {
 		var replayed bytes.Buffer
 		if err := recorder.Replay(ctx, &replayed, src, s.ID, side.want); err != nil {

@@ -60,7 +60,7 @@ func TestBytes(t *testing.T) {
 				if _, err := io.Copy(io.Discard, in); err != nil {
 					t.Fatal(err)
 				}
-				got := c.in.Bytes()
+				got, _ := c.carried()
 				c.Conn.Close()
 				received, err := os.ReadFile(dir + "/received")
 				if err != nil {
@@ -118,7 +118,8 @@ func TestKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for direction, got := range map[string][]byte{"s2c": c.in.Bytes(), "c2s": received} {
+		delivered, _ := c.carried()
+		for direction, got := range map[string][]byte{"s2c": delivered, "c2s": received} {
 			replay := b.replayed(t, direction, false)
 			if len(got) == 0 || !bytes.HasPrefix(replay, got) {
 				t.Errorf("round %d: %d bytes of %s were received, and they are no prefix of the %d on record", round, len(got), direction, len(replay))
