@@ -29,7 +29,8 @@ type agents struct {
 	ca        *identity.CA
 	desk      *grant.Desk
 	tokens    *identity.Tokens
-	verifier  *identity.Verifier
+	google    *identity.Attestor
+	instances []identity.GoogleAgents
 	handshake time.Duration
 	tunnel    stream.TunnelOptions
 	log       *slog.Logger
@@ -53,12 +54,9 @@ type tunnel struct {
 
 func newAgents(o Options) *agents {
 	a := &agents{
-		ca: o.CA, desk: o.Desk, tokens: o.Tokens,
+		ca: o.CA, desk: o.Desk, tokens: o.Tokens, google: o.Google, instances: o.Instances,
 		handshake: o.Limits.Handshake, tunnel: o.Tunnel,
 		log: o.Logger, linked: map[string]*linked{},
-	}
-	if o.CA != nil {
-		a.verifier = identity.NewVerifier(o.CA.Certificate())
 	}
 	return a
 }
@@ -74,9 +72,9 @@ func (a *agents) serve(ctx context.Context, c stream.Conn, p stream.Peer) {
 	}
 	switch req.Method {
 	case agent.MethodJoin:
-		a.join(req, log)
+		a.join(ctx, req, log)
 	case agent.MethodHello:
-		name, err := a.verifier.VerifyAgent(p.Certificates, time.Now())
+		name, err := identity.NewVerifier(a.ca.Certificates()...).VerifyAgent(p.Certificates, time.Now())
 		if err != nil {
 			log.Warn("agent refused", "error", err)
 			req.Refuse(&agent.Error{Code: CodeNotSignedIn, Message: err.Error()})
@@ -116,7 +114,7 @@ func (a *agents) endDisabled() {
 	}
 }
 
-func (a *agents) join(req *agent.Request, log *slog.Logger) {
+func (a *agents) join(ctx context.Context, req *agent.Request, log *slog.Logger) {
 	var join agent.Join
 	if err := req.Decode(&join); err != nil {
 		req.Refuse(err)
@@ -134,12 +132,17 @@ func (a *agents) join(req *agent.Request, log *slog.Logger) {
 		req.Refuse(errAgentDisabled)
 		return
 	}
-	if err := a.tokens.Redeem(join.Token, join.Name); err != nil {
+	if join.GCP != "" {
+		err = a.attest(ctx, join, csr, log)
+	} else {
+		err = a.tokens.Redeem(join.Token, join.Name)
+	}
+	if err != nil {
 		log.Warn("agent refused", "error", err)
 		req.Refuse(&agent.Error{Code: CodeNotSignedIn, Message: err.Error()})
 		return
 	}
-	issued, until, err := a.issue(join.Name, csr)
+	issued, until, err := a.issue(ctx, join.Name, csr)
 	if err != nil {
 		log.Error("certificate cannot be issued", "error", err)
 		req.Refuse(&agent.Error{Code: 400, Message: "the certificate cannot be issued"})
@@ -147,6 +150,42 @@ func (a *agents) join(req *agent.Request, log *slog.Logger) {
 	}
 	log.Info("agent joined", "certificate_until", until)
 	req.Answer(issued)
+}
+
+var errInstance = errors.New("this instance may not join as this agent: see agents.gcp in the broker's configuration")
+
+// attest checks the identity token of an instance on GCP. It has to be for this
+// broker, this agent and this key.
+func (a *agents) attest(ctx context.Context, join agent.Join, csr *x509.CertificateRequest, log *slog.Logger) error {
+	if a.google == nil {
+		return errInstance
+	}
+	var at identity.Attested
+	var err error
+	for _, pin := range a.ca.Pins() {
+		var audience string
+		if audience, err = agent.Audience(pin, join.Name, csr.PublicKey); err != nil {
+			return errInstance
+		}
+		if at, err = a.google.Verify(ctx, join.GCP, audience); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		var e *identity.SignInError
+		if errors.As(err, &e) && e.Err != nil {
+			log.Warn("an instance's token is not valid", "error", e.Err)
+		}
+		return err
+	}
+	for _, allowed := range a.instances {
+		if allowed.Admit(join.Name, at) {
+			log.Info("instance attested", "project", at.Project, "zone", at.Zone, "instance", at.Instance, "account", at.Email)
+			return nil
+		}
+	}
+	log.Warn("instance may not join", "project", at.Project, "zone", at.Zone, "instance", at.Instance, "account", at.Email)
+	return errInstance
 }
 
 func parseCSR(text string) (*x509.CertificateRequest, error) {
@@ -164,7 +203,7 @@ func parseCSR(text string) (*x509.CertificateRequest, error) {
 	return csr, nil
 }
 
-func (a *agents) issue(name string, csr *x509.CertificateRequest) (agent.Issued, time.Time, error) {
+func (a *agents) issue(ctx context.Context, name string, csr *x509.CertificateRequest) (agent.Issued, time.Time, error) {
 	der, err := a.ca.IssueAgent(name, csr.PublicKey, agentCertificate)
 	if err != nil {
 		return agent.Issued{}, time.Time{}, err
@@ -173,10 +212,15 @@ func (a *agents) issue(name string, csr *x509.CertificateRequest) (agent.Issued,
 	if err != nil {
 		return agent.Issued{}, time.Time{}, err
 	}
-	encode := func(der []byte) string {
-		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	if a.desk != nil {
+		if err := a.desk.Record(ctx, grant.Event{
+			Type: grant.Issued, Subject: name,
+			Detail: map[string]string{"kind": grant.Agent, "serial": leaf.SerialNumber.Text(16), "until": leaf.NotAfter.UTC().Format(time.RFC3339)},
+		}); err != nil {
+			return agent.Issued{}, time.Time{}, err
+		}
 	}
-	return agent.Issued{Certificate: encode(der), CA: encode(a.ca.Certificate().Raw)}, leaf.NotAfter, nil
+	return agent.Issued{Certificate: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), CA: string(a.ca.Roots())}, leaf.NotAfter, nil
 }
 
 // hello keeps one tunnel of the agent until it ends.
@@ -211,7 +255,7 @@ func (a *agents) hello(ctx context.Context, req *agent.Request, name string, cer
 		if err != nil {
 			break
 		}
-		requests.Go(func() { a.request(c, name, log) })
+		requests.Go(func() { a.request(ctx, c, name, log) })
 	}
 	a.remove(name, t)
 	requests.Wait()
@@ -269,7 +313,7 @@ func (a *agents) remove(name string, t *tunnel) {
 }
 
 // request answers a stream that the agent has opened.
-func (a *agents) request(c stream.Conn, name string, log *slog.Logger) {
+func (a *agents) request(ctx context.Context, c stream.Conn, name string, log *slog.Logger) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(a.handshake))
 	req, err := agent.ReadRequest(c)
@@ -290,7 +334,7 @@ func (a *agents) request(c stream.Conn, name string, log *slog.Logger) {
 		req.Refuse(err)
 		return
 	}
-	issued, until, err := a.issue(name, csr)
+	issued, until, err := a.issue(ctx, name, csr)
 	if err != nil {
 		log.Error("certificate cannot be renewed", "error", err)
 		req.Refuse(&agent.Error{Code: 400, Message: "the certificate cannot be issued"})

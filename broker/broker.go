@@ -17,6 +17,7 @@ import (
 	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
 	"example.com/broker/broker/policy"
+	"example.com/broker/broker/signin"
 	"example.com/broker/codec"
 	"example.com/broker/recorder"
 	"example.com/broker/stream"
@@ -51,20 +52,23 @@ func (l Limits) WithDefaults() Limits {
 
 // Options is what a Broker is made of.
 type Options struct {
-	CA      *identity.CA     // issues certificates to agents, and knows them again
-	Tokens  *identity.Tokens // agents join with
-	Users   *identity.Verifier
-	Policy  *policy.Policy
-	Masker  func(detectors []string) *codec.Masker
-	Servers map[string]Server
-	Local   *agent.Agent // reaches the servers that have no agent of their own; may be nil
-	Log     *recorder.Log
-	Desk    *grant.Desk      // where one asks for access; if nil, what needs an approval is refused
-	Sealer  *identity.Sealer // of what clients carry for the broker
-	URL     string           // of the broker's pages, without a slash at the end
-	Limits  Limits
-	Tunnel  stream.TunnelOptions
-	Logger  *slog.Logger // if nil, nothing is logged
+	CA        *identity.CA     // issues certificates to agents, and knows them again
+	Tokens    *identity.Tokens // agents join with
+	Users     *identity.Verifier
+	Policy    *policy.Policy
+	Masker    func(detectors []string) *codec.Masker
+	Servers   map[string]Server
+	Local     *agent.Agent // reaches the servers that have no agent of their own; may be nil
+	Log       *recorder.Log
+	Desk      *grant.Desk             // where one asks for access; if nil, what needs an approval is refused
+	Sealer    *identity.Sealer        // of what clients carry for the broker
+	URL       string                  // of the broker's pages, without a slash at the end
+	SignIn    *signin.Service         // may be nil: then certificates alone prove who somebody is
+	Google    *identity.Attestor      // of agents on GCP; may be nil
+	Instances []identity.GoogleAgents // which may join
+	Limits    Limits
+	Tunnel    stream.TunnelOptions
+	Logger    *slog.Logger // if nil, nothing is logged
 }
 
 // A Broker runs sessions. Its methods may be called by several goroutines.
@@ -103,6 +107,9 @@ func New(o Options) *Broker {
 
 // SetPolicy puts p in force, for the next frame of running sessions too.
 func (b *Broker) SetPolicy(p *policy.Policy) { b.policy.Store(p) }
+
+// Lifetime returns how long a certificate lasts that id gets by signing in.
+func (b *Broker) Lifetime(id identity.Identity) time.Duration { return b.policy.Load().Lifetime(id) }
 
 // SetUsers makes v decide on the certificates of clients that connect from now on.
 func (b *Broker) SetUsers(v *identity.Verifier) { b.users.Store(v) }

@@ -40,6 +40,13 @@ func (k *Keyring) Set(c *tls.Certificate) {
 	k.mu.Unlock()
 }
 
+// Renew makes the keyring issue its own certificates anew: the CA has changed.
+func (k *Keyring) Renew() {
+	k.mu.Lock()
+	k.own = nil
+	k.mu.Unlock()
+}
+
 // Config returns the TLS configuration of a listener.
 func (k *Keyring) Config() *tls.Config {
 	return &tls.Config{GetCertificate: k.certificate}

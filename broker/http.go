@@ -10,6 +10,7 @@ import (
 	"example.com/broker/broker/console"
 	"example.com/broker/broker/identity"
 	"example.com/broker/broker/policy"
+	"example.com/broker/broker/signin"
 	"example.com/broker/stream"
 )
 
@@ -32,9 +33,16 @@ func (b *Broker) http() http.Handler {
 		}
 		http.Error(w, reason, http.StatusServiceUnavailable)
 	})
+	login := ""
+	if b.o.SignIn != nil {
+		login = "/login"
+		for _, path := range signin.Paths {
+			mux.Handle(path, b.o.SignIn)
+		}
+	}
 	if b.o.Desk != nil {
 		mux.Handle("/", console.New(console.Options{
-			Desk: b.o.Desk, Who: b.who, Servers: slices.Sorted(maps.Keys(b.o.Servers)), Log: b.log,
+			Desk: b.o.Desk, Who: b.who, Login: login, Servers: slices.Sorted(maps.Keys(b.o.Servers)), Log: b.log,
 			Terms: func(id identity.Identity, server string) *policy.Terms {
 				if _, ok := b.o.Servers[server]; !ok {
 					return &policy.Terms{}
@@ -46,8 +54,16 @@ func (b *Broker) http() http.Handler {
 	return mux
 }
 
-// who is the caller of a page or of the API, by its client certificate.
+// who is the caller of a page or of the API, by its client certificate or else
+// by the browser's visit.
 func (b *Broker) who(r *http.Request) (identity.Identity, error) {
+	if len(r.TLS.PeerCertificates) == 0 && b.o.SignIn != nil {
+		id, err := b.o.SignIn.Who(r)
+		if err == nil && b.o.Desk.IsDisabled(id.Subject, "") {
+			err = errors.New(errDisabled.Reason)
+		}
+		return id, err
+	}
 	var a admission
 	if err := b.identify(&a, stream.Peer{Certificates: r.TLS.PeerCertificates}); err != nil {
 		return identity.Identity{}, errors.New(refusalOf(err).Reason)

@@ -19,6 +19,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,11 +30,14 @@ import (
 // keeps the certificate that it gets for it, renews that, and holds several
 // tunnels, each of which comes back by itself when it breaks.
 type Link struct {
-	Agent   *Agent
-	Broker  string // host:port
-	Name    string // the agent's
-	Pin     string // "sha256:…", of the broker's CA certificate
-	Token   string // for the first start; not looked at once there is a certificate
+	Agent  *Agent
+	Broker string // host:port
+	Name   string // the agent's
+	Pin    string // "sha256:…", of the broker's CA certificate
+	Token  string // for the first start; not looked at once there is a certificate
+	// Attest, if not nil, is what the agent joins with instead of a token: it
+	// returns a statement for an audience that says where the agent runs.
+	Attest  func(ctx context.Context, audience string) (string, error)
 	Dir     string // keeps identity.pem; made with mode 0700 where missing
 	Tunnels int    // if zero, 4
 	Tunnel  stream.TunnelOptions
@@ -42,8 +46,10 @@ type Link struct {
 	// OpenTime bounds a dial and the start of a server; if zero, 10 s.
 	OpenTime time.Duration
 
+	pinned []byte // the certificate of Pin, in DER, once it has been seen
+
 	mu      sync.Mutex
-	current *tls.Certificate // with Leaf
+	current *tls.Certificate // with Leaf; then the certificates of the broker's CA, old and new
 	live    []*stream.Tunnel
 }
 
@@ -108,7 +114,7 @@ func (l *Link) identify(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	if l.Token == "" {
+	if l.Token == "" && l.Attest == nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return ErrNotJoined
 		}
@@ -149,12 +155,12 @@ func (l *Link) load() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", l.file(), err)
 	}
-	ca, err := x509.ParseCertificate(cert.Certificate[len(cert.Certificate)-1])
+	roots, err := rootsOf(&cert)
 	if err != nil {
 		return fmt.Errorf("%s: %w", l.file(), err)
 	}
 	switch {
-	case pin(ca) != l.Pin:
+	case !slices.ContainsFunc(append(roots, pinnedIn(b)...), func(c *x509.Certificate) bool { return pin(c) == l.Pin }):
 		return fmt.Errorf("%s: was issued by another CA than %s", l.file(), l.Pin)
 	case cert.Leaf.Subject.CommonName != l.Name:
 		return fmt.Errorf("%s: belongs to agent %q", l.file(), cert.Leaf.Subject.CommonName)
@@ -162,6 +168,11 @@ func (l *Link) load() error {
 		return fmt.Errorf("%s: expired at %s", l.file(), cert.Leaf.NotAfter.Format(time.RFC3339))
 	}
 	l.current = &cert
+	for _, c := range append(roots, pinnedIn(b)...) {
+		if pin(c) == l.Pin {
+			l.pinned = c.Raw
+		}
+	}
 	return nil
 }
 
@@ -185,13 +196,15 @@ func (l *Link) install(key *ecdsa.PrivateKey, issued Issued) error {
 		return err
 	}
 	b := append([]byte(issued.Certificate), issued.CA...)
+	if l.pinned != nil {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: pinnedBlock, Bytes: l.pinned})...)
+	}
 	b = append(b, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})...)
 	cert, err := tls.X509KeyPair(b, b)
 	if err != nil || len(cert.Certificate) < 2 {
 		return errors.New("the broker's certificate cannot be used")
 	}
-	ca, err := x509.ParseCertificate(cert.Certificate[len(cert.Certificate)-1])
-	if err != nil || pin(ca) != l.Pin {
+	if _, err := rootsOf(&cert); err != nil {
 		return errPin
 	}
 	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
@@ -239,8 +252,19 @@ func (l *Link) join(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.OpenTime)
 	defer cancel()
+	join := Join{Name: l.Name, Token: l.Token, CSR: csr}
+	if l.Attest != nil {
+		audience, err := Audience(l.Pin, l.Name, key.Public())
+		if err != nil {
+			return err
+		}
+		join.Token = ""
+		if join.GCP, err = l.Attest(ctx, audience); err != nil {
+			return err
+		}
+	}
 	var issued Issued
-	if _, err := Call(ctx, c, MethodJoin, Join{l.Name, l.Token, csr}, &issued); err != nil {
+	if _, err := Call(ctx, c, MethodJoin, join, &issued); err != nil {
 		return err
 	}
 	if err := l.install(key, issued); err != nil {
@@ -375,9 +399,36 @@ func (l *Link) tunnel(ctx context.Context) error {
 
 var errPin = errors.New("the broker's certificate does not come from the CA that is pinned")
 
+// pinnedBlock is the type of the PEM block that keeps the certificate of the
+// pin that the agent joined by. The CA may have been rotated since: the block is
+// no authority any more, and shows only that the rest follows from the pin.
+const pinnedBlock = "PINNED CERTIFICATE"
+
+func pinnedIn(text []byte) (certs []*x509.Certificate) {
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil && block.Type == pinnedBlock {
+			certs = append(certs, c)
+		}
+	}
+	return certs
+}
+
+// rootsOf returns the broker's authorities that came with a certificate.
+func rootsOf(cert *tls.Certificate) (roots []*x509.Certificate, err error) {
+	for _, der := range cert.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil || !c.IsCA {
+			return nil, errors.New("holds what is no certificate of a CA")
+		}
+		roots = append(roots, c)
+	}
+	return roots, nil
+}
+
 // dial connects with ALPN mcp-agent/1. The broker proves itself by a chain to
-// the pinned CA; its host name does not matter, so that an agent may reach it
-// through any address.
+// its CA: the pinned one when the agent joins, afterwards those that came with
+// the agent's certificate. Its host name does not matter, so that an agent may
+// reach it through any address.
 func (l *Link) dial(ctx context.Context, cert *tls.Certificate) (stream.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.OpenTime)
 	defer cancel()
@@ -399,20 +450,29 @@ func (l *Link) dial(ctx context.Context, cert *tls.Certificate) (stream.Conn, er
 }
 
 func (l *Link) verifyBroker(cs tls.ConnectionState) error {
-	roots := x509.NewCertPool()
-	pinned := false
-	for _, c := range cs.PeerCertificates {
-		if pin(c) == l.Pin {
-			roots.AddCert(c)
-			pinned = true
+	pool := x509.NewCertPool()
+	l.mu.Lock()
+	current := l.current
+	l.mu.Unlock()
+	if current != nil {
+		roots, err := rootsOf(current)
+		if err != nil {
+			return err
 		}
-	}
-	if !pinned {
-		return errPin
+		for _, c := range roots {
+			pool.AddCert(c)
+		}
+	} else {
+		i := slices.IndexFunc(cs.PeerCertificates, func(c *x509.Certificate) bool { return pin(c) == l.Pin })
+		if i < 0 {
+			return errPin
+		}
+		pool.AddCert(cs.PeerCertificates[i])
+		l.pinned = cs.PeerCertificates[i].Raw
 	}
 	// The usage keeps apart what the one CA issues: a client certificate does not make a broker.
 	_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{
-		Roots:     roots,
+		Roots:     pool,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
 	if err != nil {

@@ -3,6 +3,10 @@ package agent
 import (
 	"bufio"
 	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,7 +22,7 @@ import (
 //
 // A connection starts with a request of the agent. Without a client certificate:
 //
-//	agent → broker   agent/join   {name, token, csr}            csr: PKCS #10, PEM
+//	agent → broker   agent/join   {name, token or gcp, csr}     csr: PKCS #10, PEM
 //	broker → agent   {certificate, ca}                          PEM; then both close
 //
 // With the certificate that came of it:
@@ -47,8 +51,21 @@ const (
 // Join is the params of agent/join.
 type Join struct {
 	Name  string `json:"name"`
-	Token string `json:"token"`
+	Token string `json:"token,omitempty"`
+	GCP   string `json:"gcp,omitempty"` // or the instance's identity token, for Audience
 	CSR   string `json:"csr"`
+}
+
+// Audience is that of the identity token that an agent on GCP joins with: the
+// broker by its pin, the agent's name and the key of its CSR. So a token that
+// somebody gets hold of is good for no other broker, agent or key.
+func Audience(pin, name string, key crypto.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(der)
+	return "mcp-broker:" + pin + "/" + name + "/" + hex.EncodeToString(sum[:]), nil
 }
 
 // Hello is the params of agent/hello.

@@ -28,6 +28,7 @@ type Options struct {
 	Who     func(r *http.Request) (identity.Identity, error) // its error is for the peer
 	Terms   func(id identity.Identity, server string) *policy.Terms
 	Servers []string // sorted
+	Login   string   // where browsers sign in; empty: nowhere, certificates alone count
 	Log     *slog.Logger
 }
 

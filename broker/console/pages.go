@@ -6,6 +6,7 @@ import (
 	"errors"
 	"html/template"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -50,6 +51,7 @@ type view struct {
 type frame struct {
 	Title string
 	By    identity.Identity
+	Visit bool // signed in with a browser, so that one can sign out
 	Data  any
 }
 
@@ -64,7 +66,9 @@ func (c *console) show(w http.ResponseWriter, r *http.Request, do func(*http.Req
 	status := http.StatusOK
 	by, err := c.Who(r)
 	var v view
-	if err != nil {
+	if err != nil && c.Login != "" && len(r.TLS.PeerCertificates) == 0 && r.Method == http.MethodGet {
+		v = view{redirect: c.Login + "?" + url.Values{"next": {r.URL.RequestURI()}}.Encode()}
+	} else if err != nil {
 		status, v = http.StatusUnauthorized, view{template: "failure.html", data: err.Error()}
 	} else if v, err = do(r, by); err != nil {
 		var text string
@@ -77,7 +81,7 @@ func (c *console) show(w http.ResponseWriter, r *http.Request, do func(*http.Req
 	}
 	title := strings.TrimSuffix(v.template, ".html")
 	var out bytes.Buffer
-	if err := templates.ExecuteTemplate(&out, v.template, frame{strings.ToUpper(title[:1]) + title[1:], by, v.data}); err != nil {
+	if err := templates.ExecuteTemplate(&out, v.template, frame{strings.ToUpper(title[:1]) + title[1:], by, err == nil && len(r.TLS.PeerCertificates) == 0, v.data}); err != nil {
 		c.Log.Error("a page cannot be made", "page", v.template, "error", err)
 		http.Error(w, "this page cannot be shown", http.StatusInternalServerError)
 		return

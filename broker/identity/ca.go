@@ -21,19 +21,33 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 )
 
-// A CA is the broker's own certificate authority. It lives in one file of its
-// folder: ca-key.pem holds the key and the certificate (mode 0600).
+// A CA is the broker's own certificate authority. It lives in its folder:
+// ca-key.pem holds the key and the certificate (mode 0600).
+//
+// While it is rotated there are two: the new one issues to clients and agents,
+// and hands out both certificates; the one before, in ca-old-key.pem, still
+// counts, and still issues what the broker shows, because that is what everybody
+// knows it by. When all have heard of the new one, the old one is retired.
 type CA struct {
+	dir string
+
+	mu            sync.RWMutex
+	current, past *authority // past is nil but while they overlap
+}
+
+type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
 const (
-	caFile = "ca-key.pem"
-	caLife = 10 * 365 * 24 * time.Hour
+	caFile    = "ca-key.pem"
+	caOldFile = "ca-old-key.pem"
+	caLife    = 10 * 365 * 24 * time.Hour
 	// skew is how far in the past a certificate starts: clocks differ.
 	skew = 5 * time.Minute
 )
@@ -45,40 +59,86 @@ func OpenCA(dir string) (*CA, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return ca, err
 	}
-	key, err := NewKey()
-	if err != nil {
-		return nil, err
-	}
-	der, err := selfSign(key)
+	name, err := makeCA(dir)
 	if err != nil {
 		return nil, fmt.Errorf("make CA: %w", err)
 	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("make CA: %w", err)
-	}
-	text, err := encodeKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("make CA: %w", err)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make CA: %w", err)
-	}
-	f, err := os.CreateTemp(dir, ".ca-*") // mode 0600
-	if err != nil {
-		return nil, fmt.Errorf("make CA: %w", err)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(append(text, encodeCertificates(cert)...))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return nil, fmt.Errorf("make CA: %w", err)
-	}
+	defer os.Remove(name)
 	// A link, unlike a rename, does not replace what another process made meanwhile.
-	if err := os.Link(f.Name(), filepath.Join(dir, caFile)); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Link(name, filepath.Join(dir, caFile)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make CA: %w", err)
 	}
 	return LoadCA(dir)
+}
+
+// makeCA makes an authority in a temporary file of dir.
+func makeCA(dir string) (name string, err error) {
+	key, err := NewKey()
+	if err != nil {
+		return "", err
+	}
+	der, err := selfSign(key)
+	if err != nil {
+		return "", err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return "", err
+	}
+	text, err := encodeKey(key)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	f, err := os.CreateTemp(dir, ".ca-*") // mode 0600
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(append(text, encodeCertificates(cert)...))
+	return f.Name(), errors.Join(err, f.Sync(), f.Close())
+}
+
+// ErrRotating is returned by Rotate where a rotation has begun, and by Retire
+// where none has.
+var ErrRotating = errors.New("CA rotation")
+
+// Rotate begins to rotate the CA in dir: it makes a new one beside the old.
+func Rotate(dir string) error {
+	ca, err := LoadCA(dir)
+	if err != nil {
+		return err
+	}
+	if ca.past != nil {
+		return fmt.Errorf("%w: the last one has not been finished", ErrRotating)
+	}
+	name, err := makeCA(dir)
+	if err != nil {
+		return fmt.Errorf("make CA: %w", err)
+	}
+	defer os.Remove(name)
+	current, old := filepath.Join(dir, caFile), filepath.Join(dir, caOldFile)
+	if err := os.Link(current, old); err != nil && !errors.Is(err, fs.ErrExist) { // it may be there, the same: we were killed here
+		return err
+	}
+	return os.Rename(name, current)
+}
+
+// Retire ends the rotation: the old CA no longer counts. Unless force is set,
+// that is refused before overlap has passed since it began.
+func Retire(dir string, overlap time.Duration, force bool) error {
+	ca, err := LoadCA(dir)
+	if err != nil {
+		return err
+	}
+	if ca.past == nil {
+		return fmt.Errorf("%w: none is under way", ErrRotating)
+	}
+	if since := ca.current.cert.NotBefore.Add(skew); !force && time.Since(since) < overlap {
+		return fmt.Errorf("%w: it began at %s; agents that were away since then know the old CA only, until %s", ErrRotating, since.UTC().Format(time.RFC3339), since.Add(overlap).UTC().Format(time.RFC3339))
+	}
+	return os.Remove(filepath.Join(dir, caOldFile))
 }
 
 func selfSign(key *ecdsa.PrivateKey) ([]byte, error) {
@@ -93,7 +153,35 @@ func selfSign(key *ecdsa.PrivateKey) ([]byte, error) {
 
 // LoadCA loads the CA in dir. The error of a folder without one wraps fs.ErrNotExist.
 func LoadCA(dir string) (*CA, error) {
-	path := filepath.Join(dir, caFile)
+	ca := &CA{dir: dir}
+	return ca, ca.Reload()
+}
+
+// Reload reads the CA's files again. If it fails, nothing has changed.
+func (ca *CA) Reload() error {
+	current, err := loadAuthority(filepath.Join(ca.dir, caFile))
+	if err != nil {
+		return err
+	}
+	past, err := loadAuthority(filepath.Join(ca.dir, caOldFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if past != nil && past.cert.Equal(current.cert) {
+		past = nil
+	}
+	ca.mu.Lock()
+	ca.current, ca.past = current, past
+	ca.mu.Unlock()
+	return nil
+}
+
+// Files are what Reload reads.
+func (ca *CA) Files() []string {
+	return []string{filepath.Join(ca.dir, caFile), filepath.Join(ca.dir, caOldFile)}
+}
+
+func loadAuthority(path string) (*authority, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -116,17 +204,56 @@ func LoadCA(dir string) (*CA, error) {
 	case time.Now().After(pair.Leaf.NotAfter):
 		return nil, fmt.Errorf("%s: the CA expired at %s; move it away and start the broker to make a new one (agents and users join again)", path, pair.Leaf.NotAfter.Format(time.RFC3339))
 	}
-	return &CA{pair.Leaf, key}, nil
+	return &authority{pair.Leaf, key}, nil
 }
 
-// Certificate returns the CA's own certificate.
-func (ca *CA) Certificate() *x509.Certificate { return ca.cert }
+// Certificates returns the CA's own certificates, that of the issuer first: one,
+// or two while it is rotated.
+func (ca *CA) Certificates() []*x509.Certificate {
+	ca.mu.RLock()
+	defer ca.mu.RUnlock()
+	if ca.past == nil {
+		return []*x509.Certificate{ca.current.cert}
+	}
+	return []*x509.Certificate{ca.current.cert, ca.past.cert}
+}
 
-// Pin returns what an agent knows the CA by: "sha256:" and the hash of its
-// certificate in hex.
+// Roots returns the same in PEM.
+func (ca *CA) Roots() []byte { return encodeCertificates(ca.Certificates()...) }
+
+// Rotating reports whether there are two.
+func (ca *CA) Rotating() bool { return len(ca.Certificates()) > 1 }
+
+// shows is the authority of what the broker shows.
+func (ca *CA) shows() *authority {
+	ca.mu.RLock()
+	defer ca.mu.RUnlock()
+	if ca.past != nil {
+		return ca.past
+	}
+	return ca.current
+}
+
+func (ca *CA) issuer() *authority {
+	ca.mu.RLock()
+	defer ca.mu.RUnlock()
+	return ca.current
+}
+
+// Pin returns what an agent knows the CA by: "sha256:" and the hash in hex of
+// the certificate behind what the broker shows.
 func (ca *CA) Pin() string {
-	sum := sha256.Sum256(ca.cert.Raw)
+	sum := sha256.Sum256(ca.shows().cert.Raw)
 	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// Pins returns the pins of all certificates.
+func (ca *CA) Pins() (pins []string) {
+	for _, c := range ca.Certificates() {
+		sum := sha256.Sum256(c.Raw)
+		pins = append(pins, "sha256:"+hex.EncodeToString(sum[:]))
+	}
+	return pins
 }
 
 // template is a certificate of that subject with a random serial, valid from now on.
@@ -143,11 +270,11 @@ func template(subject pkix.Name, life time.Duration) (*x509.Certificate, error) 
 	}, nil
 }
 
-func (ca *CA) issue(t *x509.Certificate, pub crypto.PublicKey) ([]byte, error) {
-	if t.NotAfter.After(ca.cert.NotAfter) {
-		t.NotAfter = ca.cert.NotAfter
+func (a *authority) issue(t *x509.Certificate, pub crypto.PublicKey) ([]byte, error) {
+	if t.NotAfter.After(a.cert.NotAfter) {
+		t.NotAfter = a.cert.NotAfter
 	}
-	return x509.CreateCertificate(rand.Reader, t, ca.cert, pub, ca.key)
+	return x509.CreateCertificate(rand.Reader, t, a.cert, pub, a.key)
 }
 
 // IssueServer issues a certificate for these DNS names and addresses, with a
@@ -170,7 +297,8 @@ func (ca *CA) IssueServer(names []string, life time.Duration) (*tls.Certificate,
 			t.DNSNames = append(t.DNSNames, n)
 		}
 	}
-	der, err := ca.issue(t, key.Public())
+	shows := ca.shows()
+	der, err := shows.issue(t, key.Public())
 	if err != nil {
 		return nil, fmt.Errorf("issue server certificate: %w", err)
 	}
@@ -178,7 +306,7 @@ func (ca *CA) IssueServer(names []string, life time.Duration) (*tls.Certificate,
 	if err != nil {
 		return nil, fmt.Errorf("issue server certificate: %w", err)
 	}
-	return &tls.Certificate{Certificate: [][]byte{der, ca.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	return &tls.Certificate{Certificate: [][]byte{der, shows.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
 // IssueUser issues a client certificate, in DER. A subject that is a SPIFFE ID
@@ -229,7 +357,7 @@ func (ca *CA) issueClient(subject pkix.Name, uris []*url.URL, pub crypto.PublicK
 	}
 	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	t.URIs = uris
-	return ca.issue(t, pub)
+	return ca.issuer().issue(t, pub)
 }
 
 // NewKey makes a key: ECDSA on P-256.
@@ -250,8 +378,9 @@ func encodeCertificates(certs ...*x509.Certificate) (text []byte) {
 	return text
 }
 
-// Bundle is an identity file: certificate, key and the CA's certificate, in PEM.
-func Bundle(key *ecdsa.PrivateKey, der []byte, ca *x509.Certificate) ([]byte, error) {
+// Bundle is an identity file in PEM: certificate, key, and the certificates that
+// prove the broker (see [CA.Roots]).
+func Bundle(key *ecdsa.PrivateKey, der, roots []byte) ([]byte, error) {
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, err
@@ -260,7 +389,7 @@ func Bundle(key *ecdsa.PrivateKey, der []byte, ca *x509.Certificate) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	return append(append(encodeCertificates(leaf), text...), encodeCertificates(ca)...), nil
+	return append(append(encodeCertificates(leaf), text...), roots...), nil
 }
 
 // ReadBundle reads an identity file. Self-signed certificates in it are

@@ -3,7 +3,7 @@
 // and the tokens that agents join with.
 //
 //	ca, err := identity.OpenCA(dir)
-//	v := identity.NewVerifier(ca.Certificate(), corporate...)
+//	v := identity.NewVerifier(append(ca.Certificates(), corporate...)...)
 //	id, err := v.Verify(state.PeerCertificates, time.Now())
 package identity
 

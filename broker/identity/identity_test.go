@@ -58,7 +58,7 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := time.Now()
-	v := NewVerifier(ca.Certificate())
+	v := NewVerifier(ca.Certificates()...)
 	tests := []struct {
 		name    string
 		chain   []*x509.Certificate
@@ -161,15 +161,15 @@ func TestBundle(t *testing.T) {
 	ca := openCA(t)
 	key, _ := NewKey()
 	der, _ := ca.IssueUser(Identity{Subject: "ada"}, key.Public(), time.Hour)
-	text, err := Bundle(key, der, ca.Certificate())
+	text, err := Bundle(key, der, ca.Roots())
 	if err != nil {
 		t.Fatal(err)
 	}
 	cert, roots, err := ReadBundle(text)
-	if err != nil || cert.Leaf.Subject.CommonName != "ada" || len(cert.Certificate) != 1 || len(roots) != 1 || !roots[0].Equal(ca.Certificate()) {
+	if err != nil || cert.Leaf.Subject.CommonName != "ada" || len(cert.Certificate) != 1 || len(roots) != 1 || !roots[0].Equal(ca.Certificates()[0]) {
 		t.Errorf("%v, %d roots, %v", cert.Leaf, len(roots), err)
 	}
-	for _, bad := range []string{"", "x", string(encodeCertificates(ca.Certificate()))} {
+	for _, bad := range []string{"", "x", string(ca.Roots())} {
 		if _, _, err := ReadBundle([]byte(bad)); err == nil {
 			t.Errorf("%.20q is a bundle", bad)
 		}

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"crypto/x509"
@@ -23,8 +24,7 @@ import (
 // SAMLOptions is a SAML 2.0 identity provider, and the broker as it knows it.
 type SAMLOptions struct {
 	Metadata string // of the provider: an https URL, or a file
-	EntityID string // of the broker
-	Callback string // the broker's assertion consumer service, a URL
+	EntityID string // of the broker; if empty, the address of its metadata
 	Mapping  *Mapping
 	Client   *http.Client // for metadata; if nil, one with a time limit
 }
@@ -41,9 +41,29 @@ type SAML struct {
 	client *http.Client
 
 	mu    sync.Mutex
-	sp    *saml2.SAMLServiceProvider
-	until time.Time // sp is fresh
+	idp   *samlProvider
+	until time.Time // idp is fresh
 	used  map[string]time.Time
+}
+
+// A samlProvider is what its metadata says.
+type samlProvider struct {
+	issuer, sso string
+	keys        dsig.MemoryX509CertificateStore
+}
+
+// service is the broker as a service provider whose assertion consumer service
+// is callback.
+func (s *SAML) service(idp *samlProvider, callback string) *saml2.SAMLServiceProvider {
+	entity := s.o.EntityID
+	if entity == "" {
+		entity = strings.TrimSuffix(callback, "/callback") + "/metadata"
+	}
+	return &saml2.SAMLServiceProvider{
+		IdentityProviderSSOURL: idp.sso, IdentityProviderSSOBinding: saml2.BindingHttpRedirect, IdentityProviderIssuer: idp.issuer,
+		ServiceProviderIssuer: entity, AssertionConsumerServiceURL: callback, AudienceURI: entity,
+		IDPCertificateStore: &idp.keys, MaximumDecompressedBodySize: maxDocument,
+	}
 }
 
 const (
@@ -62,21 +82,24 @@ func NewSAML(o SAMLOptions) *SAML {
 }
 
 // ServiceMetadata is what the broker tells a provider of itself, in XML.
-func (s *SAML) ServiceMetadata() ([]byte, error) {
-	sp := saml2.SAMLServiceProvider{ServiceProviderIssuer: s.o.EntityID, AssertionConsumerServiceURL: s.o.Callback}
-	d, err := sp.Metadata()
-	if err != nil {
-		return nil, err
-	}
-	return xml.MarshalIndent(d, "", "  ")
+func (s *SAML) ServiceMetadata(callback string) ([]byte, error) {
+	sp := s.service(&samlProvider{}, callback)
+	return xml.MarshalIndent(types.EntityDescriptor{ // gosaml2's own wants a key for encryption
+		EntityID: sp.ServiceProviderIssuer, ValidUntil: time.Now().UTC().AddDate(1, 0, 0).Truncate(time.Second),
+		SPSSODescriptor: &types.SPSSODescriptor{
+			WantAssertionsSigned: true, ProtocolSupportEnumeration: saml2.SAMLProtocolNamespace,
+			AssertionConsumerServices: []types.IndexedEndpoint{{Binding: saml2.BindingHttpPost, Location: callback, Index: 1}},
+		},
+	}, "", "  ")
 }
 
 // Begin implements [Provider].
 func (s *SAML) Begin(ctx context.Context, f Flow) (string, error) {
-	sp, err := s.provider(ctx)
+	idp, err := s.provider(ctx)
 	if err != nil {
 		return "", err
 	}
+	sp := s.service(idp, f.Callback)
 	doc, err := sp.BuildAuthRequestDocumentNoSig()
 	if err != nil {
 		return "", err
@@ -90,11 +113,11 @@ func requestID(f Flow) string { return "_" + f.Nonce }
 
 // Complete implements [Provider].
 func (s *SAML) Complete(ctx context.Context, f Flow, r *http.Request) (Identity, error) {
-	sp, err := s.provider(ctx)
+	idp, err := s.provider(ctx)
 	if err != nil {
 		return Identity{}, err
 	}
-	claims, err := s.verify(sp, f, r.PostFormValue("SAMLResponse"), time.Now())
+	claims, err := s.verify(s.service(idp, f.Callback), f, r.PostFormValue("SAMLResponse"), time.Now())
 	if err != nil {
 		return Identity{}, &SignInError{"the identity provider's answer is not valid; sign in again", err}
 	}
@@ -104,6 +127,9 @@ func (s *SAML) Complete(ctx context.Context, f Flow, r *http.Request) (Identity,
 // verify checks a response. gosaml2 checks signatures, the issuer, the recipient
 // and that there are times; the rest is here.
 func (s *SAML) verify(sp *saml2.SAMLServiceProvider, f Flow, encoded string, now time.Time) (map[string]any, error) {
+	if err := strong(encoded); err != nil {
+		return nil, err
+	}
 	response, err := sp.ValidateEncodedResponse(encoded)
 	if err != nil {
 		return nil, err
@@ -143,6 +169,34 @@ func (s *SAML) verify(sp *saml2.SAMLServiceProvider, f Flow, encoded string, now
 		return nil, errors.New("the assertion was used before")
 	}
 	return attributes(a), nil
+}
+
+// strong refuses signatures by SHA-1, for which collisions can be bought, and
+// which gosaml2 takes.
+func strong(encoded string) error {
+	text, err := base64.StdEncoding.DecodeString(encoded)
+	if err != nil {
+		return errors.New("the response is not in base64")
+	}
+	d := xml.NewDecoder(bytes.NewReader(text))
+	for {
+		token, err := d.Token()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return errors.New("the response is not XML")
+		}
+		e, ok := token.(xml.StartElement)
+		if !ok || e.Name.Local != "SignatureMethod" && e.Name.Local != "DigestMethod" {
+			continue
+		}
+		for _, a := range e.Attr {
+			if strings.HasSuffix(a.Value, "sha1") {
+				return errors.New("the signature uses SHA-1: set the identity provider to SHA-256")
+			}
+		}
+	}
 }
 
 // once remembers an assertion as long as it could be shown again.
@@ -196,30 +250,30 @@ func attributes(a *types.Assertion) map[string]any {
 
 // provider returns the provider by its metadata, which is fetched again now and
 // then: its keys change. What was fetched before stands while it cannot be.
-func (s *SAML) provider(ctx context.Context) (*saml2.SAMLServiceProvider, error) {
+func (s *SAML) provider(ctx context.Context) (*samlProvider, error) {
 	s.mu.Lock()
-	sp, fresh := s.sp, time.Now().Before(s.until)
+	idp, fresh := s.idp, time.Now().Before(s.until)
 	s.mu.Unlock()
-	if sp != nil && fresh {
-		return sp, nil
+	if idp != nil && fresh {
+		return idp, nil
 	}
 	text, err := s.fetch(ctx)
 	if err == nil {
-		var next *saml2.SAMLServiceProvider
-		if next, err = s.read(text); err == nil {
-			sp = next
+		var next *samlProvider
+		if next, err = readMetadata(text); err == nil {
+			idp = next
 		}
 	}
-	if sp == nil {
+	if idp == nil {
 		return nil, &SignInError{"the identity provider cannot be reached; try again later", fmt.Errorf("SAML metadata %s: %w", s.o.Metadata, err)}
 	}
 	s.mu.Lock()
-	s.sp, s.until = sp, time.Now().Add(metadataLife)
+	s.idp, s.until = idp, time.Now().Add(metadataLife)
 	if err != nil {
 		s.until = time.Now().Add(discoveryRetry)
 	}
 	s.mu.Unlock()
-	return sp, nil
+	return idp, nil
 }
 
 func (s *SAML) fetch(ctx context.Context) ([]byte, error) {
@@ -241,8 +295,7 @@ func (s *SAML) fetch(ctx context.Context) ([]byte, error) {
 	return io.ReadAll(http.MaxBytesReader(nil, resp.Body, maxDocument))
 }
 
-// read makes a provider of its metadata.
-func (s *SAML) read(text []byte) (*saml2.SAMLServiceProvider, error) {
+func readMetadata(text []byte) (*samlProvider, error) {
 	var d types.EntityDescriptor
 	if err := xml.Unmarshal(text, &d); err != nil {
 		return nil, err
@@ -282,9 +335,5 @@ func (s *SAML) read(text []byte) (*saml2.SAMLServiceProvider, error) {
 	if !strings.HasPrefix(sso, "https://") && !strings.HasPrefix(sso, "http://127.0.0.1:") {
 		return nil, errors.New("has no HTTP-Redirect endpoint by https")
 	}
-	return &saml2.SAMLServiceProvider{
-		IdentityProviderSSOURL: sso, IdentityProviderSSOBinding: saml2.BindingHttpRedirect, IdentityProviderIssuer: d.EntityID,
-		ServiceProviderIssuer: s.o.EntityID, AssertionConsumerServiceURL: s.o.Callback, AudienceURI: s.o.EntityID,
-		IDPCertificateStore: &store, MaximumDecompressedBodySize: maxDocument,
-	}, nil
+	return &samlProvider{d.EntityID, sso, store}, nil
 }

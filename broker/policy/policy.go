@@ -69,6 +69,9 @@ type Rule struct {
 	Calls    []CallRule    // top to bottom, the first that is true decides; none: allow
 	Mask     []string      // names of detectors; the caller knows them
 	Asking   Asking        // where access or a call needs an approval
+	// Certificate bounds the life of the certificates of those whom the rule
+	// matches, whatever the server; zero: as Lifetime says.
+	Certificate time.Duration
 }
 
 // A CallRule is a condition in CEL and what it decides. One of Deny, Approval
@@ -139,6 +142,9 @@ func Compile(rules []Rule) (*Policy, error) {
 		}
 		names[r.Name] = true
 		fault("name", checkText(r.Name))
+		if r.Certificate != 0 && r.Certificate < time.Minute {
+			fault("certificate", errors.New("must be a minute or more"))
+		}
 		if len(r.Users) == 0 && len(r.Groups) == 0 {
 			fault("", errors.New(`has neither users nor groups; users: ["*"] means everybody who is signed in`))
 		}
@@ -196,7 +202,7 @@ type session struct {
 // Decide returns the terms of the first rule that matches; without one, Deny.
 func (p *Policy) Decide(id identity.Identity, server string) *Terms {
 	for _, r := range p.rules {
-		if !matches(r.Servers, server) || !matches(r.Users, id.Subject) && !slices.ContainsFunc(id.Groups, func(g string) bool { return matches(r.Groups, g) }) && !slices.Contains(r.Groups, "*") {
+		if !matches(r.Servers, server) || !r.is(id) {
 			continue
 		}
 		return &Terms{
@@ -205,6 +211,26 @@ func (p *Policy) Decide(id identity.Identity, server string) *Terms {
 		}
 	}
 	return &Terms{}
+}
+
+// is reports whether the rule is for id.
+func (r *rule) is(id identity.Identity) bool {
+	return matches(r.Users, id.Subject) || slices.ContainsFunc(id.Groups, func(g string) bool { return matches(r.Groups, g) }) || slices.Contains(r.Groups, "*")
+}
+
+// lifetime is that of a certificate for which no rule says less: a working day.
+const lifetime = 8 * time.Hour
+
+// Lifetime returns how long a certificate lasts that somebody gets at sign-in:
+// the least that a rule for that identity says, and 8 h at the most.
+func (p *Policy) Lifetime(id identity.Identity) time.Duration {
+	least := lifetime
+	for _, r := range p.rules {
+		if r.Certificate > 0 && r.is(id) {
+			least = min(least, r.Certificate)
+		}
+	}
+	return least
 }
 
 func matches(list []string, name string) bool {

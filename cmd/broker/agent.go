@@ -14,6 +14,7 @@ type agentFile struct {
 	Broker  string                `yaml:"broker"`
 	Name    string                `yaml:"name"`
 	Token   string                `yaml:"token"`
+	Join    string                `yaml:"join"`
 	CA      string                `yaml:"ca"`
 	Data    string                `yaml:"data"`
 	Tunnels int                   `yaml:"tunnels"`
@@ -29,7 +30,7 @@ func agentCommand() *cobra.Command {
 		Use:   "agent --config FILE",
 		Short: "run an agent beside MCP servers",
 		Long: `Run an agent: it dials the broker, and nothing dials in to it. It joins once with
-a token (broker token create), keeps the certificate that it gets for it in its
+a token (broker token create), or on GCP with its instance's identity, keeps the certificate that it gets for it in its
 data folder and renews that by itself.`,
 		Example: "  broker agent --config agent.yaml",
 		Args:    cobra.NoArgs,
@@ -71,6 +72,12 @@ func readAgentConfig(path string) (*agent.Link, error) {
 	case file.Tunnels < 0 || file.Tunnels > 64:
 		return nil, c.errorAt("tunnels", errors.New("must be 1 to 64; leave it out for the default"))
 	}
+	if file.Join != "" && file.Join != "gcp" {
+		return nil, c.errorAt("join", errors.New("must be gcp; leave it out to join with a token"))
+	}
+	if file.Join != "" && file.Token != "" {
+		return nil, c.errorAt("join", errors.New("stands beside token; say one of them"))
+	}
 	token, err := c.secret(file.Token)
 	if err != nil {
 		return nil, c.errorAt("token", err)
@@ -84,9 +91,13 @@ func readAgentConfig(path string) (*agent.Link, error) {
 			return nil, c.errorAt("servers."+name, err)
 		}
 	}
-	return &agent.Link{
+	link := &agent.Link{
 		Agent:  &agent.Agent{Servers: servers},
 		Broker: file.Broker, Name: file.Name, Pin: file.CA, Token: token,
 		Dir: c.resolve(file.Data), Tunnels: file.Tunnels, Tunnel: stream.TunnelOptions{},
-	}, nil
+	}
+	if file.Join == "gcp" {
+		link.Attest = agent.InstanceToken
+	}
+	return link, nil
 }

@@ -11,7 +11,7 @@ import (
 	"net/http"
 	"time"
 
-	"example.com/broker/broker/console"
+	"example.com/broker/broker/signin"
 )
 
 // An apiClient calls the broker's API as the user.
@@ -26,12 +26,24 @@ func (f *clientFlags) api() (*apiClient, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newAPI(f.broker, c), nil
+}
+
+func newAPI(broker string, c *tls.Config) *apiClient {
 	c.NextProtos = []string{"http/1.1"}
-	return &apiClient{"https://" + f.broker, &http.Client{
+	return &apiClient{"https://" + broker, &http.Client{
 		Transport: &http.Transport{TLSClientConfig: c, TLSHandshakeTimeout: dialTime},
 		Timeout:   time.Minute,
-	}}, nil
+	}}
 }
+
+// An apiError is what the broker answers instead of a result.
+type apiError struct {
+	status int
+	signin.Failure
+}
+
+func (e *apiError) Error() string { return e.Failure.Error }
 
 // maxAnswer bounds an answer, in bytes.
 const maxAnswer = 16 << 20
@@ -62,11 +74,11 @@ func (c *apiClient) call(ctx context.Context, method, path string, body, result 
 	defer resp.Body.Close()
 	answer := io.LimitReader(resp.Body, maxAnswer)
 	if resp.StatusCode != http.StatusOK {
-		var failure console.Failure
-		if json.NewDecoder(answer).Decode(&failure) != nil || failure.Error == "" {
+		failure := &apiError{status: resp.StatusCode}
+		if json.NewDecoder(answer).Decode(&failure.Failure) != nil || failure.Failure.Error == "" {
 			return fmt.Errorf("broker %s answers %s", c.base, resp.Status)
 		}
-		return errors.New(failure.Error)
+		return failure
 	}
 	if err := json.NewDecoder(answer).Decode(result); err != nil {
 		return fmt.Errorf("broker %s answers what is not expected: %w", c.base, err)

@@ -23,15 +23,17 @@ import (
 
 // brokerFile is broker.yaml.
 type brokerFile struct {
-	Listen  string                `yaml:"listen"`
-	Name    string                `yaml:"name"`
-	URL     string                `yaml:"url"`
-	Data    string                `yaml:"data"`
-	Admins  namesFile             `yaml:"admins"`
-	TLS     tlsFile               `yaml:"tls"`
-	Servers map[string]serverFile `yaml:"servers"`
-	Policy  []ruleFile            `yaml:"policy"`
-	Limits  limitsFile            `yaml:"limits"`
+	Listen   string                `yaml:"listen"`
+	Name     string                `yaml:"name"`
+	URL      string                `yaml:"url"`
+	Data     string                `yaml:"data"`
+	Admins   namesFile             `yaml:"admins"`
+	TLS      tlsFile               `yaml:"tls"`
+	Identity identityFile          `yaml:"identity"`
+	Agents   agentsFile            `yaml:"agents"`
+	Servers  map[string]serverFile `yaml:"servers"`
+	Policy   []ruleFile            `yaml:"policy"`
+	Limits   limitsFile            `yaml:"limits"`
 }
 
 type tlsFile struct {
@@ -64,6 +66,7 @@ type ruleFile struct {
 	BreakGlass  []string      `yaml:"break_glass"`
 	RequestTTL  string        `yaml:"request_ttl"`
 	Hold        string        `yaml:"hold"`
+	Certificate string        `yaml:"certificate"`
 	WaitingRoom *bool         `yaml:"waiting_room"`
 	Calls       []callFile    `yaml:"calls"`
 	Mask        []string      `yaml:"mask"`
@@ -108,6 +111,7 @@ type brokerConfig struct {
 	local   map[string]agent.Upstream
 	limits  broker.Limits
 	free    int64 // of the disk, in bytes
+	identities
 }
 
 func readBrokerConfig(path string) (*brokerConfig, error) {
@@ -131,6 +135,9 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 		return nil, err
 	}
 	if err := c.readServers(); err != nil {
+		return nil, err
+	}
+	if err := c.readIdentity(); err != nil {
 		return nil, err
 	}
 	return c, c.readPolicy()
@@ -272,11 +279,11 @@ func (c *brokerConfig) readPolicy() error {
 		if err != nil {
 			return c.errorAt(fmt.Sprintf("policy[%d].access", i), err)
 		}
-		var duration, most, ttl, hold time.Duration
+		var duration, most, ttl, hold, certificate time.Duration
 		for _, d := range []struct {
 			key, text string
 			to        *time.Duration
-		}{{"duration", r.Duration, &duration}, {"max_duration", r.MaxDuration, &most}, {"request_ttl", r.RequestTTL, &ttl}, {"hold", r.Hold, &hold}} {
+		}{{"duration", r.Duration, &duration}, {"max_duration", r.MaxDuration, &most}, {"request_ttl", r.RequestTTL, &ttl}, {"hold", r.Hold, &hold}, {"certificate", r.Certificate, &certificate}} {
 			if *d.to, err = c.duration(fmt.Sprintf("policy[%d].%s", i, d.key), d.text); err != nil {
 				return err
 			}
@@ -288,7 +295,7 @@ func (c *brokerConfig) readPolicy() error {
 		}
 		rules[i] = policy.Rule{
 			Name: r.Name, Users: r.Users, Groups: r.Groups, Servers: r.Servers,
-			Access: access, Duration: duration, Mask: r.Mask,
+			Access: access, Duration: duration, Mask: r.Mask, Certificate: certificate,
 			Asking: policy.Asking{
 				Approvers:   policy.Approvers{Users: r.Approvers.Users, Groups: r.Approvers.Groups, Count: r.Approvers.Count},
 				MaxDuration: most, Reason: r.Reason, Auto: r.Auto, BreakGlass: r.BreakGlass, TTL: ttl, Hold: hold,
@@ -345,7 +352,7 @@ func (c *brokerConfig) needRestart(next *brokerConfig) (keys []string) {
 		old, new any
 	}{
 		{"listen", c.Listen, next.Listen}, {"name", c.brokerFile.Name, next.brokerFile.Name}, {"url", c.URL, next.URL},
-		{"data", c.Data, next.Data}, {"servers", c.Servers, next.Servers}, {"limits", c.Limits, next.Limits},
+		{"data", c.Data, next.Data}, {"identity", c.Identity, next.Identity}, {"agents", c.Agents, next.Agents}, {"servers", c.Servers, next.Servers}, {"limits", c.Limits, next.Limits},
 	} {
 		if !reflect.DeepEqual(k.old, k.new) {
 			keys = append(keys, k.name)

@@ -51,7 +51,7 @@ key and the CA's certificate in one PEM: all that broker connect needs.`,
 			if err != nil {
 				return err
 			}
-			bundle, err := identity.Bundle(key, der, authority.Certificate())
+			bundle, err := identity.Bundle(key, der, authority.Roots())
 			if err != nil {
 				return err
 			}
@@ -85,7 +85,7 @@ func caShow() *cobra.Command {
 				return err
 			}
 			fmt.Fprintln(cmd.ErrOrStderr(), "broker: pin", authority.Pin())
-			_, err = cmd.OutOrStdout().Write(encodeCertificate(authority.Certificate()))
+			_, err = cmd.OutOrStdout().Write(authority.Roots())
 			return err
 		},
 	}

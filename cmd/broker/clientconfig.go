@@ -58,6 +58,11 @@ is one of ` + strings.Join(clientNames(), ", ") + `.`,
 			if !label.MatchString(args[1]) {
 				return usagef("server %q: %w", args[1], errServerName)
 			}
+			given := client.identity
+			if err := client.resolve(); err != nil {
+				return err
+			}
+			client.identity = given // connect itself finds what login stored
 			command, err := client.command(args[1], quic)
 			if err != nil {
 				return err

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"time"
 
 	"example.com/broker/broker"
@@ -60,24 +59,31 @@ type clientFlags struct {
 }
 
 func (f *clientFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.broker, "broker", "", "the broker's `ADDR`, host:port")
-	cmd.Flags().StringVar(&f.identity, "identity", "", "certificate and key in one PEM `FILE` (default identity.pem in the broker folder of your configuration)")
+	cmd.Flags().StringVar(&f.broker, "broker", "", "the broker's `ADDR`, host:port (default: where you signed in last)")
+	cmd.Flags().StringVar(&f.identity, "identity", "", "certificate and key in one PEM `FILE` (default: what broker login stored)")
 	cmd.Flags().StringVar(&f.ca, "ca", "", "PEM `FILE` of the CA that proves the broker (default: a CA in the identity file, else the system's)")
-	cmd.MarkFlagRequired("broker")
 	cmd.MarkFlagFilename("identity", "pem")
 	cmd.MarkFlagFilename("ca", "pem", "crt")
 }
 
-// identityFile is the file given, or the one in the user's configuration.
-func (f *clientFlags) identityFile() (string, error) {
-	if f.identity != "" {
-		return f.identity, nil
-	}
-	dir, err := os.UserConfigDir()
+// resolve fills in what broker login stored.
+func (f *clientFlags) resolve() error {
+	l, err := openLogins()
 	if err != nil {
-		return "", err
+		return err
 	}
-	return filepath.Join(dir, "broker", "identity.pem"), nil
+	if f.broker == "" {
+		if f.broker = l.last(); f.broker == "" {
+			return usagef("--broker is missing; say host:port, or sign in with broker login")
+		}
+	}
+	if _, _, err := net.SplitHostPort(f.broker); err != nil {
+		return usagef("--broker %q: must be host:port", f.broker)
+	}
+	if f.identity == "" {
+		f.identity = l.file(f.broker)
+	}
+	return nil
 }
 
 // dialTime bounds a connection's start.
@@ -105,17 +111,17 @@ func (f *clientFlags) dial(ctx context.Context, server string, dial dialFunc) (s
 // tls is how the broker is connected to as the user: for a session with server,
 // or, if that is empty, for its API.
 func (f *clientFlags) tls(server string) (*tls.Config, error) {
-	host, _, err := net.SplitHostPort(f.broker)
-	if err != nil {
-		return nil, usagef("--broker %q: must be host:port", f.broker)
+	if err := f.resolve(); err != nil {
+		return nil, err
 	}
-	file, err := f.identityFile()
+	host, _, err := net.SplitHostPort(f.broker)
 	if err != nil {
 		return nil, err
 	}
+	file := f.identity
 	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, hinted{fmt.Errorf("identity %s: no such file", file), "name it with --identity FILE; on the broker's machine, broker ca issue makes one"}
+		return nil, hinted{fmt.Errorf("identity %s: no such file", file), "sign in with broker login " + f.broker + ", or name a certificate with --identity FILE"}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
@@ -125,7 +131,7 @@ func (f *clientFlags) tls(server string) (*tls.Config, error) {
 		return nil, fmt.Errorf("identity %s: %w", file, err)
 	}
 	if until := cert.Leaf.NotAfter; time.Now().After(until) {
-		return nil, hinted{fmt.Errorf("identity %s: expired at %s", file, until.Format(time.RFC3339)), "get a new one"}
+		return nil, hinted{fmt.Errorf("identity %s: expired at %s", file, until.Format(time.RFC3339)), "sign in again with broker login " + f.broker + ", or name another with --identity FILE"}
 	}
 	if f.ca != "" {
 		if roots, err = readCertificates(f.ca); err != nil {

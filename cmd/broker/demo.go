@@ -261,7 +261,7 @@ func (d *demonstration) issue(in *installation) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	bundle, err := identity.Bundle(key, der, in.ca.Certificate())
+	bundle, err := identity.Bundle(key, der, in.ca.Roots())
 	if err != nil {
 		return nil, err
 	}

@@ -140,7 +140,7 @@ func (b *testBroker) issue(t testing.TB, subject string, groups ...string) []byt
 	if err != nil {
 		t.Fatal(err)
 	}
-	bundle, err := identity.Bundle(key, der, ca.Certificate())
+	bundle, err := identity.Bundle(key, der, ca.Roots())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,6 +37,7 @@ keeps every frame on record, so that a session can be replayed byte for byte.`,
 	}
 	cmd.AddCommand(serve(), agentCommand(), connect(), configCommand(),
 		sessions(), replay(), ca(), token(), policyCommand(), demo(), demoServer(), versionCommand()) // one file each
+	cmd.AddCommand(login(), logout())
 	cmd.AddCommand(accessCommands()...)
 
 	started := false // what cobra refuses before that (a missing argument, too) is wrong usage

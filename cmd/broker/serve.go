@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,6 +22,7 @@ import (
 	"example.com/broker/broker/agent"
 	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
+	"example.com/broker/broker/signin"
 	"example.com/broker/recorder"
 	"example.com/broker/stream"
 	"github.com/spf13/cobra"
@@ -87,12 +87,15 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		return nil, err
 	}
 	in := &installation{config: config, log: log}
+	if in.ca, err = identity.OpenCA(config.Data); err != nil {
+		return nil, err
+	}
 	in.seen = in.digest()
 	if in.config, err = readBrokerConfig(path); err != nil { // not before what was seen
 		return nil, err
 	}
 	config = in.config
-	if in.ca, err = identity.OpenCA(config.Data); err != nil {
+	if err := in.ca.Reload(); err != nil {
 		return nil, err
 	}
 	in.keyring = &broker.Keyring{CA: in.ca, Names: in.names()}
@@ -124,8 +127,19 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		in.close()
 		return nil, err
 	}
+	var sign *signin.Service
+	if len(config.providers) > 0 || config.workloads != nil {
+		sign = signin.New(signin.Options{
+			Providers: config.providers, Workloads: config.workloads, CA: in.ca, Desk: in.desk, URL: in.url(),
+			Lifetime: func(id identity.Identity) time.Duration { return in.broker.Lifetime(id) }, Log: log,
+		})
+	}
+	var google *identity.Attestor
+	if len(config.instances) > 0 {
+		google = identity.NewAttestor(identity.GoogleIssuer, nil)
+	}
 	in.broker = broker.New(broker.Options{
-		Desk: in.desk, Sealer: sealer, URL: in.url(),
+		Desk: in.desk, Sealer: sealer, URL: in.url(), SignIn: sign, Google: google, Instances: config.instances,
 		CA: in.ca, Tokens: openTokens(config.Data), Users: users,
 		Policy: config.policy, Masker: newMasker,
 		Servers: config.servers, Local: &agent.Agent{Servers: config.local, Log: log},
@@ -243,7 +257,7 @@ func (in *installation) setCertificate(config *brokerConfig) error {
 
 // users verifies clients by the broker's own CA and those of tls.client_ca.
 func (in *installation) users(config *brokerConfig) (*identity.Verifier, error) {
-	roots := []*x509.Certificate{in.ca.Certificate()}
+	roots := in.ca.Certificates()
 	for i, file := range config.TLS.ClientCA {
 		certs, err := readCertificates(file)
 		if err != nil {
@@ -282,7 +296,7 @@ func (in *installation) watch(ctx context.Context) {
 // digest is a hash of all the files that are read again.
 func (in *installation) digest() (sum [sha256.Size]byte) {
 	h := sha256.New()
-	for _, file := range append([]string{in.config.path, in.config.TLS.Cert, in.config.TLS.Key}, in.config.TLS.ClientCA...) {
+	for _, file := range slices.Concat([]string{in.config.path, in.config.TLS.Cert, in.config.TLS.Key}, in.config.TLS.ClientCA, in.ca.Files()) {
 		b, err := os.ReadFile(file)
 		fmt.Fprintln(h, len(b), err != nil)
 		h.Write(b)
@@ -296,6 +310,9 @@ func (in *installation) reload() {
 	config, err := readBrokerConfig(in.config.path)
 	var users *identity.Verifier
 	if err == nil {
+		err = in.ca.Reload()
+	}
+	if err == nil {
 		users, err = in.users(config)
 	}
 	if err == nil {
@@ -305,6 +322,7 @@ func (in *installation) reload() {
 		in.log.Error("configuration does not load; what was in force stays", "error", err)
 		return
 	}
+	in.keyring.Renew()
 	in.broker.SetUsers(users)
 	in.broker.SetPolicy(config.policy)
 	in.desk.SetAdmins(config.admins())

@@ -276,7 +276,7 @@ func TestOpenSSL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(b.dir, "ca.pem"), string(encodeCertificate(ca.Certificate())))
+	writeFile(t, filepath.Join(b.dir, "ca.pem"), string(ca.Roots()))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "openssl", "s_client", "-quiet", "-no_ign_eof", "-verify_return_error", "-alpn", "mcp-stream/1",
@@ -411,7 +411,7 @@ func TestClientCertificates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(dir, "corporate.pem"), string(encodeCertificate(corporate.Certificate())))
+	writeFile(t, filepath.Join(dir, "corporate.pem"), string(corporate.Roots()))
 	b := startBroker(t, dir, `tls: {client_ca: [corporate.pem]}
 servers: {near: {stdio: [cat]}}
 policy:
@@ -451,7 +451,7 @@ policy:
 				}
 				cert = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 			}
-			c, err := dial(t.Context(), b.addr, clientTLS("near", "127.0.0.1", cert, []*x509.Certificate{own.Certificate()}))
+			c, err := dial(t.Context(), b.addr, clientTLS("near", "127.0.0.1", cert, own.Certificates()))
 			if err != nil {
 				t.Fatalf("%s over %s: %v", tt.name, transport, err)
 			}

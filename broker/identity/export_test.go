@@ -1,0 +1,3 @@
+package identity
+
+var ReadIdentity = readIdentity
