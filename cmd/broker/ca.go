@@ -15,10 +15,10 @@ import (
 func ca() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ca",
-		Short: "issue client certificates from the broker's CA",
+		Short: "issue client certificates from the broker's CA, and rotate it",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(caIssue(), caShow())
+	cmd.AddCommand(caIssue(), caShow(), caRotate())
 	return cmd
 }
 
@@ -76,7 +76,7 @@ func caShow() *cobra.Command {
 	var data string
 	cmd := &cobra.Command{
 		Use:     "show",
-		Short:   "print the CA's certificate",
+		Short:   "print the CA's certificate, or both while it is rotated",
 		Example: "  broker ca show > ca.pem",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -85,11 +85,60 @@ func caShow() *cobra.Command {
 				return err
 			}
 			fmt.Fprintln(cmd.ErrOrStderr(), "broker: pin", authority.Pin())
+			if authority.Rotating() {
+				fmt.Fprintln(cmd.ErrOrStderr(), "broker: the CA is being rotated; the first certificate is the new one")
+			}
 			_, err = cmd.OutOrStdout().Write(authority.Roots())
 			return err
 		},
 	}
 	addData(cmd, &data)
+	return cmd
+}
+
+// overlap is how long both CAs count at the least: what an agent's certificate
+// lasts, so that each has renewed it, or has to join again anyway.
+const overlap = 7 * 24 * time.Hour
+
+func caRotate() *cobra.Command {
+	var (
+		data          string
+		finish, force bool
+	)
+	cmd := &cobra.Command{
+		Use:   "rotate",
+		Short: "replace the CA, with an overlap",
+		Long: `Begin to replace the broker's CA: a new one issues to clients and agents from now
+on, and both count. What the broker shows still comes from the old one; agents
+learn the new one when they renew, people when they sign in. After 7 days,
+rotate --finish ends the overlap: the old CA, and what it issued, counts no more.
+A running broker takes up both steps by itself.`,
+		Example: "  broker ca rotate\n  broker ca rotate --finish",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if force && !finish {
+				return usagef("--force is for --finish")
+			}
+			if _, err := loadCA(data); err != nil {
+				return err
+			}
+			if finish {
+				err := identity.Retire(data, overlap, force)
+				if errors.Is(err, identity.ErrRotating) && !force {
+					return hinted{err, "with --force it is finished all the same: who knows the old CA only has to join or sign in again"}
+				}
+				return err
+			}
+			if err := identity.Rotate(data); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "broker: the new CA issues from now on; finish with broker ca rotate --finish after %s\n", time.Now().Add(overlap).Format(time.DateTime))
+			return nil
+		},
+	}
+	addData(cmd, &data)
+	cmd.Flags().BoolVar(&finish, "finish", false, "end the overlap")
+	cmd.Flags().BoolVar(&force, "force", false, "end it early, when the old CA's key is lost or stolen")
 	return cmd
 }
 
