@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -64,6 +65,7 @@ type Options struct {
 	Sealer    *identity.Sealer        // of what clients carry for the broker
 	URL       string                  // of the broker's pages, without a slash at the end
 	SignIn    *signin.Service         // may be nil: then certificates alone prove who somebody is
+	Slack     http.Handler            // takes presses of buttons; may be nil
 	Google    *identity.Attestor      // of agents on GCP; may be nil
 	Instances []identity.GoogleAgents // which may join
 	Limits    Limits

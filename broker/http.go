@@ -40,6 +40,9 @@ func (b *Broker) http() http.Handler {
 			mux.Handle(path, b.o.SignIn)
 		}
 	}
+	if b.o.Slack != nil {
+		mux.Handle("POST /slack/actions", b.o.Slack)
+	}
 	if b.o.Desk != nil {
 		mux.Handle("/", console.New(console.Options{
 			Desk: b.o.Desk, Who: b.who, Login: login, Servers: slices.Sorted(maps.Keys(b.o.Servers)), Log: b.log,

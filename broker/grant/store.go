@@ -36,7 +36,8 @@ const (
 	Requests Kind = "request"
 	Grants   Kind = "grant"
 	Blocks   Kind = "disabled"
-	Cursors  Kind = "cursor" // up to where events have been exported
+	Cursors  Kind = "cursor" // up to where a follower has got
+	Notes    Kind = "note"   // what a channel remembers of a request
 )
 
 // A Record is one document.

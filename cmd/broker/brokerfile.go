@@ -31,6 +31,8 @@ type brokerFile struct {
 	TLS      tlsFile               `yaml:"tls"`
 	Identity identityFile          `yaml:"identity"`
 	Agents   agentsFile            `yaml:"agents"`
+	Audit    auditFile             `yaml:"audit"`
+	Channels channelsFile          `yaml:"channels"`
 	Servers  map[string]serverFile `yaml:"servers"`
 	Policy   []ruleFile            `yaml:"policy"`
 	Limits   limitsFile            `yaml:"limits"`
@@ -67,6 +69,7 @@ type ruleFile struct {
 	RequestTTL  string        `yaml:"request_ttl"`
 	Hold        string        `yaml:"hold"`
 	Certificate string        `yaml:"certificate"`
+	InSlack     bool          `yaml:"approve_in_slack"`
 	WaitingRoom *bool         `yaml:"waiting_room"`
 	Calls       []callFile    `yaml:"calls"`
 	Mask        []string      `yaml:"mask"`
@@ -112,6 +115,7 @@ type brokerConfig struct {
 	limits  broker.Limits
 	free    int64 // of the disk, in bytes
 	identities
+	notices
 }
 
 func readBrokerConfig(path string) (*brokerConfig, error) {
@@ -138,6 +142,9 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 		return nil, err
 	}
 	if err := c.readIdentity(); err != nil {
+		return nil, err
+	}
+	if err := c.readNotices(); err != nil {
 		return nil, err
 	}
 	return c, c.readPolicy()
@@ -299,7 +306,7 @@ func (c *brokerConfig) readPolicy() error {
 			Asking: policy.Asking{
 				Approvers:   policy.Approvers{Users: r.Approvers.Users, Groups: r.Approvers.Groups, Count: r.Approvers.Count},
 				MaxDuration: most, Reason: r.Reason, Auto: r.Auto, BreakGlass: r.BreakGlass, TTL: ttl, Hold: hold,
-				NoRoom: r.WaitingRoom != nil && !*r.WaitingRoom,
+				NoRoom: r.WaitingRoom != nil && !*r.WaitingRoom, Native: r.InSlack,
 			},
 		}
 		for _, call := range r.Calls {
@@ -352,7 +359,7 @@ func (c *brokerConfig) needRestart(next *brokerConfig) (keys []string) {
 		old, new any
 	}{
 		{"listen", c.Listen, next.Listen}, {"name", c.brokerFile.Name, next.brokerFile.Name}, {"url", c.URL, next.URL},
-		{"data", c.Data, next.Data}, {"identity", c.Identity, next.Identity}, {"agents", c.Agents, next.Agents}, {"servers", c.Servers, next.Servers}, {"limits", c.Limits, next.Limits},
+		{"data", c.Data, next.Data}, {"identity", c.Identity, next.Identity}, {"agents", c.Agents, next.Agents}, {"audit", c.Audit, next.Audit}, {"channels", c.Channels, next.Channels}, {"servers", c.Servers, next.Servers}, {"limits", c.Limits, next.Limits},
 	} {
 		if !reflect.DeepEqual(k.old, k.new) {
 			keys = append(keys, k.name)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/broker/broker/grant"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -45,7 +46,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"appears": appears, "fails": fails, "chown": chown, "env-subst": envSubst,
 			"append": appendFile, "session": session, "until-in": untilIn,
-			"request": idOf("REQUEST"), "grant": idOf("GRANT"), "kill-hard": killHard, "until-up": untilUp,
+			"request": idOf("REQUEST"), "grant": idOf("GRANT"), "kill-hard": killHard, "audit-whole": auditWhole, "until-up": untilUp,
 		},
 	})
 }
@@ -140,6 +141,29 @@ func killHard(ts *testscript.TestScript, _ bool, args []string) {
 		if cmd.Process != nil && cmd.ProcessState == nil {
 			ts.Check(cmd.Process.Kill())
 			time.Sleep(100 * time.Millisecond) // until the kernel has let go of its port
+		}
+	}
+}
+
+// auditWhole waits until a file of events ends with that identity was enabled,
+// and checks that each event is there, in order: audit-whole FILE
+func auditWhole(ts *testscript.TestScript, _ bool, args []string) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		text := ts.ReadFile(args[0])
+		var last grant.Event
+		seen := uint64(0)
+		for line := range strings.Lines(text) {
+			ts.Check(json.Unmarshal([]byte(line), &last))
+			if last.Seq > seen+1 {
+				ts.Fatalf("event %d follows event %d", last.Seq, seen)
+			}
+			seen = max(seen, last.Seq)
+		}
+		if last.Type == grant.IdentityEnabled {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("the events end with %s", last.Type)
 		}
 	}
 }

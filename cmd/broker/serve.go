@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"example.com/broker/broker/agent"
 	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
+	"example.com/broker/broker/notice"
 	"example.com/broker/broker/signin"
 	"example.com/broker/recorder"
 	"example.com/broker/stream"
@@ -69,6 +71,7 @@ type installation struct {
 	keyring  *broker.Keyring
 	recorder *recorder.Log
 	desk     *grant.Desk
+	slack    *notice.Slack // may be nil
 	broker   *broker.Broker
 	listener *stream.Listener
 	log      *slog.Logger
@@ -138,8 +141,14 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 	if len(config.instances) > 0 {
 		google = identity.NewAttestor(identity.GoogleIssuer, nil)
 	}
+	in.slack = config.newSlack(in, in.desk)
+	var presses http.Handler // not a nil *notice.Slack
+	if in.slack != nil {
+		presses = in.slack
+	}
 	in.broker = broker.New(broker.Options{
-		Desk: in.desk, Sealer: sealer, URL: in.url(), SignIn: sign, Google: google, Instances: config.instances,
+		Slack: presses,
+		Desk:  in.desk, Sealer: sealer, URL: in.url(), SignIn: sign, Google: google, Instances: config.instances,
 		CA: in.ca, Tokens: openTokens(config.Data), Users: users,
 		Policy: config.policy, Masker: newMasker,
 		Servers: config.servers, Local: &agent.Agent{Servers: config.local, Log: log},
@@ -158,6 +167,13 @@ func (in *installation) run(ctx context.Context, drain time.Duration) error {
 	running.Go(func() { ends <- in.listener.Serve(serving, in.broker.Handlers()) })
 	running.Go(func() { ends <- recorder.ServeSocket(serving, in.config.Data, in.recorder) })
 	running.Go(func() { in.watch(serving) })
+	for _, f := range in.config.followers {
+		running.Go(func() {
+			if err := in.desk.Follow(serving, f.name, f.all, f.sink(in)); err != nil {
+				in.log.Error("events are not exported", "to", f.name, "error", err)
+			}
+		})
+	}
 
 	var err error
 	select {
