@@ -17,7 +17,7 @@ import (
 func accessCommands() []*cobra.Command {
 	return []*cobra.Command{
 		whoami(), servers(), requestCommand(), requests(), decide("approve", true), decide("deny", false), grants(),
-		revoke(), disable(), enable(),
+		revoke(), review(), disable(), enable(),
 	}
 }
 
@@ -215,6 +215,20 @@ func revoke() *cobra.Command {
 		return g, func(w io.Writer) { printGrants(w, g) }, err
 	})
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	return cmd
+}
+
+func review() *cobra.Command {
+	var comment string
+	cmd := apiCommand(&cobra.Command{
+		Use: "review GRANT", Short: "put on record that you have looked at what was done by breaking the glass", Args: cobra.ExactArgs(1),
+		Example: `  broker review gr-k3x9w2mzqa --comment "the outage of Monday"`,
+	}, func(cmd *cobra.Command, c *apiClient, args []string) (any, func(io.Writer), error) {
+		var g grant.Grant
+		err := c.call(cmd.Context(), "POST", "/api/v1/grants/"+url.PathEscape(args[0])+"/review", console.Why{Reason: comment}, &g)
+		return g, func(w io.Writer) { printGrants(w, g) }, err
+	})
+	cmd.Flags().StringVar(&comment, "comment", "", "what you found, for the record")
 	return cmd
 }
 
