@@ -284,12 +284,17 @@ func (l *Listener) serveQUIC(ctx context.Context, conn *quic.Conn, h Handlers) {
 	state := conn.ConnectionState().TLS
 	p := Peer{strings.ToLower(state.ServerName), state.PeerCertificates, conn.RemoteAddr(), "quic"}
 	var streams sync.WaitGroup
+	// Keep-alives would hold a connection without a stream for ever, and its place.
+	idle := startIdleTimer(l.o.Handshake, func() { conn.CloseWithError(0, "no stream") })
+	defer idle.enter() // stops it
 	for {
 		s, err := conn.AcceptStream(ctx)
 		if err != nil {
 			break
 		}
+		idle.enter()
 		streams.Go(func() {
+			defer idle.leave()
 			c := &quicConn{Stream: s, conn: conn}
 			defer c.Close()
 			h.Session(ctx, c, p)
@@ -303,6 +308,34 @@ func (l *Listener) serveQUIC(ctx context.Context, conn *quic.Conn, h Handlers) {
 		}
 	}
 	conn.CloseWithError(0, "")
+}
+
+// An idleTimer calls a function when nobody has been in for a while.
+type idleTimer struct {
+	wait time.Duration
+
+	mu    sync.Mutex
+	in    int
+	timer *time.Timer
+}
+
+func startIdleTimer(wait time.Duration, end func()) *idleTimer {
+	return &idleTimer{wait: wait, timer: time.AfterFunc(wait, end)}
+}
+
+func (t *idleTimer) enter() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.in++
+	t.timer.Stop()
+}
+
+func (t *idleTimer) leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.in--; t.in == 0 {
+		t.timer.Reset(t.wait)
+	}
 }
 
 // A handover is a net.Listener of connections that are given to it.

@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
 	"golang.org/x/net/nettest"
 )
 
@@ -207,6 +208,35 @@ func TestSilentClientIsDropped(t *testing.T) {
 	c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := io.ReadAll(c); err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("a client that says nothing is kept")
+	}
+}
+
+// TestIdleQUIC checks that a QUIC connection without a stream keeps no place,
+// and that one with a stream is let be.
+func TestIdleQUIC(t *testing.T) {
+	l := serve(t, Options{Handshake: 200 * time.Millisecond}, Handlers{Session: echo})
+	c, err := quic.DialAddr(t.Context(), l.Addr().String(), clientConfig("localhost", ALPNSession), quicConfig(0, -1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.CloseWithError(0, "")
+	s, err := c.OpenStreamSync(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		time.Sleep(100 * time.Millisecond)
+		io.WriteString(s, "x")
+		if _, err := s.Read(make([]byte, 1)); err != nil {
+			t.Fatalf("while there is a stream: %v", err)
+		}
+	}
+	s.Close()
+	io.ReadAll(s)
+	select {
+	case <-c.Context().Done():
+	case <-time.After(10 * time.Second):
+		t.Error("without a stream it is kept")
 	}
 }
 
