@@ -385,7 +385,9 @@ func (l *Link) tunnel(ctx context.Context) error {
 	l.mu.Lock()
 	l.live = append(l.live, t)
 	l.mu.Unlock()
-	l.Agent.serve(ctx, t, l.OpenTime)
+	// Sessions end after their tunnel: ended before, each would look as if its
+	// server had ended it.
+	l.Agent.serve(context.WithoutCancel(ctx), t, l.OpenTime)
 	l.mu.Lock()
 	for i, other := range l.live {
 		if other == t {

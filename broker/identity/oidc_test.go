@@ -399,8 +399,7 @@ func fakeDirectory(t *testing.T, answer func(w http.ResponseWriter, r *http.Requ
 
 func TestEntra(t *testing.T) {
 	failing := false
-	var base string
-	base = fakeDirectory(t, func(w http.ResponseWriter, r *http.Request, base string) {
+	base := fakeDirectory(t, func(w http.ResponseWriter, r *http.Request, base string) {
 		switch {
 		case r.URL.Path == "/tenant/oauth2/v2.0/token":
 			fmt.Fprint(w, `{"access_token":"graph","token_type":"Bearer","expires_in":60}`)
