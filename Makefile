@@ -1,7 +1,7 @@
 # make demo   build the broker and watch it work
 # make test   run all tests, race detector on
 # make check  the tests, and what CI checks besides
-# make e2e    MCP servers and clients from npm through the broker
+# make e2e    MCP servers and clients from npm through the broker, and sign-in with Chromium
 
 GO ?= go
 

@@ -21,8 +21,20 @@ var files embed.FS
 var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"join":  strings.Join,
 	"at":    func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
-	"lasts": func(d grant.Duration) string { return time.Duration(d).String() },
+	"lasts": lasts,
 }).ParseFS(files, "pages/*.html"))
+
+// lasts writes a duration as people do: 1h, not 1h0m0s.
+func lasts(d grant.Duration) string {
+	text := time.Duration(d).String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
 
 // pages adds the HTML pages to mux.
 func (c *console) pages(mux *http.ServeMux) {

@@ -177,6 +177,13 @@ var address = regexp.MustCompile(`https://\S+`)
 // login signs in: the browser does what broker login asks for.
 func (p *person) login(t *testing.T, flags ...string) string {
 	t.Helper()
+	return p.loginWith(t, nil, flags...)
+}
+
+// loginWith is login with another browser, which is given the address that broker
+// login prints.
+func (p *person) loginWith(t *testing.T, browse func(address string), flags ...string) string {
+	t.Helper()
 	cmd := p.command(append([]string{"login", p.b.addr, "--ca", "ca.pem", "--no-browser"}, flags...)...)
 	var out bytes.Buffer
 	asked := &logBuffer{}
@@ -190,6 +197,13 @@ func (p *person) login(t *testing.T, flags ...string) string {
 			cmd.Wait()
 			t.Fatalf("broker login says %q", asked)
 		}
+	}
+	if browse != nil {
+		browse(address.FindString(asked.String()))
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("%s: broker login: %v\n%s", p.name, err, asked)
+		}
+		return out.String()
 	}
 	page, at := p.open(t, address.FindString(asked.String()))
 	if at.Path == "/device" {

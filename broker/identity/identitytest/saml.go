@@ -69,6 +69,7 @@ func NewSAMLProvider(t testing.TB) *SAMLProvider {
 		t.Fatal(err)
 	}
 	s.IDP.SignatureMethod = dsig.RSASHA256SignatureMethod // not SHA-1, its default
+	s.IDP.LoginURL = s.IDP.SSOURL                         // which goes on after the form
 	idp = s
 	return p
 }
