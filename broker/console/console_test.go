@@ -19,8 +19,9 @@ import (
 
 // A house is a console whose callers say who they are.
 type house struct {
-	t    *testing.T
-	desk *grant.Desk
+	t     *testing.T
+	desk  *grant.Desk
+	store grant.Store
 	http.Handler
 }
 
@@ -50,7 +51,7 @@ func newHouse(t *testing.T) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &house{t, desk, console.New(console.Options{
+	return &house{t, desk, store, console.New(console.Options{
 		Desk: desk, Servers: []string{"prod"}, Login: "/login",
 		Terms: func(id identity.Identity, server string) *policy.Terms { return p.Decide(id, server) },
 		Who: func(r *http.Request) (identity.Identity, error) {
@@ -151,6 +152,27 @@ func TestOneself(t *testing.T) {
 	}
 	if h.state(id) != grant.Pending {
 		t.Errorf("the request is %s", h.state(id))
+	}
+}
+
+// TestViewed checks that who looks is on record, once.
+func TestViewed(t *testing.T) {
+	h := newHouse(t)
+	id := h.ask("ada", "x")
+	for _, as := range []string{"ada", "grace", "grace", "root"} {
+		h.do(as, "GET", "/requests/"+id, "")
+	}
+	var viewed []string
+	for e, err := range h.store.Events(t.Context(), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Type == grant.RequestViewed {
+			viewed = append(viewed, e.Actor)
+		}
+	}
+	if len(viewed) != 1 || viewed[0] != "grace" {
+		t.Errorf("on record is that %v looked", viewed)
 	}
 }
 

@@ -60,6 +60,7 @@ type pending struct {
 	Request
 	version uint64
 	lapse   *time.Timer
+	viewed  map[string]bool // by whom; each is put on record once
 }
 
 // A Use is a grant that is in force. Done is closed when it ends.
@@ -509,11 +510,22 @@ func (d *Desk) Request(ctx context.Context, id string, by identity.Identity) (Re
 	return r, err
 }
 
-// Viewed puts on record that an approver has looked at a request.
+// Viewed puts on record that an approver has looked at a pending request, once.
 func (d *Desk) Viewed(ctx context.Context, r Request, by identity.Identity) error {
+	d.writing.Lock()
+	defer d.writing.Unlock()
+	p := d.get(r.ID)
+	if p == nil || p.viewed[by.Subject] {
+		return nil
+	}
 	e := r.event(RequestViewed)
 	e.Actor = by.Subject
-	return d.Record(ctx, e)
+	return d.commit(ctx, nil, func() {
+		if p.viewed == nil {
+			p.viewed = map[string]bool{}
+		}
+		p.viewed[by.Subject] = true
+	}, nil, e)
 }
 
 // Pending lists the pending requests that by may see, oldest first.
