@@ -32,6 +32,10 @@ func (d *Desk) Follow(ctx context.Context, name string, all bool, each func(cont
 		if at, err = d.lastEvent(ctx); err != nil {
 			return err
 		}
+		version = 1 // what comes from here on is not missed, whatever happens next
+		if err := d.store.Commit(ctx, Change{Records: []Record{record(Cursors, name, version, at)}}); err != nil {
+			return err
+		}
 	}
 	wait := followFirst
 	for {

@@ -85,6 +85,12 @@ func (h *house) follow(name string, all bool, s notice.Sink) (stop func()) {
 	}()
 	stop = func() { cancel(); <-done }
 	h.t.Cleanup(stop)
+	if !all {
+		until(h.t, "it knows where to start", func() bool {
+			_, err := h.store.Record(context.Background(), grant.Cursors, name)
+			return err == nil
+		})
+	}
 	return stop
 }
 
@@ -170,7 +176,6 @@ func TestFollow(t *testing.T) {
 		}
 		return nil
 	})
-	time.Sleep(50 * time.Millisecond) // until it has looked
 	h.desk.Record(t.Context(), grant.Event{Type: grant.SignedIn})
 	until(t, "it sees the next", func() bool { mu.Lock(); defer mu.Unlock(); return len(got) > 0 })
 	if got[0] != grant.SignedIn || len(got) != 1 {
@@ -236,7 +241,6 @@ func TestWebhook(t *testing.T) {
 	h, r := newHouse(t), newReceiver(t)
 	r.fail = 1
 	h.follow("channel/hook", false, notice.To(h.desk, "https://broker.example.com", "hook", webhook(t, notice.WebhookOptions{URL: r.URL, Secret: secret}), quiet))
-	time.Sleep(50 * time.Millisecond)
 	req := h.ask(`OPS-1 "quoted" <b>`, false, false)
 	until(t, "it is told", func() bool { return len(r.got()) == 1 })
 	if _, err := h.desk.Decide(t.Context(), req.ID, grace, grant.Vote{Yes: true}); err != nil {
@@ -308,7 +312,6 @@ func TestDeadChannel(t *testing.T) {
 	defer close(hang)
 	h.follow("channel/dead", false, notice.To(h.desk, "https://b", "dead", webhook(t, notice.WebhookOptions{URL: dead.URL}), quiet))
 	h.follow("channel/hook", false, notice.To(h.desk, "https://b", "hook", webhook(t, notice.WebhookOptions{URL: r.URL, Secret: secret}), quiet))
-	time.Sleep(50 * time.Millisecond)
 	req := h.ask("x", false, false)
 	until(t, "the other is told", func() bool { return len(r.got()) == 1 })
 	if got, err := h.desk.Decide(t.Context(), req.ID, grace, grant.Vote{Yes: true}); err != nil || got.State != grant.Granted {
@@ -328,7 +331,6 @@ func TestGivenUp(t *testing.T) {
 	}
 	h := newHouse(t)
 	h.follow("channel/x", false, notice.To(h.desk, "https://b", "x", failing{}, quiet))
-	time.Sleep(50 * time.Millisecond)
 	h.ask("x", false, false)
 	until(t, "it is given up", func() bool { return len(h.events(grant.NoticeFailed)) == 1 })
 }
@@ -389,7 +391,6 @@ func TestSlack(t *testing.T) {
 		Users: map[string]identity.Identity{"U1": grace, "U2": ada},
 	}, h.desk)
 	h.follow("channel/slack", false, notice.To(h.desk, "https://broker.example.com", "slack", s, quiet))
-	time.Sleep(50 * time.Millisecond)
 
 	// By default the message links, and has no button that decides.
 	linked := h.ask("<!channel> OPS-1", false, false)
