@@ -2,10 +2,14 @@ package grant
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"iter"
+	"strings"
 	"time"
+
+	"example.com/broker/broker/identity"
 )
 
 // A Store keeps records and events. Several goroutines may use it.
@@ -99,3 +103,19 @@ const (
 	NoticeDelivered  = "notice.delivered"
 	NoticeFailed     = "notice.failed"
 )
+
+// IssuedEvent says that a client certificate was issued to id, asked for from
+// source.
+func IssuedEvent(id identity.Identity, leaf *x509.Certificate, source string) Event {
+	detail := map[string]string{
+		"kind": User, "serial": leaf.SerialNumber.Text(16), "until": leaf.NotAfter.UTC().Format(time.RFC3339),
+		"groups": strings.Join(id.Groups, ","),
+	}
+	if id.Method != "" {
+		detail["method"] = id.Method
+	}
+	if source != "" {
+		detail["source"] = source
+	}
+	return Event{Type: Issued, Subject: id.Subject, Detail: detail}
+}

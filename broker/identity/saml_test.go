@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
@@ -315,5 +316,36 @@ func TestSAMLMetadata(t *testing.T) {
 		if to, err := s.Begin(t.Context(), identity.Flow{State: "s", Nonce: "n", Callback: samlCallback}); err == nil {
 			t.Errorf("%s: goes to %s", name, to)
 		}
+	}
+}
+
+// TestSAMLMetadataURL checks that metadata may come from a URL, and that what was
+// fetched stands while the URL is away.
+func TestSAMLMetadataURL(t *testing.T) {
+	h := newSAML(t)
+	fetched := 0
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fetched++
+		w.Write(h.idp.Metadata())
+	}))
+	s := identity.NewSAML(identity.SAMLOptions{
+		Metadata: server.URL, Mapping: mapping(t, identity.MappingOptions{Subject: "mail"}), Client: server.Client(),
+	})
+	flow := identity.Flow{State: "s", Nonce: "n", Callback: samlCallback}
+	for range 3 {
+		if to, err := s.Begin(t.Context(), flow); err != nil || !strings.HasPrefix(to, h.idp.URL+"/sso?") {
+			t.Fatalf("%s, %v", to, err)
+		}
+	}
+	if fetched != 1 {
+		t.Errorf("it was fetched %d times", fetched)
+	}
+	server.Close()
+	if _, err := s.Begin(t.Context(), flow); err != nil {
+		t.Errorf("while the URL is away: %v", err)
+	}
+	gone := identity.NewSAML(identity.SAMLOptions{Metadata: server.URL, Mapping: mapping(t, identity.MappingOptions{Subject: "mail"}), Client: server.Client()})
+	if _, err := gone.Begin(t.Context(), flow); err == nil || !strings.Contains(err.Error(), "cannot be reached") {
+		t.Errorf("a provider that never was there: %v", err)
 	}
 }

@@ -156,13 +156,7 @@ func (s *Service) certify(w http.ResponseWriter, r *http.Request, id identity.Id
 		leaf, err = x509.ParseCertificate(der)
 	}
 	if err == nil {
-		err = s.o.Desk.Record(r.Context(), grant.Event{
-			Type: grant.Issued, Subject: id.Subject,
-			Detail: map[string]string{
-				"kind": grant.User, "serial": leaf.SerialNumber.Text(16), "until": leaf.NotAfter.UTC().Format(time.RFC3339),
-				"groups": strings.Join(id.Groups, ","), "method": id.Method, "source": source(r),
-			},
-		})
+		err = s.o.Desk.Record(r.Context(), grant.IssuedEvent(id, leaf, source(r)))
 	}
 	if err != nil {
 		s.o.Log.Error("a certificate cannot be issued", "subject", id.Subject, "error", err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,8 +48,16 @@ key and the CA's certificate in one PEM: all that broker connect needs.`,
 			if err != nil {
 				return err
 			}
-			der, err := authority.IssueUser(identity.Identity{Subject: user, Groups: groups}, key.Public(), ttl)
+			id := identity.Identity{Subject: user, Groups: groups}
+			der, err := authority.IssueUser(id, key.Public(), ttl)
 			if err != nil {
+				return err
+			}
+			leaf, err := x509.ParseCertificate(der)
+			if err != nil {
+				return err
+			}
+			if err := noteIssued(data, id, leaf); err != nil {
 				return err
 			}
 			bundle, err := identity.Bundle(key, der, authority.Roots())

@@ -46,7 +46,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"appears": appears, "fails": fails, "chown": chown, "env-subst": envSubst,
 			"append": appendFile, "session": session, "until-in": untilIn,
-			"request": idOf("REQUEST"), "grant": idOf("GRANT"), "kill-hard": killHard, "audit-whole": auditWhole, "until-up": untilUp,
+			"request": idOf("REQUEST"), "grant": idOf("GRANT"), "kill-hard": killHard, "audit-whole": auditWhole, "until-grep": untilGrep, "until-up": untilUp,
 		},
 	})
 }
@@ -145,25 +145,28 @@ func killHard(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// auditWhole waits until a file of events ends with that identity was enabled,
-// and checks that each event is there, in order: audit-whole FILE
+// auditWhole checks that a file of events has each of them, in order: audit-whole FILE
 func auditWhole(ts *testscript.TestScript, _ bool, args []string) {
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		text := ts.ReadFile(args[0])
-		var last grant.Event
-		seen := uint64(0)
-		for line := range strings.Lines(text) {
-			ts.Check(json.Unmarshal([]byte(line), &last))
-			if last.Seq > seen+1 {
-				ts.Fatalf("event %d follows event %d", last.Seq, seen)
-			}
-			seen = max(seen, last.Seq)
+	seen := uint64(0)
+	for line := range strings.Lines(ts.ReadFile(args[0])) {
+		var e grant.Event
+		ts.Check(json.Unmarshal([]byte(line), &e))
+		if e.Seq > seen+1 {
+			ts.Fatalf("event %d follows event %d", e.Seq, seen)
 		}
-		if last.Type == grant.IdentityEnabled {
-			return
-		}
+		seen = max(seen, e.Seq)
+	}
+	if seen == 0 {
+		ts.Fatalf("%s has no events", args[0])
+	}
+}
+
+// untilGrep waits until a file holds what matches: until-grep FILE PATTERN
+func untilGrep(ts *testscript.TestScript, _ bool, args []string) {
+	want := regexp.MustCompile(args[1])
+	for deadline := time.Now().Add(20 * time.Second); !want.MatchString(ts.ReadFile(args[0])); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			ts.Fatalf("the events end with %s", last.Type)
+			ts.Fatalf("%s never holds %s", args[0], want)
 		}
 	}
 }

@@ -301,6 +301,9 @@ func (in *installation) watch(ctx context.Context) {
 			return
 		case <-hangup:
 		case <-tick.C:
+			if err := in.recordIssued(ctx); err != nil {
+				in.log.Error("what broker ca issue has issued is not on record", "error", err)
+			}
 			if in.digest() == in.seen {
 				continue
 			}
