@@ -181,7 +181,7 @@ func (g *Google) Groups(ctx context.Context, _ string, claims map[string]any) (g
 	}
 	token, err := g.Credentials.Token(ctx)
 	if err != nil {
-		return nil, errors.New("the broker has no Google credential to look groups up")
+		return nil, fmt.Errorf("the credential to look groups up: %w", err)
 	}
 	base, query := "https://cloudidentity.googleapis.com/v1/groups/-/memberships:searchTransitiveGroups", url.Values{
 		"query":    {fmt.Sprintf("member_key_id == '%s' && 'cloudidentity.googleapis.com/groups.discussion_forum' in labels", email)},

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"strings"
+	"sync"
 
+	"cloud.google.com/go/auth"
 	"cloud.google.com/go/auth/credentials"
 
 	"example.com/broker/broker/identity"
@@ -228,6 +231,28 @@ func titleOf(title, otherwise string) string {
 	return strings.TrimPrefix(otherwise, "https://")
 }
 
+// A googleCredential is the broker's own, found as Google's libraries do.
+type googleCredential struct {
+	options credentials.DetectOptions
+
+	mu    sync.Mutex
+	found *auth.Credentials
+}
+
+// Token implements auth.TokenProvider.
+func (g *googleCredential) Token(ctx context.Context) (*auth.Token, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.found == nil {
+		found, err := credentials.DetectDefault(&g.options)
+		if err != nil {
+			return nil, fmt.Errorf("the broker has no Google credential: %w", err)
+		}
+		g.found = found
+	}
+	return g.found.Token(ctx)
+}
+
 func (c *brokerConfig) oidc(f oidcFile) (*identity.OIDC, error) {
 	secret, err := c.secret(f.ClientSecret)
 	if err != nil {
@@ -260,11 +285,11 @@ func (c *brokerConfig) oidc(f oidcFile) (*identity.OIDC, error) {
 		if d.Google.AdminSDK {
 			scope = "https://www.googleapis.com/auth/admin.directory.group.readonly"
 		}
-		creds, err := credentials.DetectDefault(&credentials.DetectOptions{Scopes: []string{scope}, Subject: d.Google.Delegate})
-		if err != nil {
-			return nil, fmt.Errorf("directory.google: the broker has no Google credential: %w", err)
+		// Looked for when it is needed: a configuration is checked on other machines, too.
+		own := &googleCredential{options: credentials.DetectOptions{Scopes: []string{scope}, Subject: d.Google.Delegate}}
+		o.Directory = &identity.Google{
+			Credentials: auth.NewCredentials(&auth.CredentialsOptions{TokenProvider: own}), AdminSDK: d.Google.AdminSDK,
 		}
-		o.Directory = &identity.Google{Credentials: creds, AdminSDK: d.Google.AdminSDK}
 	}
 	if u, _ := url.Parse(f.Issuer); d.Okta == nil && (strings.HasSuffix(u.Hostname(), ".okta.com") || strings.HasSuffix(u.Hostname(), ".oktapreview.com")) {
 		o.Directory = &identity.Okta{Org: u.Scheme + "://" + u.Host} // refuses where the claim may be cut
