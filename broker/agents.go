@@ -49,7 +49,8 @@ type linked struct {
 type tunnel struct {
 	*stream.Tunnel
 	servers []string
-	serial  string // of the agent's certificate, in hex
+	cert    *x509.Certificate // the agent's
+	serial  string            // its serial, in hex
 }
 
 func newAgents(o Options) *agents {
@@ -99,11 +100,30 @@ func (a *agents) disabled(name, serial string) bool {
 
 // endDisabled ends the tunnels of agents that are disabled.
 func (a *agents) endDisabled() {
+	a.end(func(name string, t *tunnel) bool { return a.disabled(name, t.serial) })
+}
+
+// endUntrusted ends the tunnels whose certificate a CA issued that is no longer
+// the broker's. An agent that has renewed comes back with its new one.
+func (a *agents) endUntrusted() {
+	if a.ca == nil {
+		return
+	}
+	v := identity.NewVerifier(a.ca.Certificates()...)
+	a.end(func(_ string, t *tunnel) bool {
+		// Not whether it has expired: a tunnel outlives the certificate that it began with.
+		_, err := v.VerifyAgent([]*x509.Certificate{t.cert}, t.cert.NotBefore)
+		return err != nil
+	})
+}
+
+// end ends the tunnels that over says.
+func (a *agents) end(over func(name string, t *tunnel) bool) {
 	var end []*tunnel
 	a.mu.Lock()
 	for name, l := range a.linked {
 		for _, t := range l.tunnels {
-			if a.disabled(name, t.serial) {
+			if over(name, t) {
 				end = append(end, t)
 			}
 		}
@@ -242,7 +262,7 @@ func (a *agents) hello(ctx context.Context, req *agent.Request, name string, cer
 	stop := context.AfterFunc(ctx, func() { yt.Close() })
 	defer stop()
 	defer yt.Close()
-	t := &tunnel{yt, hello.Servers, cert.SerialNumber.Text(16)}
+	t := &tunnel{yt, hello.Servers, cert, cert.SerialNumber.Text(16)}
 	a.add(name, t, cert.NotAfter)
 	if a.disabled(name, t.serial) { // meanwhile
 		t.Close()

@@ -3,6 +3,7 @@ package broker
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -113,8 +114,19 @@ func (b *Broker) SetPolicy(p *policy.Policy) { b.policy.Store(p) }
 // Lifetime returns how long a certificate lasts that id gets by signing in.
 func (b *Broker) Lifetime(id identity.Identity) time.Duration { return b.policy.Load().Lifetime(id) }
 
-// SetUsers makes v decide on the certificates of clients that connect from now on.
-func (b *Broker) SetUsers(v *identity.Verifier) { b.users.Store(v) }
+// SetUsers makes v decide on the certificates of clients. Sessions and tunnels
+// whose certificate no longer counts end.
+func (b *Broker) SetUsers(v *identity.Verifier) {
+	b.users.Store(v)
+	b.mu.Lock()
+	for a, cancel := range b.sessions {
+		if _, err := v.Verify(a.chain, time.Now()); err != nil {
+			cancel(errUntrusted)
+		}
+	}
+	b.mu.Unlock()
+	b.agents.endUntrusted()
+}
 
 // Handlers returns what serves the connections of a stream.Listener.
 func (b *Broker) Handlers() stream.Handlers {
@@ -178,8 +190,9 @@ func (b *Broker) EndDisabled() {
 // An admission is a client whose identity is proven.
 type admission struct {
 	identity identity.Identity
-	serial   string    // of its certificate, in hex
-	until    time.Time // the identity is proven
+	chain    []*x509.Certificate // that proved it
+	serial   string              // of its certificate, in hex
+	until    time.Time           // the identity is proven
 	server   string
 	terms    *policy.Terms
 	use      *grant.Use // of the grant, where the terms need one; nil: it waits for one
@@ -204,6 +217,7 @@ func (b *Broker) identify(a *admission, p stream.Peer) (err error) {
 	if err != nil {
 		return &Refusal{Code: CodeNotSignedIn, Reason: "not signed in: " + err.Error()}
 	}
+	a.chain = p.Certificates
 	a.serial, a.until = p.Certificates[0].SerialNumber.Text(16), p.Certificates[0].NotAfter
 	if b.o.Desk != nil && b.o.Desk.IsDisabled(a.identity.Subject, a.serial) {
 		return errDisabled
@@ -329,8 +343,8 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 	if r.err != nil && !isTooLarge(r.err) { // not one whole line
 		return
 	}
-	// The client may have taken its time.
-	if err = b.identify(a, p); err == nil {
+	// The client may have taken its time. What is known of it stays: others read it.
+	if err = b.identify(&admission{}, p); err == nil {
 		err = b.judge(a)
 	}
 	if err != nil {

@@ -28,6 +28,7 @@ var (
 
 	errGrantExpired  = &Refusal{Code: CodeGrantEnded, Reason: "your access has ended: its time is over; ask for it again to go on"}
 	errGrantRevoked  = &Refusal{Code: CodeGrantEnded, Reason: "your access has ended: it was revoked"}
+	errUntrusted     = &Refusal{Code: CodeNotSignedIn, Reason: "your certificate is no longer accepted; sign in again"}
 	errDisabled      = &Refusal{Code: CodeNotSignedIn, Reason: "this identity has been disabled"}
 	errIdentityEnded = &Refusal{Code: CodeNotSignedIn, Reason: "your certificate has expired; sign in again"}
 	errPolicyChanged = &Refusal{Code: CodeUnavailable, Reason: "the policy has changed; connect again"}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +31,12 @@ func TestRotate(t *testing.T) {
 		return err == nil
 	}
 	loaded := func(n int) { t.Helper(); b.waitFor(t, `msg="policy and certificates loaded"`, n) }
+	running := b.dial(t, "near", dials["tls"])
+	in := bufio.NewReader(running)
+	io.WriteString(running, request(1))
+	if got := nextLine(t, in); got != request(1) { // of cat
+		t.Fatalf("got %q", got)
+	}
 	before := file("before.pem")
 	if !works(before) {
 		t.Fatal("the certificate does not work")
@@ -66,6 +74,10 @@ func TestRotate(t *testing.T) {
 	}
 	p.must(t, "ca", "rotate", "--finish", "--force")
 	loaded(2)
+	running.Conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if rest, err := io.ReadAll(in); err != nil || !strings.Contains(string(rest), `"id":1,"error":{"code":401`) {
+		t.Errorf("a session of the old CA's certificate reads %q, %v", rest, err)
+	}
 	if works(before) {
 		t.Error("after the overlap the old CA's certificate still works")
 	}
