@@ -89,7 +89,7 @@ const (
 	flowLife   = 10 * time.Minute
 	passLife   = time.Minute
 	deviceLife = 10 * time.Minute
-	verifyTime = 30 * time.Second // for the identity provider
+	verifyTime = 20 * time.Second // for the identity provider; the page has 30 s in all
 )
 
 // Bounds of what is in memory. Anybody may begin a sign-in.
