@@ -294,9 +294,9 @@ func (h *harness) replay(t *testing.T, d codec.Direction) string {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		err := recorder.Replay(t.Context(), &out, h.log, s.ID, func(f recorder.Frame) bool {
+		err := recorder.Replay(t.Context(), &out, h.log, s.ID, recorder.View{Want: func(f recorder.Frame) bool {
 			return f.Direction == d && f.Verdict != recorder.Blocked
-		})
+		}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -67,6 +67,8 @@ type Options struct {
 	URL       string                  // of the broker's pages, without a slash at the end
 	SignIn    *signin.Service         // may be nil: then certificates alone prove who somebody is
 	Slack     http.Handler            // takes presses of buttons; may be nil
+	Bearer    Bearer                  // proves identities by tokens; may be nil
+	HTTP      stream.HTTPOptions      // of clients by URL
 	Google    *identity.Attestor      // of agents on GCP; may be nil
 	Instances []identity.GoogleAgents // which may join
 	Limits    Limits
@@ -82,6 +84,7 @@ type Broker struct {
 	users  atomic.Pointer[identity.Verifier]
 	agents *agents
 	faces  faces
+	edge   *stream.HTTP
 
 	mu       sync.Mutex
 	draining bool
@@ -103,6 +106,9 @@ func New(o Options) *Broker {
 		subjects: map[string]int{},
 		empty:    make(chan struct{}),
 	}
+	o.HTTP.Body = cmp.Or(o.HTTP.Body, o.Limits.Frame)
+	o.HTTP.Log = o.Logger
+	b.edge = stream.NewHTTP(o.HTTP)
 	b.policy.Store(o.Policy)
 	b.users.Store(o.Users)
 	return b
@@ -120,6 +126,9 @@ func (b *Broker) SetUsers(v *identity.Verifier) {
 	b.users.Store(v)
 	b.mu.Lock()
 	for a, cancel := range b.sessions {
+		if a.chain == nil { // proven by a token
+			continue
+		}
 		if _, err := v.Verify(a.chain, time.Now()); err != nil {
 			cancel(errUntrusted)
 		}
@@ -130,7 +139,7 @@ func (b *Broker) SetUsers(v *identity.Verifier) {
 
 // Handlers returns what serves the connections of a stream.Listener.
 func (b *Broker) Handlers() stream.Handlers {
-	return stream.Handlers{Session: b.serveSession, Agent: b.agents.serve, HTTP: b.http()}
+	return stream.Handlers{Session: b.serveStream, Agent: b.agents.serve, HTTP: b.http()}
 }
 
 // Health returns nil if the broker can take sessions, or why not.
@@ -190,7 +199,7 @@ func (b *Broker) EndDisabled() {
 // An admission is a client whose identity is proven.
 type admission struct {
 	identity identity.Identity
-	chain    []*x509.Certificate // that proved it
+	chain    []*x509.Certificate // that proved it; nil: a token did
 	serial   string              // of its certificate, in hex
 	until    time.Time           // the identity is proven
 	server   string
@@ -200,9 +209,9 @@ type admission struct {
 
 // admit decides on a client that has connected, and counts it in. What it
 // returns beside a refusal is what is known of the client, if anything.
-func (b *Broker) admit(p stream.Peer, cancel context.CancelCauseFunc) (*admission, error) {
+func (b *Broker) admit(c *client, cancel context.CancelCauseFunc) (*admission, error) {
 	a := &admission{}
-	if err := b.identify(a, p); err != nil {
+	if err := c.prove(a); err != nil {
 		return nil, err
 	}
 	if err := b.enter(a, cancel); err != nil { // who is refused takes room, too
@@ -211,7 +220,16 @@ func (b *Broker) admit(p stream.Peer, cancel context.CancelCauseFunc) (*admissio
 	return a, b.judge(a)
 }
 
-// identify finds out whose connection it is.
+// A client is a connection and how it is proven whose it is, which may change
+// while it lasts.
+type client struct {
+	stream.Conn
+	peer  stream.Peer
+	prove func(a *admission) error
+	web   *stream.HTTPConn // the Conn, if clients come by HTTP
+}
+
+// identify finds out by its certificates whose connection it is.
 func (b *Broker) identify(a *admission, p stream.Peer) (err error) {
 	a.identity, err = b.users.Load().Verify(p.Certificates, time.Now())
 	if err != nil {
@@ -314,21 +332,27 @@ func (r *lineReader) Next() ([]byte, error) {
 	return r.Reader.Next()
 }
 
-// serveSession serves a raw stream. Nothing is started, counted or recorded
-// before its first line has come: some clients connect only to look.
-func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer) {
+// serveStream serves a raw stream.
+func (b *Broker) serveStream(ctx context.Context, c stream.Conn, p stream.Peer) {
+	b.serve(ctx, &client{Conn: c, peer: p, prove: func(a *admission) error { return b.identify(a, p) }})
+}
+
+// serve serves a client. Nothing is started, counted or recorded before its
+// first line has come: some clients connect only to look.
+func (b *Broker) serve(ctx context.Context, c *client) {
+	p := c.peer
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	log := b.log.With("client", p.Addr.String())
 
-	a, err := b.admit(p, cancel)
+	a, err := b.admit(c, cancel)
 	if a != nil {
 		defer b.leave(a)
 		log = log.With("subject", a.identity.Subject, "server", a.server)
 	}
 	if err != nil {
 		r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: min(turnedAwayFrame, b.o.Limits.Frame)})}
-		b.turnAway(ctx, a, c, p, r, err, log)
+		b.turnAway(ctx, a, c, r, err, log)
 		return
 	}
 	r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: b.o.Limits.Frame})}
@@ -344,11 +368,11 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 		return
 	}
 	// The client may have taken its time. What is known of it stays: others read it.
-	if err = b.identify(&admission{}, p); err == nil {
+	if err = c.prove(&admission{}); err == nil {
 		err = b.judge(a)
 	}
 	if err != nil {
-		b.turnAway(ctx, a, c, p, r, err, log)
+		b.turnAway(ctx, a, c, r, err, log)
 		return
 	}
 
@@ -362,16 +386,18 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 	rec, err := b.o.Log.Start(s)
 	if err != nil {
 		log.Error("session refused: the recorder is not available", "error", err)
-		b.turnAway(ctx, nil, c, p, r, err, log)
+		b.turnAway(ctx, nil, c, r, err, log)
 		return
 	}
-	end := time.AfterFunc(time.Until(a.until), func() { cancel(errIdentityEnded) })
-	defer end.Stop()
+	if c.web != nil {
+		c.web.SetRecord(b.record(s.ID, rec))
+	}
+	defer endWithIdentity(c, a, cancel)()
 	if a.terms.Access == policy.Allow && a.terms.Duration > 0 {
 		timer := time.AfterFunc(a.terms.Duration, func() { cancel(ErrGrantEnded) })
 		defer timer.Stop()
 	}
-	session := b.newSession(s.ID, a, c, p, rec, log)
+	session := b.newSession(s.ID, a, c, rec, log)
 	if a.terms.Access == policy.Approval && a.use == nil {
 		log.Info("session waits for an approval", "rule", a.terms.Rule, "transport", p.Transport)
 		session.room = newRoom(session, a.terms)
@@ -399,23 +425,23 @@ func (b *Broker) serveSession(ctx context.Context, c stream.Conn, p stream.Peer)
 	log.Info("session ended", "reason", reason)
 }
 
-func (b *Broker) newSession(id string, a *admission, c stream.Conn, p stream.Peer, rec Recording, log *slog.Logger) *session {
+func (b *Broker) newSession(id string, a *admission, c *client, rec Recording, log *slog.Logger) *session {
 	s := &session{
 		id: id, identity: a.identity, server: a.server, rule: a.terms.Rule,
 		policy: &b.policy, masker: b.o.Masker, desk: b.o.Desk, sealer: b.o.Sealer, url: b.o.URL, faces: &b.faces,
 		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame}, handshake: b.o.Limits.Handshake, log: log,
-		client:     c,
-		toClient:   lane{direction: codec.S2C, rec: rec, w: c, gone: errClientGone},
+		client:     c.Conn,
+		toClient:   lane{direction: codec.S2C, rec: rec, w: c.Conn, gone: errClientGone},
 		toServer:   lane{direction: codec.C2S, rec: rec, gone: errServerInput},
 		fromClient: ledger{limit: b.o.Limits.Requests},
 		fromServer: ledger{limit: b.o.Limits.Requests},
 		answered:   make(chan struct{}, 1),
 	}
-	if addr, err := netip.ParseAddrPort(p.Addr.String()); err == nil {
+	if addr, err := netip.ParseAddrPort(c.peer.Addr.String()); err == nil {
 		s.source = addr.Addr()
 	}
 	s.open = func(ctx context.Context) (agent.Conn, error) {
-		return b.open(ctx, agent.Session{ID: id, Server: a.server, Subject: a.identity.Subject, Groups: a.identity.Groups})
+		return b.open(ctx, agent.Session{ID: id, Server: a.server, Subject: a.identity.Subject, Groups: a.identity.Groups, Rule: a.terms.Rule})
 	}
 	return s
 }
@@ -440,8 +466,11 @@ func (b *Broker) open(ctx context.Context, s agent.Session) (agent.Conn, error) 
 
 // turnAway answers a client that is not let in. A client whose identity is
 // proven leaves a record.
-func (b *Broker) turnAway(ctx context.Context, a *admission, c stream.Conn, p stream.Peer, r *lineReader, err error, log *slog.Logger) {
-	refusal := refusalOf(err)
+func (b *Broker) turnAway(ctx context.Context, a *admission, c *client, r *lineReader, err error, log *slog.Logger) {
+	refusal, p := refusalOf(err), c.peer
+	if c.web != nil && (refusal.Code == CodeNotSignedIn || refusal.Code == CodeDenied) {
+		c.web.SetStatus(refusal.Code)
+	}
 	log.Info("session refused", "code", refusal.Code, "reason", refusal.Reason, "rule", refusal.Rule)
 	if a == nil || refusal.Code == CodeUnavailable || refusal.Code == CodeLimit {
 		b.answerAll(ctx, c, r, unrecorded{}, "", refusal)
@@ -480,15 +509,18 @@ const turnedAwayFrames = 16
 const turnedAwayFrame = 64 << 10
 
 // answerAll answers every request with refusal, for a moment and a few frames.
-func (b *Broker) answerAll(ctx context.Context, c stream.Conn, r *lineReader, rec Recording, session string, refusal *Refusal) {
+func (b *Broker) answerAll(ctx context.Context, c *client, r *lineReader, rec Recording, session string, refusal *Refusal) {
 	c.SetDeadline(time.Now().Add(b.o.Limits.Handshake))
 	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	toServer := lane{direction: codec.C2S, rec: rec, w: io.Discard}
-	toClient := lane{direction: codec.S2C, rec: rec, w: c, gone: errClientGone}
+	toClient := lane{direction: codec.S2C, rec: rec, w: c.Conn, gone: errClientGone}
 	var p codec.Parser
 	for range turnedAwayFrames {
 		line, err := r.Next()
+		if c.web != nil && err == nil { // the next request is judged anew
+			c.web.CloseInput()
+		}
 		var bad *codec.Error
 		var id []byte
 		switch {

@@ -14,8 +14,20 @@ import (
 	"example.com/broker/stream"
 )
 
-// http serves what browsers and health checks ask.
+// http serves MCP clients by URL, and what browsers and health checks ask.
 func (b *Broker) http() http.Handler {
+	pages := b.pages()
+	mcp := b.edge.Guard(http.HandlerFunc(b.serveMCP))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if endpoint(r) != "" {
+			mcp.ServeHTTP(w, r)
+			return
+		}
+		pages.ServeHTTP(w, r)
+	})
+}
+
+func (b *Broker) pages() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "This is an access broker for MCP servers; connect with: broker connect SERVER")

@@ -91,6 +91,19 @@ func (l *lane) flushLocked() error {
 	return err
 }
 
+// relay tells a receiver that cares how the frames that follow came.
+func (l *lane) relay(line []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.flushLocked(); err != nil {
+		return err
+	}
+	if r, ok := l.w.(interface{ Relay(line []byte) }); ok {
+		r.Relay(line)
+	}
+	return nil
+}
+
 // deliver records frames and writes those that are not blocked. out is all of
 // them, a newline behind each.
 func (l *lane) deliver(out []byte, frames ...recorder.Frame) error {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -630,6 +631,8 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 			verdict = recorder.Blocked
 		}
 	case f.Kind != codec.Notification:
+	case bytes.HasPrefix(f.Method, []byte(stream.UpstreamPrefix)): // the agent's
+		return out, s.toClient.relay(line)
 	case string(f.Method) == "notifications/cancelled":
 		s.forget(&s.fromServer, f)
 	case string(f.Method) == "notifications/progress":
@@ -668,7 +671,7 @@ func (s *session) filterTools(dst []byte, f *codec.Frame, t *policy.Terms) ([]by
 		return append(dst, f.Line...), 0
 	}
 	var name []byte
-	return codec.Filter(dst, f, tools, func(tool []byte) bool {
+	out, dropped := codec.Filter(dst, f, tools, func(tool []byte) bool {
 		if len(tool) == 0 || tool[0] != '{' {
 			return true
 		}
@@ -679,6 +682,30 @@ func (s *session) filterTools(dst []byte, f *codec.Frame, t *policy.Terms) ([]by
 		name = codec.Unquote(name[:0], raw)
 		return !t.Hides(string(name))
 	})
+	if dropped > 0 {
+		out = s.privately(out)
+	}
+	return out, dropped
+}
+
+// privately says of a list that is not everybody's that it must not be kept for
+// others, nor for longer than the grant.
+func (s *session) privately(line []byte) []byte {
+	if scope := codec.Member(codec.Member(line, "result"), "cacheScope"); scope != nil {
+		line = codec.Splice(nil, line, scope, []byte(`"private"`))
+	}
+	s.mu.Lock()
+	use := s.use
+	s.mu.Unlock()
+	ttl := codec.Member(codec.Member(line, "result"), "ttlMs")
+	if use == nil || ttl == nil {
+		return line
+	}
+	left := max(time.Until(use.Until).Milliseconds(), 0)
+	if n, err := strconv.ParseFloat(string(ttl), 64); err != nil || n > float64(left) {
+		line = codec.Splice(nil, line, ttl, strconv.AppendInt(nil, left, 10))
+	}
+	return line
 }
 
 // blank reports a line that is no frame and harms nobody; it is left out.

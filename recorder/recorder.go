@@ -20,9 +20,11 @@ package recorder
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -59,7 +61,7 @@ type Session struct {
 	Server    string    `json:"server"`
 	Rule      string    `json:"rule,omitempty"`  // that gave or denied access
 	Agent     string    `json:"agent,omitempty"` // empty: the one in the broker's process
-	Transport string    `json:"transport"`       // "tls" or "quic"
+	Transport string    `json:"transport"`       // "tls", "quic", "http/1.1", "h2" or "h3"
 	Client    string    `json:"client"`          // its address
 	Start     time.Time `json:"start"`
 	End       time.Time `json:"end,omitzero"`
@@ -79,8 +81,11 @@ type Count struct {
 
 // count adds a frame to the session's counts.
 func (s *Session) count(f *Frame) {
-	if f.Verdict == Blocked {
+	switch f.Verdict {
+	case Blocked:
 		s.Blocked++
+		return
+	case Aliased:
 		return
 	}
 	if f.Verdict == Masked {
@@ -103,9 +108,13 @@ const (
 	Edited                   // delivered with something left out, such as a tool of a list
 	Blocked                  // not delivered
 	Answered                 // made by the broker itself, and delivered
+	// Aliased is no frame: it is a codec.Alias in JSON, of a request that follows.
+	// Where clients share a session, what is on record of the request has the id
+	// that the server saw; with the alias, it is what the client sent.
+	Aliased
 )
 
-var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered"}
+var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased"}
 
 // String returns the verdict as a word.
 func (v Verdict) String() string {
@@ -153,19 +162,41 @@ type Source interface {
 	Close() error
 }
 
-// Replay writes the frames of a session that pass want, a newline behind each,
-// as the connections carried them. What is damaged is left out, and named by
-// the error at the end.
-func Replay(ctx context.Context, w io.Writer, src Source, session string, want func(Frame) bool) error {
+// A View says which bytes of a session a replay writes.
+type View struct {
+	Want func(Frame) bool // which frames; nil: those that were delivered
+	// Server: as the server has seen them. Else a request that went to it by another
+	// id (Aliased) has the one that its client gave it.
+	Server bool
+}
+
+// Replay writes the frames of a session, a newline behind each, as the
+// connections carried them. What is damaged is left out, and named by the error
+// at the end.
+func Replay(ctx context.Context, w io.Writer, src Source, session string, v View) error {
+	if v.Want == nil {
+		v.Want = func(f Frame) bool { return f.Verdict != Blocked }
+	}
 	out := bufio.NewWriterSize(w, 64<<10)
 	var damaged error
+	var aliases []codec.Alias
 	for f, err := range src.Frames(ctx, session) {
 		switch {
 		case errors.Is(err, ErrDamaged):
 			damaged = errors.Join(damaged, err)
 		case err != nil:
 			return errors.Join(out.Flush(), fmt.Errorf("session %s: %w", session, err))
-		case want(f):
+		case f.Verdict == Aliased:
+			var a codec.Alias
+			if !v.Server && json.Unmarshal(f.Bytes, &a) == nil {
+				aliases = append(aliases, a)
+			}
+		case v.Want(f):
+			for i := range aliases {
+				if bytes.Contains(f.Bytes, aliases[i].As) && json.Valid(f.Bytes) {
+					f.Bytes = aliases[i].Reveal(nil, f.Bytes)
+				}
+			}
 			out.Write(f.Bytes)
 			if err := out.WriteByte('\n'); err != nil {
 				return fmt.Errorf("write replay: %w", err)

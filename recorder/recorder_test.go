@@ -119,13 +119,13 @@ func TestRoundTrip(t *testing.T) {
 		}
 	}
 	var replayed bytes.Buffer
-	if err := Replay(t.Context(), &replayed, src, r.ID(), func(f Frame) bool { return f.Direction == codec.C2S && f.Verdict != Blocked }); err != nil {
+	if err := Replay(t.Context(), &replayed, src, r.ID(), View{Want: func(f Frame) bool { return f.Direction == codec.C2S && f.Verdict != Blocked }}); err != nil {
 		t.Fatal(err)
 	}
 	if got := replayed.String(); got != string(in[0].Bytes)+"\n" {
 		t.Errorf("replay of c2s: %q", got)
 	}
-	if err := Replay(t.Context(), &replayed, src, "none", func(Frame) bool { return true }); !errors.Is(err, ErrNoSession) {
+	if err := Replay(t.Context(), &replayed, src, "none", View{Want: func(Frame) bool { return true }}); !errors.Is(err, ErrNoSession) {
 		t.Errorf("replay of no session: %v", err)
 	}
 }
@@ -443,7 +443,7 @@ func TestDamagedBlock(t *testing.T) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
 	var out bytes.Buffer
-	if err := Replay(t.Context(), &out, l, r.ID(), func(Frame) bool { return true }); !errors.Is(err, ErrDamaged) {
+	if err := Replay(t.Context(), &out, l, r.ID(), View{Want: func(Frame) bool { return true }}); !errors.Is(err, ErrDamaged) {
 		t.Errorf("Replay: %v", err)
 	}
 	if got := out.String(); got != "frame 0\nframe 2\nframe 4\n" {

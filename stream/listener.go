@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
 )
 
 // Options is what a Listener is made of. Zero fields mean the defaults.
@@ -32,7 +33,7 @@ type Options struct {
 type Handlers struct {
 	Session func(ctx context.Context, c Conn, p Peer) // mcp-stream/1: a TLS connection, or a stream of a QUIC one
 	Agent   func(ctx context.Context, c Conn, p Peer) // mcp-agent/1, over TLS
-	HTTP    http.Handler                              // http/1.1, or no ALPN, over TLS
+	HTTP    http.Handler                              // h2, http/1.1, or no ALPN, over TLS; h3 over QUIC
 }
 
 // A Listener accepts TLS connections on TCP and QUIC connections on UDP, on
@@ -44,11 +45,30 @@ type Listener struct {
 	quic      *quic.Listener
 	tls       *tls.Config
 	web       *handover
+	h3        *http3.Server
 
-	mu    sync.Mutex
-	conns map[closer]struct{}
-	wg    sync.WaitGroup // accept loops and handlers
-	once  sync.Once
+	mu      sync.Mutex
+	conns   map[closer]struct{}
+	serving context.Context // Serve's; nil: it has not begun, or is to end
+	wg      sync.WaitGroup  // accept loops and handlers
+	once    sync.Once
+}
+
+type listenerKey struct{}
+
+// listenerOf returns the Listener that an HTTP request came to.
+func listenerOf(r *http.Request) *Listener { return r.Context().Value(listenerKey{}).(*Listener) }
+
+// run runs f on a goroutine that Serve waits for; it is false if Serve is to end.
+func (l *Listener) run(f func(ctx context.Context)) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ctx := l.serving
+	if ctx == nil {
+		return false
+	}
+	l.wg.Go(func() { f(ctx) })
+	return true
 }
 
 type closer interface{ Close() error }
@@ -69,9 +89,9 @@ func Listen(addr string, o Options) (*Listener, error) {
 		return nil, err
 	}
 	l := &Listener{o: o, tcp: tcp, conns: map[closer]struct{}{}, web: newHandover(tcp.Addr())}
-	l.tls = l.config(ALPNSession, ALPNAgent, "http/1.1")
+	l.tls = l.config(ALPNSession, ALPNAgent, "h2", "http/1.1")
 	l.transport = &quic.Transport{Conn: udp}
-	l.quic, err = l.transport.Listen(l.config(ALPNSession), quicConfig(o.Handshake, int64(o.StreamsPerConn)))
+	l.quic, err = l.transport.Listen(l.config(ALPNSession, http3.NextProtoH3), quicConfig(o.Handshake, int64(o.StreamsPerConn)))
 	if err != nil {
 		tcp.Close()
 		udp.Close()
@@ -131,15 +151,28 @@ func (l *Listener) Addr() net.Addr { return l.tcp.Addr() }
 func (l *Listener) Serve(ctx context.Context, h Handlers) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	l.mu.Lock()
+	l.serving = ctx
+	l.mu.Unlock()
+	// The deadlines are of requests that are over soon; the HTTP edge has its own.
 	web := &http.Server{
-		Handler: h.HTTP, ReadHeaderTimeout: l.o.Handshake, ReadTimeout: 30 * time.Second,
-		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 32 << 10,
-		ErrorLog: slog.NewLogLogger(l.o.Log.Handler(), slog.LevelDebug),
+		Handler: l.announce(h.HTTP), ReadHeaderTimeout: l.o.Handshake, ReadTimeout: httpTime,
+		WriteTimeout: httpTime, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
+		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: l.o.StreamsPerConn, SendPingTimeout: 30 * time.Second},
+		BaseContext: func(net.Listener) context.Context { return context.WithValue(ctx, listenerKey{}, l) },
+		ErrorLog:    slog.NewLogLogger(l.o.Log.Handler(), slog.LevelDebug),
 		ConnState: func(c net.Conn, state http.ConnState) {
 			if state == http.StateClosed {
 				l.leave(c.(*tls.Conn).NetConn())
 			}
 		},
+	}
+	l.h3 = &http3.Server{
+		Handler: h.HTTP, MaxHeaderBytes: maxHeader, IdleTimeout: time.Minute,
+		ConnContext: func(ctx context.Context, _ *quic.Conn) context.Context {
+			return context.WithValue(ctx, listenerKey{}, l)
+		},
+		Logger: slog.New(slog.DiscardHandler),
 	}
 	failed := make(chan error, 2)
 	l.wg.Go(func() { failed <- l.acceptTLS(ctx, h) })
@@ -154,16 +187,45 @@ func (l *Listener) Serve(ctx context.Context, h Handlers) error {
 			err = nil
 		}
 	}
+	l.mu.Lock()
+	l.serving = nil
+	l.mu.Unlock()
 	cancel()
 	l.tcp.Close()
 	l.web.Close()
 	l.quic.Close()
-	web.Close()
+	l.farewell(web)
 	force := time.AfterFunc(endTime, func() { l.Close() })
 	l.wg.Wait()
 	force.Stop()
 	l.Close()
 	return err
+}
+
+// Bounds of HTTP requests.
+const (
+	httpTime  = 30 * time.Second
+	maxHeader = 64 << 10 // in bytes; headers repeat names and arguments
+)
+
+// announce tells clients that the same is to be had over HTTP/3.
+func (l *Listener) announce(h http.Handler) http.Handler {
+	_, port, _ := net.SplitHostPort(l.tcp.Addr().String())
+	service := fmt.Sprintf(`h3=":%s"; ma=86400`, port)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Alt-Svc", service)
+		h.ServeHTTP(w, r)
+	})
+}
+
+// farewell ends the HTTP servers; the last answers have a moment.
+func (l *Listener) farewell(web *http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), lingerTime)
+	defer cancel()
+	var ending sync.WaitGroup
+	ending.Go(func() { l.h3.Shutdown(ctx); l.h3.Close() })
+	ending.Go(func() { web.Shutdown(ctx); web.Close() })
+	ending.Wait()
 }
 
 // Close ends the Listener and all its connections.
@@ -282,6 +344,10 @@ func (c quicCloser) Close() error { return c.CloseWithError(0, "") }
 // serveQUIC serves the streams of a connection until it ends.
 func (l *Listener) serveQUIC(ctx context.Context, conn *quic.Conn, h Handlers) {
 	state := conn.ConnectionState().TLS
+	if state.NegotiatedProtocol == http3.NextProtoH3 {
+		l.h3.ServeQUICConn(conn)
+		return
+	}
 	p := Peer{strings.ToLower(state.ServerName), state.PeerCertificates, conn.RemoteAddr(), "quic"}
 	var streams sync.WaitGroup
 	// Keep-alives would hold a connection without a stream for ever, and its place.

@@ -19,8 +19,8 @@ func quicConfig(handshake time.Duration, streams int64) *quic.Config {
 		MaxIdleTimeout:       time.Minute,
 		KeepAlivePeriod:      20 * time.Second, // an idle session is a session
 		MaxIncomingStreams:   streams,
-		// None. A 0-RTT packet can be replayed, so quic-go's default, off, stays, too.
-		MaxIncomingUniStreams:          -1,
+		// HTTP/3's own. A 0-RTT packet can be replayed, so quic-go's default, off, stays.
+		MaxIncomingUniStreams:          8,
 		InitialStreamReceiveWindow:     512 << 10,
 		MaxStreamReceiveWindow:         1 << 20, // what a slow reader may keep in memory
 		InitialConnectionReceiveWindow: 1 << 20,

@@ -32,7 +32,7 @@ import (
 //
 // Every yamux stream starts with one request, too:
 //
-//	broker → agent   session/open  {session, server, subject, groups}
+//	broker → agent   session/open  {session, server, subject, groups, rule}
 //	agent → broker   {}                                         then MCP frames both ways
 //	broker → agent   session/close {session}                    a yamux FIN is only half a close
 //	agent → broker   {}
@@ -90,6 +90,7 @@ type Session struct {
 	Server  string   `json:"server"`
 	Subject string   `json:"subject"`
 	Groups  []string `json:"groups,omitempty"`
+	Rule    string   `json:"rule,omitempty"` // that let it in
 }
 
 type sessionClose struct {

@@ -52,6 +52,19 @@ type serverFile struct {
 	Dir   string            `yaml:"dir"`
 	TCP   string            `yaml:"tcp"`
 	Unix  string            `yaml:"unix"`
+
+	HTTP    string            `yaml:"http"`
+	Headers map[string]string `yaml:"headers"`
+	TLS     upstreamTLSFile   `yaml:"tls"`
+	Timeout string            `yaml:"timeout"`
+}
+
+// upstreamTLSFile is how an agent and a server by HTTP know each other.
+type upstreamTLSFile struct {
+	CA   string `yaml:"ca"`   // PEM; beside it no other authority counts
+	Cert string `yaml:"cert"` // the agent's own
+	Key  string `yaml:"key"`
+	Name string `yaml:"name"` // of the server's certificate, where it is not the URL's
 }
 
 type ruleFile struct {
@@ -218,7 +231,7 @@ func (c *brokerConfig) readServers() error {
 	for name, s := range c.Servers {
 		at := "servers." + name
 		if s.Agent != "" {
-			if len(s.Stdio) > 0 || s.TCP != "" || s.Unix != "" {
+			if len(s.Stdio) > 0 || s.TCP != "" || s.Unix != "" || s.HTTP != "" {
 				return c.errorAt(at, errors.New("has both an agent and an upstream; the upstream belongs into the agent's configuration"))
 			}
 			if !label.MatchString(name) {
@@ -245,18 +258,22 @@ func (c *configFile) upstream(name string, s serverFile) (agent.Upstream, error)
 		return nil, errServerName
 	}
 	kinds := 0
-	for _, given := range []bool{len(s.Stdio) > 0, s.TCP != "", s.Unix != ""} {
+	for _, given := range []bool{len(s.Stdio) > 0, s.TCP != "", s.Unix != "", s.HTTP != ""} {
 		if given {
 			kinds++
 		}
 	}
 	switch {
 	case kinds == 0:
-		return nil, errors.New("has no upstream: say stdio, tcp or unix, or the agent that reaches it")
+		return nil, errors.New("has no upstream: say stdio, http, tcp or unix, or the agent that reaches it")
 	case kinds > 1:
 		return nil, errors.New("has more than one upstream")
 	case len(s.Stdio) == 0 && (len(s.Env) > 0 || s.Dir != ""):
 		return nil, errors.New("env and dir are for stdio")
+	case s.HTTP == "" && (len(s.Headers) > 0 || s.TLS != (upstreamTLSFile{}) || s.Timeout != ""):
+		return nil, errors.New("headers, tls and timeout are for http")
+	case s.HTTP != "":
+		return c.httpUpstream(name, s)
 	case s.TCP != "":
 		return &agent.Socket{Network: "tcp", Address: s.TCP}, nil
 	case s.Unix != "":

@@ -359,7 +359,7 @@ func (d *demonstration) compare(ctx context.Context, conn *tapped) error {
 		{"c2s", out, func(f recorder.Frame) bool { return f.Direction == codec.C2S }}, // the client's end carried the blocked calls, too
 	} {
 		var replayed bytes.Buffer
-		if err := recorder.Replay(ctx, &replayed, src, s.ID, side.want); err != nil {
+		if err := recorder.Replay(ctx, &replayed, src, s.ID, recorder.View{Want: side.want}); err != nil {
 			return err
 		}
 		if !bytes.Equal(replayed.Bytes(), side.got) || len(side.got) == 0 {

@@ -174,7 +174,7 @@ func (b *testBroker) replayed(t testing.TB, direction string, blocked bool) []by
 		t.Fatal(err)
 	}
 	defer src.Close()
-	want, err := selection(direction, blocked)
+	view, err := viewOf(direction, blocked)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func (b *testBroker) replayed(t testing.TB, direction string, blocked bool) []by
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		if err := recorder.Replay(t.Context(), &out, src, s.ID, want); err != nil {
+		if err := recorder.Replay(t.Context(), &out, src, s.ID, view); err != nil {
 			t.Fatal(err)
 		}
 		return out.Bytes()

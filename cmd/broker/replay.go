@@ -21,7 +21,7 @@ adds them where the client (c2s) or the server (s2c) sent them.`,
 		Example: "  broker replay --direction s2c 06a2n8mwvg5c3k0q",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			want, err := selection(direction, blocked)
+			view, err := viewOf(direction, blocked)
 			if err != nil {
 				return err
 			}
@@ -30,7 +30,7 @@ adds them where the client (c2s) or the server (s2c) sent them.`,
 				return err
 			}
 			defer src.Close()
-			return recorder.Replay(cmd.Context(), cmd.OutOrStdout(), src, args[0], want)
+			return recorder.Replay(cmd.Context(), cmd.OutOrStdout(), src, args[0], view)
 		},
 	}
 	addData(cmd, &data)
@@ -40,8 +40,9 @@ adds them where the client (c2s) or the server (s2c) sent them.`,
 	return cmd
 }
 
-// selection says which frames a replay writes.
-func selection(direction string, blocked bool) (func(recorder.Frame) bool, error) {
+// viewOf says what a replay writes: with c2s alone, what the server received; else
+// what clients' connections carried.
+func viewOf(direction string, blocked bool) (recorder.View, error) {
 	var side codec.Direction
 	switch direction {
 	case "both", codec.C2S.String():
@@ -49,9 +50,9 @@ func selection(direction string, blocked bool) (func(recorder.Frame) bool, error
 	case codec.S2C.String():
 		side = codec.S2C
 	default:
-		return nil, usagef("--direction %q: must be c2s, s2c or both", direction)
+		return recorder.View{}, usagef("--direction %q: must be c2s, s2c or both", direction)
 	}
-	return func(f recorder.Frame) bool {
+	return recorder.View{Server: direction == codec.C2S.String() && !blocked, Want: func(f recorder.Frame) bool {
 		return (direction == "both" || f.Direction == side) && (blocked || f.Verdict != recorder.Blocked)
-	}, nil
+	}}, nil
 }

@@ -1,0 +1,190 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"example.com/broker/broker/identity"
+	"example.com/broker/codec"
+	"example.com/broker/recorder"
+	"example.com/broker/stream"
+)
+
+// A Bearer proves identities by the tokens that clients show.
+type Bearer interface {
+	// Verify returns whose token it is, for that server, and until when. Its errors
+	// are for the client.
+	Verify(ctx context.Context, token, server string) (identity.Identity, time.Time, error)
+	// Challenge is the WWW-Authenticate of an answer to who has shown no token, or,
+	// if err is not nil, one that Verify refused.
+	Challenge(server string, err error) string
+}
+
+// endpoint returns the server whose MCP endpoint a request is for: by path
+// (/bigquery/mcp), or by host name (bigquery.mcp.example.com/mcp).
+func endpoint(r *http.Request) string {
+	server, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	switch {
+	case rest == "mcp":
+		return server
+	case server == "mcp" && rest == "":
+		server, _, _ = strings.Cut(strings.ToLower(r.TLS.ServerName), ".")
+		return server
+	}
+	return ""
+}
+
+// serveMCP answers a request of a client by URL.
+func (b *Broker) serveMCP(w http.ResponseWriter, r *http.Request) {
+	server := endpoint(r)
+	proven := &admission{server: server}
+	if err := b.identifyHTTP(proven, r); err != nil {
+		refusal := refusalOf(err)
+		if b.o.Bearer != nil {
+			challenge := error(nil)
+			if token(r) != "" {
+				challenge = err
+			}
+			w.Header().Set("WWW-Authenticate", b.o.Bearer.Challenge(server, challenge))
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(refusal.Code)
+		w.Write(refusal.appendTo(nil, nil, ""))
+		return
+	}
+	peer := stream.Peer{ServerName: r.TLS.ServerName, Certificates: r.TLS.PeerCertificates, Addr: clientAddr(r), Transport: transport(r)}
+	b.edge.Serve(w, r, stream.Visitor{
+		Key: keyOf(proven), Server: server, Until: proven.until, Peer: peer,
+		Open: func(ctx context.Context, c *stream.HTTPConn) {
+			b.serve(ctx, &client{Conn: c, peer: peer, web: c, prove: func(a *admission) error {
+				a.identity, a.chain, a.serial, a.server = proven.identity, proven.chain, proven.serial, server
+				a.until = c.Proven()
+				if b.o.Desk != nil && b.o.Desk.IsDisabled(a.identity.Subject, a.serial) {
+					return errDisabled
+				}
+				return nil
+			}})
+		},
+	})
+}
+
+// identifyHTTP finds out whose request it is: by its token, or else by the
+// client's certificate.
+func (b *Broker) identifyHTTP(a *admission, r *http.Request) (err error) {
+	shown := token(r)
+	switch {
+	case shown != "" && b.o.Bearer != nil:
+		a.identity, a.until, err = b.o.Bearer.Verify(r.Context(), shown, a.server)
+		if err != nil {
+			b.log.Info("token refused", "client", r.RemoteAddr, "server", short(a.server), "reason", err.Error())
+			return &Refusal{Code: CodeNotSignedIn, Reason: "not signed in: " + err.Error()}
+		}
+		if b.o.Desk != nil && b.o.Desk.IsDisabled(a.identity.Subject, "") {
+			return errDisabled
+		}
+		return nil
+	case shown != "":
+		return &Refusal{Code: CodeNotSignedIn, Reason: "not signed in: the broker takes no tokens; configure an identity provider, or use a client certificate"}
+	}
+	server := a.server
+	err = b.identify(a, stream.Peer{Certificates: r.TLS.PeerCertificates})
+	a.server = server
+	return err
+}
+
+// token returns the token that a request shows, or "".
+func token(r *http.Request) string {
+	scheme, value, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(value)
+}
+
+// keyOf names what has to be the same for two requests to share a session.
+func keyOf(a *admission) string {
+	return fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%q", []any{a.server, a.identity.Subject, a.identity.Groups, a.identity.Method, a.serial})))
+}
+
+func transport(r *http.Request) string {
+	switch r.ProtoMajor {
+	case 2:
+		return "h2"
+	case 3:
+		return "h3"
+	}
+	return "http/1.1"
+}
+
+func clientAddr(r *http.Request) net.Addr {
+	addr, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return net.TCPAddrFromAddrPort(addr)
+}
+
+// record is what the HTTP edge uses of a session's recording.
+func (b *Broker) record(session string, rec Recording) stream.Record {
+	return stream.Record{
+		Alias: func(a codec.Alias) error {
+			text, err := json.Marshal(a)
+			if err != nil {
+				return err
+			}
+			return rec.Append(recorder.Frame{Direction: codec.C2S, Verdict: recorder.Aliased, Bytes: text})
+		},
+		Delivered: func(ctx context.Context, from int64) iter.Seq2[[]byte, error] {
+			return func(yield func([]byte, error) bool) {
+				n := int64(0)
+				for f, err := range b.o.Log.Frames(ctx, session) {
+					if err != nil {
+						yield(nil, err)
+						return
+					}
+					if f.Direction != codec.S2C || f.Verdict == recorder.Blocked {
+						continue
+					}
+					if n >= from && !yield(f.Bytes, nil) {
+						return
+					}
+					n++
+				}
+			}
+		},
+	}
+}
+
+// endWithIdentity ends a session when its identity is no longer proven. A client
+// by URL proves it again with each request.
+func endWithIdentity(c *client, a *admission, cancel context.CancelCauseFunc) (stop func()) {
+	if c.web == nil {
+		end := time.AfterFunc(time.Until(a.until), func() { cancel(errIdentityEnded) })
+		return func() { end.Stop() }
+	}
+	done := make(chan struct{})
+	go func() {
+		end := time.NewTimer(time.Until(c.web.Proven()))
+		defer end.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-end.C:
+			}
+			left := time.Until(c.web.Proven())
+			if left <= 0 {
+				cancel(errIdentityEnded)
+				return
+			}
+			end.Reset(left)
+		}
+	}()
+	return func() { close(done) }
+}
