@@ -40,6 +40,13 @@ func (k *Keyring) Set(c *tls.Certificate) {
 	k.mu.Unlock()
 }
 
+// Shows reports whether the certificate that was set is for this host.
+func (k *Keyring) Shows(host string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.set != nil && k.set.Leaf != nil && k.set.Leaf.VerifyHostname(host) == nil
+}
+
 // Renew makes the keyring issue its own certificates anew: the CA has changed.
 func (k *Keyring) Renew() {
 	k.mu.Lock()

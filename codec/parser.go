@@ -249,7 +249,12 @@ func (p *Parser) check(d Direction) {
 			invalid("params.name is missing or no string")
 			return
 		}
-	case "resources/read", "resources/subscribe", "resources/unsubscribe":
+	case "resources/subscribe", "resources/unsubscribe":
+		if p.uriKind != '"' && p.uriKind != 0 { // without one they are for the server to refuse
+			invalid("params.uri is no string")
+			return
+		}
+	case "resources/read":
 		if p.uriKind != '"' {
 			invalid("params.uri is missing or no string")
 			return

@@ -35,7 +35,14 @@ type brokerFile struct {
 	Channels channelsFile          `yaml:"channels"`
 	Servers  map[string]serverFile `yaml:"servers"`
 	Policy   []ruleFile            `yaml:"policy"`
+	HTTP     httpFile              `yaml:"http"`
 	Limits   limitsFile            `yaml:"limits"`
+}
+
+// httpFile is how clients by URL are served.
+type httpFile struct {
+	Origins []string `yaml:"origins"` // of pages that may use MCP from a browser
+	Hosts   []string `yaml:"hosts"`   // names beside name, url and those of tls.cert
 }
 
 type tlsFile struct {
@@ -148,6 +155,9 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 	if err := c.readURL(); err != nil {
 		return nil, err
 	}
+	if err := c.readHTTP(); err != nil {
+		return nil, err
+	}
 	if err := c.readLimits(); err != nil {
 		return nil, err
 	}
@@ -184,6 +194,22 @@ func (c *brokerConfig) readURL() error {
 		return c.errorAt("url", errors.New("must be like https://broker.example.com:8443"))
 	}
 	c.URL = "https://" + u.Host
+	return nil
+}
+
+// readHTTP checks the section http.
+func (c *brokerConfig) readHTTP() error {
+	for i, origin := range c.HTTP.Origins {
+		u, err := url.Parse(origin)
+		if origin != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Scheme+"://"+u.Host != origin) {
+			return c.errorAt(fmt.Sprintf("http.origins[%d]", i), errors.New("must be like https://app.example.com, or *"))
+		}
+	}
+	for i, host := range c.HTTP.Hosts {
+		if host == "" || strings.ContainsAny(host, ":/ ") {
+			return c.errorAt(fmt.Sprintf("http.hosts[%d]", i), errors.New("must be a host name without a port"))
+		}
+	}
 	return nil
 }
 
@@ -376,7 +402,7 @@ func (c *brokerConfig) needRestart(next *brokerConfig) (keys []string) {
 		old, new any
 	}{
 		{"listen", c.Listen, next.Listen}, {"name", c.brokerFile.Name, next.brokerFile.Name}, {"url", c.URL, next.URL},
-		{"data", c.Data, next.Data}, {"identity", c.Identity, next.Identity}, {"agents", c.Agents, next.Agents}, {"audit", c.Audit, next.Audit}, {"channels", c.Channels, next.Channels}, {"servers", c.Servers, next.Servers}, {"limits", c.Limits, next.Limits},
+		{"data", c.Data, next.Data}, {"identity", c.Identity, next.Identity}, {"agents", c.Agents, next.Agents}, {"audit", c.Audit, next.Audit}, {"channels", c.Channels, next.Channels}, {"servers", c.Servers, next.Servers}, {"http", c.HTTP, next.HTTP}, {"limits", c.Limits, next.Limits},
 	} {
 		if !reflect.DeepEqual(k.old, k.new) {
 			keys = append(keys, k.name)

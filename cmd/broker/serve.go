@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -152,7 +153,8 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		CA: in.ca, Tokens: openTokens(config.Data), Users: users,
 		Policy: config.policy, Masker: newMasker,
 		Servers: config.servers, Local: &agent.Agent{Servers: config.local, Log: log},
-		Log: in.recorder, Limits: limits, Tunnel: stream.TunnelOptions{Log: log}, Logger: log,
+		HTTP: stream.HTTPOptions{Origins: config.HTTP.Origins, Host: in.isHost},
+		Log:  in.recorder, Limits: limits, Tunnel: stream.TunnelOptions{Log: log}, Logger: log,
 	})
 	return in, nil
 }
@@ -255,6 +257,16 @@ func (in *installation) names() []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// isHost reports whether a Host header without its port is a name of this broker's.
+func (in *installation) isHost(host string) bool {
+	u, _ := url.Parse(in.config.URL)
+	if host == strings.ToLower(u.Hostname()) || slices.Contains(in.config.HTTP.Hosts, host) || slices.Contains(in.keyring.Names, host) {
+		return true
+	}
+	_, domain, _ := strings.Cut(host, ".")
+	return domain != "" && slices.Contains(in.keyring.Names, domain) || in.keyring.Shows(host)
 }
 
 // setCertificate shows clients the certificate of tls.cert, if there is one.
