@@ -76,6 +76,7 @@ type HTTPConn struct {
 	users     int // HTTP requests now
 	rest      *time.Timer
 	once      bool // for one request
+	useful    bool // some request had a result
 	ended     bool // takes no more input
 	closed    bool
 
@@ -163,6 +164,10 @@ func (c *HTTPConn) enter(until time.Time) bool {
 	return true
 }
 
+// probeTime is how long a session rests that has had no result yet: a client may
+// only have tried whether the server is of the newer era.
+const probeTime = 5 * time.Second
+
 // leave counts an HTTP request out. A session that nobody uses ends after a while.
 func (c *HTTPConn) leave() {
 	c.mu.Lock()
@@ -174,8 +179,11 @@ func (c *HTTPConn) leave() {
 	if c.id == "" {
 		wait = c.http.o.Rest
 	}
-	if c.once {
+	switch {
+	case c.once:
 		wait = 0
+	case !c.useful:
+		wait = min(wait, probeTime)
 	}
 	if c.rest != nil {
 		c.rest.Stop()
@@ -547,7 +555,7 @@ func (c *HTTPConn) Relay(line []byte) {
 
 // deliver sends one line on. It is false if the conn is closed.
 func (c *HTTPConn) deliver(line []byte) bool {
-	var id, method, params []byte
+	var id, method, params, result []byte
 	for name, value := range codec.Members(line) {
 		switch string(name) {
 		case "id":
@@ -556,6 +564,8 @@ func (c *HTTPConn) deliver(line []byte) bool {
 			method = value
 		case "params":
 			params = value
+		case "result":
+			result = value
 		}
 	}
 	c.mu.Lock()
@@ -565,6 +575,7 @@ func (c *HTTPConn) deliver(line []byte) bool {
 	}
 	pos := c.sent
 	c.sent++
+	c.useful = c.useful || result != nil
 	hint := c.hint
 	c.hint = nil
 	var r *reply
@@ -597,10 +608,8 @@ func (c *HTTPConn) deliver(line []byte) bool {
 	}
 	status := c.status
 	c.mu.Unlock()
-	if last && r.method == "tools/list" {
-		if result := codec.Member(line, "result"); result != nil {
-			c.http.toolsOf(c.name).Learn(result)
-		}
+	if result != nil && r.method == "tools/list" {
+		c.http.toolsOf(c.name).Learn(result)
 	}
 	if r.alias != nil {
 		line = r.alias.Reveal(nil, line)

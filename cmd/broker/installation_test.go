@@ -169,6 +169,16 @@ var dials = map[string]dialFunc{"tls": stream.Dial, "quic": stream.DialQUIC}
 // replayed returns the bytes of the newest session.
 func (b *testBroker) replayed(t testing.TB, direction string, blocked bool) []byte {
 	t.Helper()
+	all := b.replays(t, direction, blocked)
+	if len(all) == 0 {
+		t.Fatal("nothing is on record")
+	}
+	return all[0]
+}
+
+// replays returns the bytes of all sessions, newest first.
+func (b *testBroker) replays(t testing.TB, direction string, blocked bool) (all [][]byte) {
+	t.Helper()
 	src, err := recorder.OpenSource(filepath.Join(b.dir, "data"))
 	if err != nil {
 		t.Fatal(err)
@@ -186,8 +196,7 @@ func (b *testBroker) replayed(t testing.TB, direction string, blocked bool) []by
 		if err := recorder.Replay(t.Context(), &out, src, s.ID, view); err != nil {
 			t.Fatal(err)
 		}
-		return out.Bytes()
+		all = append(all, out.Bytes())
 	}
-	t.Fatal("nothing is on record")
-	return nil
+	return all
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"time"
 
@@ -13,8 +14,9 @@ import (
 )
 
 // sdkServer is an MCP server on the official SDK with something of everything
-// that MCP has. It is the command sdk-server of the tests. Its argument names
-// the protocol versions that it supports; none means all.
+// that MCP has. It is the command sdk-server of the tests. Its arguments name
+// the protocol versions that it supports; none means all. With SDK_LISTEN it
+// serves HTTP at that address, without sessions if it supports all versions.
 func sdkServer() {
 	s := mcp.NewServer(&mcp.Implementation{Name: "sdk-server", Version: "1"}, &mcp.ServerOptions{
 		Instructions:              "Use the tools.",
@@ -118,6 +120,13 @@ func sdkServer() {
 		func(_ context.Context, r *mcp.GetPromptRequest) (*mcp.GetPromptResult, error) {
 			return &mcp.GetPromptResult{Messages: []*mcp.PromptMessage{{Role: "user", Content: &mcp.TextContent{Text: "Greet " + r.Params.Arguments["who"]}}}}, nil
 		})
+	if addr := os.Getenv("SDK_LISTEN"); addr != "" {
+		h := mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return s }, &mcp.StreamableHTTPOptions{
+			Stateless: len(os.Args) == 1, PropagateRequestCancellation: true, EventStore: mcp.NewMemoryEventStore(nil),
+		})
+		fmt.Fprintln(os.Stderr, http.ListenAndServe(addr, h))
+		return
+	}
 	if err := s.Run(context.Background(), &mcp.StdioTransport{}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+	"github.com/quic-go/quic-go/http3"
+
+	"example.com/broker/broker/identity"
+)
+
+// A tap is an HTTP client that remembers the frames that it carried: bodies of
+// requests, and of answers either the body or the data of each event.
+type tap struct {
+	http.RoundTripper
+	mu       sync.Mutex
+	in, out  []string
+	versions []int // of HTTP
+}
+
+func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil && r.Method == http.MethodPost {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return nil, err
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		t.mu.Lock()
+		t.out = append(t.out, strings.TrimSpace(string(body)))
+		t.mu.Unlock()
+	}
+	resp, err := t.RoundTripper.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	t.versions = append(t.versions, resp.ProtoMajor)
+	t.mu.Unlock()
+	resp.Body = &tappedBody{ReadCloser: resp.Body, tap: t, events: strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")}
+	return resp, nil
+}
+
+type tappedBody struct {
+	io.ReadCloser
+	tap    *tap
+	events bool
+	text   []byte
+	once   sync.Once
+}
+
+func (b *tappedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.text = append(b.text, p[:n]...)
+	if err != nil {
+		b.once.Do(b.keep)
+	}
+	return n, err
+}
+
+func (b *tappedBody) Close() error {
+	b.once.Do(b.keep)
+	return b.ReadCloser.Close()
+}
+
+func (b *tappedBody) keep() {
+	b.tap.mu.Lock()
+	defer b.tap.mu.Unlock()
+	if !b.events {
+		if len(b.text) > 0 {
+			b.tap.in = append(b.tap.in, string(b.text))
+		}
+		return
+	}
+	for line := range strings.SplitSeq(string(b.text), "\n") {
+		if data, ok := strings.CutPrefix(line, "data: "); ok && data != "" {
+			b.tap.in = append(b.tap.in, data)
+		}
+	}
+}
+
+// client returns an HTTP client of the broker's, as ada.
+func (b *testBroker) client(t *testing.T, protocol string) *tap {
+	t.Helper()
+	cert, roots, err := identity.ReadBundle(b.issue(t, "ada", "analysts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	for _, root := range roots {
+		pool.AddCert(root)
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool}
+	switch protocol {
+	case "h3":
+		transport := &http3.Transport{TLSClientConfig: config}
+		t.Cleanup(func() { transport.Close() })
+		return &tap{RoundTripper: transport}
+	case "h2":
+		transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
+		t.Cleanup(transport.CloseIdleConnections)
+		return &tap{RoundTripper: transport}
+	}
+	transport := &http.Transport{TLSClientConfig: config, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &tap{RoundTripper: transport}
+}
+
+// startHTTP runs the official server behind HTTP and returns its URL.
+func startHTTP(t *testing.T, args ...string) string {
+	t.Helper()
+	addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	cmd := exec.Command("sdk-server", args...)
+	cmd.Env = append(os.Environ(), "SDK_LISTEN="+addr)
+	log := &logBuffer{}
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+			return "http://" + addr
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the server does not listen: %s", log)
+		}
+	}
+}
+
+// TestURL compares what the official client sees of the official server by URL
+// with what it sees by the server's own: both eras, over every version of HTTP,
+// with servers of every kind behind the agent. What is on record is what the
+// requests and answers carried.
+func TestURL(t *testing.T) {
+	sessions, stateless := startHTTP(t, "2025-11-25"), startHTTP(t)
+	b := startBroker(t, t.TempDir(), `servers:
+  modern: {agent: far}
+  legacy: {agent: far}
+  modern-http: {agent: far}
+  legacy-http: {agent: far}
+`+everything)
+	b.startAgent(t, fmt.Sprintf(`  modern: {stdio: [sdk-server]}
+  legacy: {stdio: [sdk-server, "2025-11-25"]}
+  modern-http: {http: %q}
+  legacy-http: {http: %q}
+`, stateless, sessions))
+
+	for _, c := range []struct {
+		server, era string
+		direct      mcp.Transport
+		protocols   []string
+	}{
+		{"modern", "modern", &mcp.StreamableClientTransport{Endpoint: stateless}, []string{"http/1.1", "h2", "h3"}},
+		{"legacy", "legacy", &mcp.StreamableClientTransport{Endpoint: sessions}, []string{"http/1.1", "h2", "h3"}},
+		{"modern-http", "modern", &mcp.StreamableClientTransport{Endpoint: stateless}, []string{"h2", "h3"}},
+		{"legacy-http", "legacy", &mcp.StreamableClientTransport{Endpoint: sessions}, []string{"http/1.1", "h2"}},
+	} {
+		direct := useEverything(t, c.era, c.direct)
+		if len(direct) < 20 {
+			t.Fatalf("%s: a short session: %q", c.server, direct)
+		}
+		for _, protocol := range c.protocols {
+			t.Run(c.server+" over "+protocol, func(t *testing.T) {
+				client := b.client(t, protocol)
+				before := len(b.replays(t, "c2s", true))
+				url := fmt.Sprintf("https://%s/%s/mcp", b.addr, c.server)
+				brokered := useEverything(t, c.era, &mcp.StreamableClientTransport{Endpoint: url, HTTPClient: &http.Client{Transport: client}})
+				for i := range max(len(direct), len(brokered)) {
+					var d, b string
+					if i < len(direct) {
+						d = direct[i]
+					}
+					if i < len(brokered) {
+						b = brokered[i]
+					}
+					if d != b {
+						t.Errorf("without the broker: %s\n   with the broker: %s", d, b)
+					}
+				}
+				want := map[string]int{"http/1.1": 1, "h2": 2, "h3": 3}[protocol]
+				if v := slices.Compact(client.versions); len(v) != 1 || v[0] != want {
+					t.Errorf("it went over HTTP %v", v)
+				}
+				client.mu.Lock()
+				defer client.mu.Unlock()
+				lines := func(direction string) []string {
+					all := b.replays(t, direction, true) // a client that probes has two sessions
+					text := bytes.Join(all[:len(all)-before], nil)
+					got := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+					slices.Sort(got)
+					return got
+				}
+				slices.Sort(client.out)
+				slices.Sort(client.in)
+				if got := lines("c2s"); !slices.Equal(withoutCancel(got), withoutCancel(client.out)) {
+					t.Errorf("%d frames of the client are on record, its requests had %d: %s", len(got), len(client.out), firstDifference(got, client.out))
+				}
+				if got := slices.DeleteFunc(lines("s2c"), func(l string) bool { return !slices.Contains(client.in, l) }); !slices.Equal(got, client.in) {
+					t.Errorf("%d frames on record were received, the answers had %d: %s", len(got), len(client.in), firstDifference(got, client.in))
+				}
+			})
+		}
+	}
+}
+
+// withoutCancel leaves out what the broker says in the client's place when it
+// closes a response.
+func withoutCancel(lines []string) []string {
+	return slices.DeleteFunc(slices.Clone(lines), func(l string) bool { return strings.Contains(l, "notifications/cancelled") })
+}
+
+func firstDifference(a, b []string) string {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return fmt.Sprintf("\n%.300s\n%.300s", a[i], b[i])
+		}
+	}
+	return ""
+}
