@@ -658,22 +658,23 @@ func (c *HTTPConn) related(method string, params []byte, hint *Upstream) *reply 
 		return c.replies[rawKey(hint.ID)]
 	}
 	general := strings.HasSuffix(method, "/list_changed") || method == "notifications/resources/updated"
-	if general && c.streams[0].by != nil {
-		return c.streams[0]
+	none := c.streams[0]
+	if general && none.by != nil {
+		return none
 	}
-	var newest *reply
+	var newest *reply // first of those that a client listens to
 	for _, r := range c.replies {
-		if r.by != nil && r.method != "subscriptions/listen" && (newest == nil || r.n > newest.n) {
+		if r.method != "subscriptions/listen" && (newest == nil || r.by != nil && newest.by == nil || r.n > newest.n && (r.by == nil) == (newest.by == nil)) {
 			newest = r
 		}
 	}
 	switch {
-	case newest != nil:
+	case newest != nil && (newest.by != nil || none.by == nil && !general):
 		return newest
 	case c.id == "":
 		return nil // the newer era has no stream of no request
 	}
-	return c.streams[0]
+	return none
 }
 
 // keep keeps a reply that is over for who comes back, and lets go of an older one.
