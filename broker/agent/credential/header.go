@@ -75,7 +75,7 @@ func NewHeader(o HeaderOptions) (*Header, error) {
 	h.ledger.used = o.Used
 	if o.Secret != "" {
 		if o.Google == nil {
-			return nil, errors.New("Secret Manager needs a Google credential")
+			return nil, errors.New("a value in Secret Manager is read with a Google credential; there is none")
 		}
 		h.secret = &cache{log: logOr(o.Log), fetch: h.fetch}
 	}

@@ -62,6 +62,9 @@ func startMetadata(g *Google, s Session, logger *slog.Logger, secret string) (*M
 	if err != nil {
 		return nil, err
 	}
+	if a.Impersonate == "" {
+		return nil, errors.New("a child gets tokens of an account that the agent impersonates, never the agent's own, which can do that too: say impersonate")
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -76,7 +79,9 @@ func startMetadata(g *Google, s Session, logger *slog.Logger, secret string) (*M
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          log.New(io.Discard, "", 0),
-		ConnContext:       func(ctx context.Context, _ net.Conn) context.Context { return context.WithValue(ctx, connKey{}, &conn{}) },
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, &conn{})
+		},
 	}
 	go m.serve(l)
 	return m, nil
@@ -144,9 +149,9 @@ func (m *Metadata) Environ(env []string) ([]string, error) {
 		host += "/" + m.secret
 	}
 	out = append(out,
-		"GCE_METADATA_HOST="+host, // Go, Java, Python
-		"GCE_METADATA_IP="+host,   // Node; Python's first look
-		"GCE_METADATA_ROOT="+host, // gcloud
+		"GCE_METADATA_HOST="+host,                  // Go, Java, Python
+		"GCE_METADATA_IP="+host,                    // Node; Python's first look
+		"GCE_METADATA_ROOT="+host,                  // gcloud
 		"METADATA_SERVER_DETECTION=assume-present", // Node would look at the BIOS first
 		"NO_GCE_CHECK=false",
 	)
@@ -240,9 +245,6 @@ func (m *Metadata) admits(r *http.Request) error {
 
 func (m *Metadata) answer(w http.ResponseWriter, r *http.Request, path string) {
 	email := m.account.Impersonate
-	if email == "" {
-		email = "default"
-	}
 	text := func(s string) {
 		w.Header().Set("Content-Type", "application/text")
 		io.WriteString(w, s)
@@ -270,7 +272,7 @@ func (m *Metadata) answer(w http.ResponseWriter, r *http.Request, path string) {
 	}
 	rest, ok := strings.CutPrefix(path, accounts+"/")
 	account, what, _ := strings.Cut(rest, "/")
-	if !ok || account != "default" && account != m.account.Impersonate {
+	if !ok || account != "default" && account != email {
 		http.NotFound(w, r)
 		return
 	}
