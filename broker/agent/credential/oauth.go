@@ -195,7 +195,9 @@ func (a *OAuth) fetch(ctx context.Context, subject string, groups []string) (tok
 	t, err := c.Token(context.WithValue(ctx, oauth2.HTTPClient, a.client))
 	var refused *oauth2.RetrieveError
 	if errors.As(err, &refused) {
-		// Not its own text: that has the body of answers that only look like success.
+		if refused.Response.StatusCode < 300 {
+			return token{}, fmt.Errorf("%s answers %s with an error", a.o.TokenURL, refused.Response.Status) // nobody has redacted it
+		}
 		return token{}, fmt.Errorf("%s answers %s %s", a.o.TokenURL, refused.Response.Status,
 			strings.TrimRight(refused.ErrorCode+": "+refused.ErrorDescription, ": "))
 	}
