@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -138,6 +139,11 @@ func (m *Metadata) Environ(env []string) ([]string, error) {
 			return key == name || ok && strings.HasPrefix(key, prefix)
 		})
 	})
+	if home == "" { // the libraries look further, too
+		if u, err := user.Current(); err == nil {
+			home = u.HomeDir
+		}
+	}
 	for _, dir := range []string{home + "/.config", appData} {
 		file := filepath.Join(dir, "gcloud", "application_default_credentials.json")
 		if _, err := os.Stat(file); dir != "" && err == nil {
