@@ -109,7 +109,7 @@ func (c *configFile) gcpCredential(at string, f *gcpCredentialFile, used func(cr
 		return nil, err
 	}
 	for rule, a := range f.Rules {
-		if o.Rules[rule], err = c.account(at+".rules", a); err != nil {
+		if o.Rules[rule], err = c.account(at+".rules."+rule, a); err != nil {
 			return nil, err
 		}
 	}

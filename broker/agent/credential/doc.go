@@ -46,7 +46,7 @@ type Source interface {
 }
 
 // A Use is a session's first use of a credential, and its first after that has
-// been renewed.
+// been renewed. Who is told of uses may be told by several goroutines.
 type Use struct {
 	Session   string
 	Server    string

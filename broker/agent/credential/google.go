@@ -36,7 +36,8 @@ type GoogleOptions struct {
 	Account
 
 	// Rules are for the sessions that a rule of the policy of that name let in.
-	// What an entry leaves out is as in Account.
+	// What an entry leaves out is as in Account; the way to another account is
+	// not, and Scopes and Audience count as one.
 	Rules map[string]Account
 
 	Header       string // X-Serverless-Authorization leaves Authorization to the server itself; if empty, Authorization
@@ -289,16 +290,13 @@ func (g *Google) impersonator(o own) (*http.Client, *auth.Credentials, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	// The text, for the quota project without which a person's credential is refused.
 	base := auth.NewCredentials(&auth.CredentialsOptions{TokenProvider: from, JSON: o.text})
 	client, err := httptransport.NewClient(&httptransport.Options{
 		Credentials: base, BaseRoundTripper: g.client.Transport, DisableTelemetry: true, Logger: silent,
 		InternalOptions: &httptransport.InternalOptions{SkipUniverseDomainValidation: true},
 	})
-	if err != nil {
-		return nil, nil, err
-	}
-	client.CheckRedirect = g.client.CheckRedirect
-	return client, base, nil
+	return client, base, err
 }
 
 // find looks for the agent's own credential as Google's libraries do.

@@ -60,8 +60,11 @@ type issue struct {
 	until             time.Time
 }
 
+// One key for all: making it takes longer than most tests.
+var rsaKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+
 func newGoogle(t *testing.T) *fakeGoogle {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := rsaKey()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,6 +220,7 @@ func (g *fakeGoogle) impersonate(w http.ResponseWriter, r *http.Request, method 
 		Lifetime  string   `json:"lifetime"`
 		Audience  string   `json:"audience"`
 		Delegates []string `json:"delegates"`
+		Email     bool     `json:"includeEmail"`
 	}
 	json.NewDecoder(r.Body).Decode(&ask)
 	who := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1 : strings.IndexByte(r.URL.Path, ':')]
@@ -229,6 +233,10 @@ func (g *fakeGoogle) impersonate(w http.ResponseWriter, r *http.Request, method 
 	}
 	if i.principal == "" || i.principal != by || i.scopes != cloudPlatform {
 		refuse(w, 403, "PERMISSION_DENIED", "Permission 'iam.serviceAccounts.getAccessToken' denied on resource (or it may not exist). "+r.Header.Get("Authorization"))
+		return
+	}
+	if method == "generateIdToken" && !ask.Email {
+		refuse(w, 400, "INVALID_ARGUMENT", "without an e-mail IAP lets nobody in")
 		return
 	}
 	if method == "generateIdToken" {
@@ -538,7 +546,7 @@ func TestOneRefresh(t *testing.T) {
 func TestSecretsStaySecret(t *testing.T) {
 	t.Setenv("GOOGLE_SDK_GO_LOGGING_LEVEL", "debug")
 	const secret, leaked = "hunter2-in-short", "leaked"
-	signer, err := rsa.GenerateKey(rand.Reader, 2048)
+	signer, err := rsaKey()
 	if err != nil {
 		t.Fatal(err)
 	}

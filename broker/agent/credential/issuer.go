@@ -11,22 +11,18 @@ import (
 )
 
 // issuerClient is for whoever issues credentials, by way of base; if that is
-// nil, as Go's default transport does. It follows no redirect: what is sent to
-// an issuer is for nobody else.
+// nil, as Go's default transport does.
 func issuerClient(base http.RoundTripper) *http.Client {
 	if base == nil {
 		base = http.DefaultTransport
 	}
-	return &http.Client{
-		Transport:     issuerTransport{base},
-		Timeout:       fetchTime,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	return &http.Client{Transport: issuerTransport{base}, Timeout: fetchTime}
 }
 
 // An issuerTransport takes from an answer that is no success all but the
 // reason. The libraries above it make errors of the whole body, which may
-// repeat what was sent.
+// repeat what was sent. Nor is there a Location left to follow: what is sent to
+// an issuer is for nobody else.
 type issuerTransport struct{ base http.RoundTripper }
 
 // maxReason bounds what is read of such an answer, in bytes.

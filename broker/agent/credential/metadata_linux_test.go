@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -180,7 +181,7 @@ func TestMetadataChildren(t *testing.T) {
 				t.Errorf("the ID token: %v, %v", res.Status, err)
 			}
 			m.Close()
-			if len(uses) != 2 || uses[0].Session != "s1" || uses[0].Principal != readEmail || !slices.Equal(uses[0].Scopes, []string{bigquery}) || uses[1].Audience != runURL {
+			if len(uses) != 2 || uses[0].Session != "s1" || uses[0].Principal != readEmail || !slices.Equal(uses[0].Scopes, []string{bigquery}) || uses[1].Audience != runURL || uses[1].Scopes != nil {
 				t.Errorf("uses %+v", uses)
 			}
 			for _, value := range g.values {
@@ -235,6 +236,27 @@ func ask(t *testing.T, m *Metadata, method, path string, headers ...string) (int
 		t.Errorf("%s: no Metadata-Flavor", path)
 	}
 	return res.StatusCode, string(b)
+}
+
+// Java reaches IPv4 by an IPv6 socket, which stands in another table.
+func TestMetadataByIPv6Socket(t *testing.T) {
+	g := newGoogle(t)
+	m, _ := startChildMetadata(t, g, "", nil)
+	m.Admit(syscall.Getpgrp())
+	fd, err := syscall.Socket(syscall.AF_INET6, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Skipf("there is no IPv6: %v", err)
+	}
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	to := netip.MustParseAddrPort(m.address)
+	if err := syscall.Connect(fd, &syscall.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(f, "GET / HTTP/1.1\r\nHost: x\r\nMetadata-Flavor: Google\r\nConnection: close\r\n\r\n")
+	if got, err := io.ReadAll(f); !strings.HasPrefix(string(got), "HTTP/1.1 200") {
+		t.Errorf("got %s, %v", got, err)
+	}
 }
 
 func TestMetadataAnswers(t *testing.T) {

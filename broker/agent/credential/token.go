@@ -29,8 +29,7 @@ const (
 	// about then.
 	earliest = 225 * time.Second
 
-	// The wait after a request for a token: after one that failed, doubled from
-	// the first to the last; after one that brought the same token, the last.
+	// The wait after a request that failed, doubled from the first to the last.
 	firstWait = time.Second
 	lastWait  = 30 * time.Second
 )
@@ -59,8 +58,7 @@ func (c *cache) get(ctx context.Context) (token, error) {
 	c.used = now
 	good := c.token.good(now)
 	renew := !good || !c.due.IsZero() && !now.Before(c.due)
-	patient := c.err != nil || good // an end that came early is no reason to wait
-	if renew && c.fetching == nil && !(patient && now.Before(c.next)) {
+	if renew && c.fetching == nil && !now.Before(c.next) {
 		c.fetching = make(chan struct{})
 		go c.renew(context.WithoutCancel(ctx)) // others wait for it, too
 	}
@@ -108,10 +106,10 @@ func (c *cache) renew(ctx context.Context) {
 				"principal", c.token.use.Principal, "until", c.token.until, "error", err)
 		}
 	} else {
-		c.wait, c.next = 0, now.Add(lastWait)
+		c.wait, c.next = 0, time.Time{}
 		c.token, c.due = t, time.Time{}
 		if !t.until.IsZero() {
-			c.due = t.until.Add(-min(t.until.Sub(now)/4, earliest))
+			c.due = t.until.Add(-min(t.until.Sub(now)/4, earliest)) // of what is left, should it be the same token
 		}
 	}
 	close(c.fetching)
