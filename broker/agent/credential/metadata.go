@@ -75,7 +75,7 @@ func startMetadata(g *Google, s Session, logger *slog.Logger, secret string) (*M
 		address: l.Addr().String(), done: make(chan struct{}), admitted: make(chan struct{}),
 	}
 	m.server = &http.Server{
-		Handler:           m,
+		Handler:           http.HandlerFunc(m.handle),
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
@@ -114,7 +114,6 @@ func (m *Metadata) Admit(group int) {
 var leadElsewhere = []string{
 	"GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CREDENTIALS", "GOOGLE_OAUTH_ACCESS_TOKEN", "GOOGLE_API_KEY",
 	"GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "GOOGLE_IMPERSONATE_SERVICE_ACCOUNT",
-	"GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT", "GCP_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT",
 	"CLOUDSDK_*", "GCE_METADATA_*", "METADATA_SERVER_DETECTION", "NO_GCE_CHECK",
 }
 
@@ -123,6 +122,7 @@ var leadElsewhere = []string{
 // find credentials that gcloud has left in its home, which come first.
 func (m *Metadata) Environ(env []string) ([]string, error) {
 	var home, appData, noProxy string
+	named := false // a project is named, by who configured the server
 	out := slices.DeleteFunc(slices.Clone(env), func(kv string) bool {
 		key, value, _ := strings.Cut(kv, "=")
 		switch key {
@@ -130,6 +130,8 @@ func (m *Metadata) Environ(env []string) ([]string, error) {
 			home = value
 		case "APPDATA":
 			appData = value
+		case "GOOGLE_CLOUD_PROJECT":
+			named = true
 		case "NO_PROXY", "no_proxy":
 			noProxy = value
 			return true
@@ -161,7 +163,7 @@ func (m *Metadata) Environ(env []string) ([]string, error) {
 		"METADATA_SERVER_DETECTION=assume-present", // Node would look at the BIOS first
 		"NO_GCE_CHECK=false",
 	)
-	if project := m.project(); project != "" {
+	if project := m.project(); project != "" && !named {
 		out = append(out, "GOOGLE_CLOUD_PROJECT="+project)
 	}
 	if noProxy != "" {
@@ -186,8 +188,8 @@ type conn struct {
 
 type connKey struct{}
 
-// ServeHTTP answers as the metadata server does.
-func (m *Metadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// handle answers as the metadata server does.
+func (m *Metadata) handle(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Metadata-Flavor", "Google")
 	w.Header().Set("Server", "Metadata Server for VM")
 	path := r.URL.Path

@@ -370,7 +370,7 @@ func TestMetadataBeforeTheChild(t *testing.T) {
 		m := &Metadata{admitted: make(chan struct{}), log: slog.New(slog.DiscardHandler)}
 		w := httptest.NewRecorder()
 		start := time.Now()
-		m.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		m.handle(w, httptest.NewRequest(http.MethodGet, "/", nil))
 		if w.Code != http.StatusForbidden || time.Since(start) != admitTime {
 			t.Errorf("got %d after %s", w.Code, time.Since(start))
 		}
@@ -399,6 +399,9 @@ func TestEnviron(t *testing.T) {
 		}
 	}
 	m, _ := startChildMetadata(t, g, "", nil)
+	if got, err := m.Environ([]string{"HOME=" + home, "GOOGLE_CLOUD_PROJECT=mine"}); err != nil || !slices.Contains(got, "GOOGLE_CLOUD_PROJECT=mine") || slices.Contains(got, "GOOGLE_CLOUD_PROJECT=prod") {
+		t.Errorf("a project that the server's env names: %q, %v", got, err)
+	}
 	file := filepath.Join(home, ".config", "gcloud", "application_default_credentials.json")
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		t.Fatal(err)
