@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -340,10 +341,50 @@ func (a *agents) request(ctx context.Context, c stream.Conn, name string, log *s
 	if err != nil {
 		return
 	}
-	if req.Method != agent.MethodRenew {
+	switch req.Method {
+	case agent.MethodRenew:
+		a.renew(ctx, req, name, log)
+	case agent.MethodUsed:
+		a.used(ctx, req, name, log)
+	default:
 		req.Refuse(&agent.Error{Code: -32601, Message: "no method " + req.Method})
+	}
+}
+
+// used puts on record that a session has used a credential, as the agent says.
+func (a *agents) used(ctx context.Context, req *agent.Request, name string, log *slog.Logger) {
+	var u agent.Used
+	if err := req.Decode(&u); err != nil {
+		req.Refuse(err)
 		return
 	}
+	if a.desk != nil {
+		if err := a.desk.Record(ctx, UsedEvent(name, u)); err != nil {
+			log.Error("the use of a credential is not on record", "session", short(u.Session), "error", err)
+			req.Refuse(&agent.Error{Code: CodeUnavailable, Message: "it cannot be put on record now"})
+			return
+		}
+	}
+	req.Answer(struct{}{})
+}
+
+// UsedEvent says that an agent has used a credential for a session. The agent in
+// the broker's own process has no name.
+func UsedEvent(agent string, u agent.Used) grant.Event {
+	e := grant.Event{Type: grant.CredentialUsed, Actor: agent, Server: short(u.Server), Session: short(u.Session), Detail: map[string]string{"kind": short(u.Kind)}}
+	for key, value := range map[string]string{"principal": u.Principal, "scopes": strings.Join(u.Scopes, " "), "audience": u.Audience} {
+		if value != "" {
+			e.Detail[key] = value[:min(len(value), 2048)]
+		}
+	}
+	if !u.Until.IsZero() {
+		e.Detail["until"] = u.Until.UTC().Format(time.RFC3339)
+	}
+	return e
+}
+
+// renew gives an agent a new certificate.
+func (a *agents) renew(ctx context.Context, req *agent.Request, name string, log *slog.Logger) {
 	var renew agent.Renew
 	if err := req.Decode(&renew); err != nil {
 		req.Refuse(err)

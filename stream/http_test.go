@@ -441,10 +441,15 @@ func TestHTTPShared(t *testing.T) {
 		t.Error("another session was opened")
 	}
 	// Nobody else shares it.
-	go w.answer(t, "POST", body, append(headers, "X-Who", "eve")...)
+	done := make(chan struct{})
+	go func() {
+		w.answer(t, "POST", body, append(headers, "X-Who", "eve")...)
+		close(done)
+	}()
 	eve := w.session(t)
 	eve.next(t)
 	eve.say(`{"jsonrpc":"2.0","id":1,"result":{}}`)
+	<-done
 
 	// Where the alias cannot be put on record, nothing passes.
 	s.mu.Lock()
@@ -717,10 +722,15 @@ func TestHTTPRest(t *testing.T) {
 	w := newWeb(t, HTTPOptions{Rest: 20 * time.Millisecond, Away: 20 * time.Millisecond})
 	for range 3 {
 		body, headers := modern("1", "tools/list", "")
-		go w.answer(t, "POST", body, headers...)
+		done := make(chan struct{})
+		go func() {
+			w.answer(t, "POST", body, headers...)
+			close(done)
+		}()
 		s := w.session(t)
 		s.next(t)
 		s.say(`{"jsonrpc":"2.0","id":1,"result":{}}`)
+		<-done
 		for range s.lines { // until the end
 		}
 	}

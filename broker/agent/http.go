@@ -20,21 +20,17 @@ import (
 	"sync"
 	"time"
 
+	"example.com/broker/broker/agent/credential"
 	"example.com/broker/codec"
 	"example.com/broker/stream"
 )
-
-// An Authorizer sets the credential of a server on a request of a session.
-type Authorizer interface {
-	Authorize(r *http.Request, s Session) error
-}
 
 // HTTP is an upstream that speaks MCP's Streamable HTTP, in both eras. Sessions
 // share its connections, and nothing else.
 type HTTP struct {
 	URL        string
 	Header     func() (http.Header, error) // of every request; may be nil
-	Credential Authorizer                  // may be nil
+	Credential credential.Source           // may be nil
 	Transport  *http.Transport             // if nil, NewTransport's
 	Frame      int                         // largest frame of the server's, in bytes; if zero, 64 MiB
 
@@ -264,7 +260,7 @@ func (c *httpConn) send(req *http.Request) (*http.Response, error) {
 		maps.Copy(req.Header, h)
 	}
 	if c.up.Credential != nil {
-		if err := c.up.Credential.Authorize(req, c.session); err != nil {
+		if err := c.up.Credential.Authorize(req, credential.Session(c.session)); err != nil {
 			return nil, err
 		}
 	}

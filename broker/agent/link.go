@@ -48,6 +48,8 @@ type Link struct {
 
 	pinned []byte // the certificate of Pin, in DER, once it has been seen
 
+	uses    chan Used // to be told to the broker
+	usesOne sync.Once
 	mu      sync.Mutex
 	current *tls.Certificate // with Leaf; then the certificates of the broker's CA, old and new
 	live    []*stream.Tunnel
@@ -87,6 +89,7 @@ func (l *Link) Run(ctx context.Context) error {
 		})
 	}
 	running.Go(func() { l.keepCertificate(ctx) })
+	running.Go(func() { l.tellUses(ctx) })
 	running.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("agent %s: %w", l.Name, err)
@@ -302,12 +305,17 @@ func (l *Link) keepCertificate(ctx context.Context) {
 // Renew asks for a new certificate over any tunnel that is up. Run does so by
 // itself when two thirds of the old one's life are over.
 func (l *Link) Renew(ctx context.Context) error {
+	return l.overAny(func(t *stream.Tunnel) error { return l.renewOver(ctx, t) })
+}
+
+// overAny does something over the first tunnel over which it can be done.
+func (l *Link) overAny(do func(t *stream.Tunnel) error) error {
 	l.mu.Lock()
-	live := append([]*stream.Tunnel(nil), l.live...)
+	live := slices.Clone(l.live)
 	l.mu.Unlock()
 	err := errors.New("no tunnel is up")
 	for _, t := range live {
-		if err = l.renewOver(ctx, t); err == nil {
+		if err = do(t); err == nil {
 			return nil
 		}
 	}
@@ -331,6 +339,56 @@ func (l *Link) renewOver(ctx context.Context, t *stream.Tunnel) error {
 		return err
 	}
 	return l.install(key, issued)
+}
+
+// maxUses is how many uses of credentials wait for the broker to be there.
+const maxUses = 4096
+
+func (l *Link) waitingUses() chan Used {
+	l.usesOne.Do(func() { l.uses = make(chan Used, maxUses) })
+	return l.uses
+}
+
+// Used tells the broker that a session has used a credential, as soon as it is
+// there. It does not wait.
+func (l *Link) Used(u Used) {
+	select {
+	case l.waitingUses() <- u:
+	default:
+		l.Log.Error("the use of a credential is not told to the broker: too many wait", "session", u.Session, "server", u.Server, "principal", u.Principal)
+	}
+}
+
+// tellUses tells the broker of uses until ctx is done.
+func (l *Link) tellUses(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case u := <-l.waitingUses():
+			var wait backoff
+			for l.overAny(func(t *stream.Tunnel) error { return l.tell(ctx, t, u) }) != nil && ctx.Err() == nil {
+				wait.wait(ctx)
+			}
+		}
+	}
+}
+
+func (l *Link) tell(ctx context.Context, t *stream.Tunnel, u Used) error {
+	ctx, cancel := context.WithTimeout(ctx, l.OpenTime)
+	defer cancel()
+	c, err := t.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = Call(ctx, c, MethodUsed, u, nil)
+	var refusal *Error
+	if errors.As(err, &refusal) && refusal.Code < 500 { // an older broker
+		l.Log.Warn("the broker does not put the use of a credential on record", "error", err)
+		return nil
+	}
+	return err
 }
 
 // keepTunnel holds one tunnel until ctx is done. It returns an error only for

@@ -38,12 +38,15 @@ import (
 //	agent → broker   {}
 //	agent → broker   agent/renew   {csr}
 //	broker → agent   {certificate, ca}
+//	agent → broker   agent/used    {session, server, kind, principal, scopes, audience, until}
+//	broker → agent   {}                                         it is on record
 //
 // Errors are JSON-RPC errors with the broker's codes (401, 403, 502, …).
 const (
 	MethodJoin         = "agent/join"
 	MethodHello        = "agent/hello"
 	MethodRenew        = "agent/renew"
+	MethodUsed         = "agent/used"
 	MethodSessionOpen  = "session/open"
 	MethodSessionClose = "session/close"
 )
@@ -76,6 +79,17 @@ type Hello struct {
 // Renew is the params of agent/renew.
 type Renew struct {
 	CSR string `json:"csr"`
+}
+
+// Used is the params of agent/used: that a session has used a credential.
+type Used struct {
+	Session   string    `json:"session"`
+	Server    string    `json:"server"`
+	Kind      string    `json:"kind"`
+	Principal string    `json:"principal,omitempty"`
+	Scopes    []string  `json:"scopes,omitempty"`
+	Audience  string    `json:"audience,omitempty"`
+	Until     time.Time `json:"until,omitzero"`
 }
 
 // Issued is the result of agent/join and agent/renew.

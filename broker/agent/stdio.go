@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"example.com/broker/broker/agent/credential"
 )
 
 // Stdio is an upstream that is a child process a session, in a process group of
@@ -27,15 +29,41 @@ type Stdio struct {
 	Env     []string      // as in os/exec; if nil, the agent's own
 	Dir     string        // if empty, the agent's own
 	Kill    time.Duration // from SIGTERM to SIGKILL; if zero, 3 s
+	// Google, if not nil, is the credential that the child's Google libraries find:
+	// a metadata server of its own gives it tokens, for as long as the session lasts.
+	Google *credential.Google
 }
 
 // Open starts the child.
-func (u *Stdio) Open(_ context.Context, _ Session, log *slog.Logger) (Conn, error) {
+func (u *Stdio) Open(_ context.Context, s Session, log *slog.Logger) (Conn, error) {
 	if len(u.Command) == 0 {
 		return nil, errors.New("stdio: no command")
 	}
+	if u.Google == nil {
+		return u.start(u.Env, nil, log)
+	}
+	m, err := credential.StartMetadata(u.Google, credential.Session(s), log)
+	if err != nil {
+		return nil, err
+	}
+	env := u.Env
+	if env == nil {
+		env = os.Environ()
+	}
+	if env, err = m.Environ(env); err == nil {
+		var c Conn
+		if c, err = u.start(env, m, log); err == nil {
+			return c, nil
+		}
+	}
+	m.Close()
+	return nil, err
+}
+
+// start starts the child. m is its metadata server, or nil.
+func (u *Stdio) start(env []string, m *credential.Metadata, log *slog.Logger) (Conn, error) {
 	cmd := exec.Command(u.Command[0], u.Command[1:]...)
-	cmd.Env = u.Env
+	cmd.Env = env
 	cmd.Dir = u.Dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 
@@ -71,8 +99,12 @@ func (u *Stdio) Open(_ context.Context, _ Session, log *slog.Logger) (Conn, erro
 	if kill == 0 {
 		kill = 3 * time.Second
 	}
+	if m != nil {
+		m.Admit(cmd.Process.Pid)
+	}
 	c := &child{
-		stdin: ours[0], stdout: ours[1], stderr: ours[2],
+		metadata: m,
+		stdin:    ours[0], stdout: ours[1], stderr: ours[2],
 		pid: cmd.Process.Pid, kill: kill,
 		log: log.With("pid", cmd.Process.Pid), exited: make(chan struct{}), logged: make(chan struct{}),
 	}
@@ -89,6 +121,7 @@ type child struct {
 	out                   bannerReader
 	pid                   int // of the process, and of its group
 	kill                  time.Duration
+	metadata              *credential.Metadata // may be nil
 	log                   *slog.Logger
 	exited                chan struct{} // closed when the process is gone
 	logged                chan struct{} // closed when stderr is read to its end
@@ -116,6 +149,9 @@ func (c *child) wait(cmd *exec.Cmd) {
 // c.kill. It returns when the process is gone.
 func (c *child) Close() error {
 	c.closing.Do(func() {
+		if c.metadata != nil {
+			defer c.metadata.Close()
+		}
 		c.stdin.Close()
 		select {
 		case <-c.exited:

@@ -100,6 +100,7 @@ const (
 	SignInRefused    = "identity.sign_in_refused"
 	Issued           = "certificate.issued"
 	CARotated        = "ca.rotated"
+	CredentialUsed   = "credential.used"
 	NoticeDelivered  = "notice.delivered"
 	NoticeFailed     = "notice.failed"
 )

@@ -2,9 +2,11 @@ package main
 
 import (
 	"errors"
+	"log/slog"
 	"regexp"
 
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/agent/credential"
 	"example.com/broker/stream"
 	"github.com/spf13/cobra"
 )
@@ -39,6 +41,7 @@ data folder and renews that by itself.`,
 			if err != nil {
 				return err
 			}
+			slog.SetDefault(logger) // of credentials
 			link, err := readAgentConfig(config)
 			if err != nil {
 				return err
@@ -96,6 +99,8 @@ func readAgentConfig(path string) (*agent.Link, error) {
 		Broker: file.Broker, Name: file.Name, Pin: file.CA, Token: token,
 		Dir: c.resolve(file.Data), Tunnels: file.Tunnels, Tunnel: stream.TunnelOptions{},
 	}
+	used := func(u credential.Use) { link.Used(agent.Used(u)) }
+	c.used.Store(&used)
 	if file.Join == "gcp" {
 		link.Attest = agent.InstanceToken
 	}

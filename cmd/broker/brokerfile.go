@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"example.com/broker/broker"
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/agent/credential"
 	"example.com/broker/broker/policy"
 	"example.com/broker/codec"
 	"example.com/broker/codec/detect"
@@ -64,6 +66,8 @@ type serverFile struct {
 	Headers map[string]string `yaml:"headers"`
 	TLS     upstreamTLSFile   `yaml:"tls"`
 	Timeout string            `yaml:"timeout"`
+
+	Credential *credentialFile `yaml:"credential"`
 }
 
 // upstreamTLSFile is how an agent and a server by HTTP know each other.
@@ -257,7 +261,7 @@ func (c *brokerConfig) readServers() error {
 	for name, s := range c.Servers {
 		at := "servers." + name
 		if s.Agent != "" {
-			if len(s.Stdio) > 0 || s.TCP != "" || s.Unix != "" || s.HTTP != "" {
+			if len(s.Stdio) > 0 || s.TCP != "" || s.Unix != "" || s.HTTP != "" || s.Credential != nil {
 				return c.errorAt(at, errors.New("has both an agent and an upstream; the upstream belongs into the agent's configuration"))
 			}
 			if !label.MatchString(name) {
@@ -300,6 +304,8 @@ func (c *configFile) upstream(name string, s serverFile) (agent.Upstream, error)
 		return nil, errors.New("headers, tls and timeout are for http")
 	case s.HTTP != "":
 		return c.httpUpstream(name, s)
+	case (s.TCP != "" || s.Unix != "") && s.Credential != nil:
+		return nil, errors.New("credential is for http and stdio")
 	case s.TCP != "":
 		return &agent.Socket{Network: "tcp", Address: s.TCP}, nil
 	case s.Unix != "":
@@ -313,7 +319,19 @@ func (c *configFile) upstream(name string, s serverFile) (agent.Upstream, error)
 		}
 		env = append(env, key+"="+value)
 	}
-	return &agent.Stdio{Command: s.Stdio, Env: env, Dir: c.resolve(s.Dir)}, nil
+	child := &agent.Stdio{Command: s.Stdio, Env: env, Dir: c.resolve(s.Dir)}
+	if s.Credential != nil {
+		source, err := c.credential("servers."+name+".credential", s.Credential, c.tellUse, slog.Default())
+		if err != nil {
+			return nil, err
+		}
+		google, ok := source.(*credential.Google)
+		if !ok {
+			return nil, errors.New("credential: a server on stdio finds tokens of Google's only; say gcp, or give it what it needs by env")
+		}
+		child.Google = google
+	}
+	return child, nil
 }
 
 // childEnviron is this process's environment without what is the broker's own,

@@ -22,6 +22,7 @@ import (
 
 	"example.com/broker/broker"
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/agent/credential"
 	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
 	"example.com/broker/broker/notice"
@@ -52,6 +53,7 @@ and interrupt refuse new sessions and give running ones time to end.`,
 			if err != nil {
 				return err
 			}
+			slog.SetDefault(logger) // of credentials
 			in, err := openInstallation(config, logger)
 			if err != nil {
 				return err
@@ -142,6 +144,12 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 	if len(config.instances) > 0 {
 		google = identity.NewAttestor(identity.GoogleIssuer, nil)
 	}
+	used := func(u credential.Use) {
+		if err := in.desk.Record(context.Background(), broker.UsedEvent("", agent.Used(u))); err != nil {
+			log.Error("the use of a credential is not on record", "session", u.Session, "error", err)
+		}
+	}
+	config.used.Store(&used)
 	in.slack = config.newSlack(in, in.desk)
 	var presses http.Handler // not a nil *notice.Slack
 	if in.slack != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -42,6 +43,14 @@ func (c *configFile) httpUpstream(name string, s serverFile) (agent.Upstream, er
 				h.Set(key, value)
 			}
 			return h, nil
+		}
+	}
+	if s.Credential != nil {
+		if inClear(u) {
+			return nil, errors.New("http: would carry the credential in clear; use https, or a server on loopback")
+		}
+		if up.Credential, err = c.credential("servers."+name+".credential", s.Credential, c.tellUse, slog.Default()); err != nil {
+			return nil, err
 		}
 	}
 	timeout, err := c.duration("servers."+name+".timeout", s.Timeout)

@@ -10,8 +10,10 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"example.com/broker/broker/agent/credential"
 	"github.com/dustin/go-humanize"
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -22,6 +24,14 @@ import (
 type configFile struct {
 	path string
 	file *ast.File
+	used atomic.Pointer[func(credential.Use)] // is told of uses of credentials, once it is known who
+}
+
+// tellUse tells of the use of a credential.
+func (c *configFile) tellUse(u credential.Use) {
+	if used := c.used.Load(); used != nil {
+		(*used)(u)
+	}
 }
 
 // readConfig reads a strict YAML file into v, a pointer to a struct. ${VAR} in
@@ -38,7 +48,7 @@ func readConfig(path string, v any) (*configFile, error) {
 	if err != nil {
 		return nil, yamlError(path, v, err)
 	}
-	c := &configFile{path, file}
+	c := &configFile{path: path, file: file}
 	if len(file.Docs) == 0 || file.Docs[0].Body == nil {
 		return nil, fmt.Errorf("%s: is empty", path)
 	}
