@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -46,7 +47,7 @@ func newWeb(t *testing.T, o HTTPOptions) *web {
 	w := &web{HTTP: NewHTTP(o), sessions: make(chan *webSession, 16)}
 	w.l = serve(t, Options{}, Handlers{HTTP: w.Guard(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w.Serve(rw, r, Visitor{
-			Key: "key of " + r.Header.Get("X-Who"), Server: "s", Until: time.Now().Add(time.Hour), Peer: Peer{Addr: w.l.Addr()},
+			Key: "key of " + r.Header.Get("X-Who"), Server: "s", Until: time.Now().Add(time.Hour), Peer: Peer{Addr: &net.TCPAddr{}},
 			Open: func(ctx context.Context, c *HTTPConn) {
 				s := &webSession{HTTPConn: c, lines: make(chan string, 64)}
 				defer close(s.lines)
