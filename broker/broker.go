@@ -18,6 +18,7 @@ import (
 	"example.com/broker/broker/agent"
 	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
+	"example.com/broker/broker/oauth"
 	"example.com/broker/broker/policy"
 	"example.com/broker/broker/signin"
 	"example.com/broker/codec"
@@ -67,7 +68,7 @@ type Options struct {
 	URL       string                  // of the broker's pages, without a slash at the end
 	SignIn    *signin.Service         // may be nil: then certificates alone prove who somebody is
 	Slack     http.Handler            // takes presses of buttons; may be nil
-	Bearer    Bearer                  // proves identities by tokens; may be nil
+	OAuth     *oauth.Server           // gives clients by URL their tokens, and knows them; may be nil
 	HTTP      stream.HTTPOptions      // of clients by URL
 	Google    *identity.Attestor      // of agents on GCP; may be nil
 	Instances []identity.GoogleAgents // which may join

@@ -9,6 +9,7 @@ import (
 
 	"example.com/broker/broker/console"
 	"example.com/broker/broker/identity"
+	"example.com/broker/broker/oauth"
 	"example.com/broker/broker/policy"
 	"example.com/broker/broker/signin"
 	"example.com/broker/stream"
@@ -50,6 +51,11 @@ func (b *Broker) pages() http.Handler {
 		login = "/login"
 		for _, path := range signin.Paths {
 			mux.Handle(path, b.o.SignIn)
+		}
+	}
+	if b.o.OAuth != nil {
+		for _, path := range oauth.Paths {
+			mux.Handle(path, b.o.OAuth)
 		}
 	}
 	if b.o.Slack != nil {

@@ -12,21 +12,10 @@ import (
 	"strings"
 	"time"
 
-	"example.com/broker/broker/identity"
 	"example.com/broker/codec"
 	"example.com/broker/recorder"
 	"example.com/broker/stream"
 )
-
-// A Bearer proves identities by the tokens that clients show.
-type Bearer interface {
-	// Verify returns whose token it is, for that server, and until when. Its errors
-	// are for the client.
-	Verify(ctx context.Context, token, server string) (identity.Identity, time.Time, error)
-	// Challenge is the WWW-Authenticate of an answer to who has shown no token, or,
-	// if err is not nil, one that Verify refused.
-	Challenge(server string, err error) string
-}
 
 // endpoint returns the server whose MCP endpoint a request is for: by path
 // (/bigquery/mcp), or by host name (bigquery.mcp.example.com/mcp).
@@ -48,12 +37,8 @@ func (b *Broker) serveMCP(w http.ResponseWriter, r *http.Request) {
 	proven := &admission{server: server}
 	if err := b.identifyHTTP(proven, r); err != nil {
 		refusal := refusalOf(err)
-		if b.o.Bearer != nil {
-			challenge := error(nil)
-			if token(r) != "" {
-				challenge = err
-			}
-			w.Header().Set("WWW-Authenticate", b.o.Bearer.Challenge(server, challenge))
+		if b.o.OAuth != nil {
+			w.Header().Set("WWW-Authenticate", b.o.OAuth.Challenge(server, token(r) != ""))
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
@@ -82,8 +67,8 @@ func (b *Broker) serveMCP(w http.ResponseWriter, r *http.Request) {
 func (b *Broker) identifyHTTP(a *admission, r *http.Request) (err error) {
 	shown := token(r)
 	switch {
-	case shown != "" && b.o.Bearer != nil:
-		a.identity, a.until, err = b.o.Bearer.Verify(r.Context(), shown, a.server)
+	case shown != "" && b.o.OAuth != nil:
+		a.identity, a.until, err = b.o.OAuth.Verify(r.Context(), shown, a.server)
 		if err != nil {
 			b.log.Info("token refused", "client", r.RemoteAddr, "server", short(a.server), "reason", err.Error())
 			return &Refusal{Code: CodeNotSignedIn, Reason: "not signed in: " + err.Error()}

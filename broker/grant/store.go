@@ -42,6 +42,7 @@ const (
 	Blocks   Kind = "disabled"
 	Cursors  Kind = "cursor" // up to where a follower has got
 	Notes    Kind = "note"   // what a channel remembers of a request
+	Clients  Kind = "client" // a program's sign-in; its version is that of its refresh token
 )
 
 // A Record is one document.
@@ -101,6 +102,9 @@ const (
 	Issued           = "certificate.issued"
 	CARotated        = "ca.rotated"
 	CredentialUsed   = "credential.used"
+	ClientAllowed    = "client.allowed" // a program, by its person
+	ClientRefused    = "client.refused"
+	ClientEnded      = "client.ended" // revoked, or a token of its was used twice
 	NoticeDelivered  = "notice.delivered"
 	NoticeFailed     = "notice.failed"
 )

@@ -47,11 +47,15 @@ const maxToken = 32 << 10
 // is proven. The first entry of the token's issuer whose condition holds counts.
 // Errors are [*SignInError].
 func (w *Workloads) Verify(ctx context.Context, token string) (Identity, time.Time, error) {
+	return w.verify(ctx, token, "")
+}
+
+func (w *Workloads) verify(ctx context.Context, token, audience string) (Identity, time.Time, error) {
 	if len(token) > maxToken {
 		return Identity{}, time.Time{}, errToken(errors.New("too long"))
 	}
 	// What the token says of its issuer only picks the keys that it is checked with.
-	entries := w.issuers[unverifiedIssuer(token)]
+	entries := w.issuers[Issuer(token)]
 	if len(entries) == 0 {
 		return Identity{}, time.Time{}, &SignInError{"the broker does not know the issuer of this token", nil}
 	}
@@ -59,16 +63,25 @@ func (w *Workloads) Verify(ctx context.Context, token string) (Identity, time.Ti
 	for _, e := range entries {
 		var id Identity
 		var until time.Time
-		if id, until, err = e.verify(ctx, token); err == nil {
+		if id, until, err = e.verify(ctx, token, audience); err == nil {
 			return id, until, nil
 		}
 	}
 	return Identity{}, time.Time{}, err
 }
 
+// VerifyFor is Verify for tokens of an authorization server, whose audience has
+// to be this one unless the issuer's entry says another.
+func (w *Workloads) VerifyFor(ctx context.Context, token, audience string) (Identity, time.Time, error) {
+	id, until, err := w.verify(ctx, token, audience)
+	id.Method = "oauth"
+	return id, until, err
+}
+
 func errToken(err error) error { return &SignInError{"the token is not valid", err} }
 
-func unverifiedIssuer(token string) string {
+// Issuer returns what a token says of its issuer. Nothing has been verified.
+func Issuer(token string) string {
 	_, rest, _ := strings.Cut(token, ".")
 	payload, _, _ := strings.Cut(rest, ".")
 	text, err := base64.RawURLEncoding.DecodeString(payload)
@@ -84,10 +97,13 @@ func unverifiedIssuer(token string) string {
 	return claims.Iss
 }
 
-func (e *workload) verify(ctx context.Context, raw string) (Identity, time.Time, error) {
+func (e *workload) verify(ctx context.Context, raw, audience string) (Identity, time.Time, error) {
 	claims, until, err := e.issuer.verify(ctx, raw)
 	if err != nil {
 		return Identity{}, time.Time{}, err
+	}
+	if e.o.Audience == "" && (audience == "" || !hasAudience(claims["aud"], audience)) {
+		return Identity{}, time.Time{}, errToken(errors.New("the token is for another audience"))
 	}
 	id, err := readIdentity(ctx, "workload", claims, e.o.Mapping, nil)
 	if err != nil {
@@ -116,6 +132,12 @@ func (i *issuer) verify(ctx context.Context, raw string) (claims map[string]any,
 		return nil, time.Time{}, errToken(err)
 	}
 	return claims, token.Expiry, nil
+}
+
+// hasAudience reports whether a claim aud, one or several, names an audience.
+func hasAudience(claim any, audience string) bool {
+	several, _ := claim.([]any)
+	return claim == any(audience) || slices.ContainsFunc(several, func(a any) bool { return a == any(audience) })
 }
 
 // Attested is what a Google-signed identity token says of the instance that an

@@ -40,6 +40,7 @@ import (
 
 	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
+	"example.com/broker/broker/shortlived"
 )
 
 // A Provider is one that people may sign in with.
@@ -71,14 +72,14 @@ type Issuer interface {
 type Service struct {
 	o       Options
 	mux     *http.ServeMux
-	flows   table[flow]   // by state
-	passes  table[pass]   // by code
-	visits  table[visit]  // by cookie
-	devices table[device] // by device code
-	users   table[string] // device codes, by user code
-	guesses table[int]    // wrong user codes, by visit
-	refused *rate.Limiter // of refused sign-ins that are put on record
-	starts  *rate.Limiter // of device codes
+	flows   shortlived.Table[flow]   // by state
+	passes  shortlived.Table[pass]   // by code
+	visits  shortlived.Table[visit]  // by cookie
+	devices shortlived.Table[device] // by device code
+	users   shortlived.Table[string] // device codes, by user code
+	guesses shortlived.Table[int]    // wrong user codes, by visit
+	refused *rate.Limiter            // of refused sign-ins that are put on record
+	starts  *rate.Limiter            // of device codes
 }
 
 // Paths are those that a Service answers.
@@ -104,8 +105,8 @@ const (
 func New(o Options) *Service {
 	s := &Service{
 		o: o, mux: http.NewServeMux(),
-		flows: newTable[flow](maxFlows), passes: newTable[pass](maxPasses), visits: newTable[visit](maxVisits),
-		devices: newTable[device](maxDevices), users: newTable[string](maxDevices), guesses: newTable[int](maxVisits),
+		flows: shortlived.New[flow](maxFlows), passes: shortlived.New[pass](maxPasses), visits: shortlived.New[visit](maxVisits),
+		devices: shortlived.New[device](maxDevices), users: shortlived.New[string](maxDevices), guesses: shortlived.New[int](maxVisits),
 		refused: rate.NewLimiter(1, 20), starts: rate.NewLimiter(5, 50),
 	}
 	sameSite := http.NewCrossOriginProtection() // but for a provider, which posts from its own site
@@ -167,12 +168,18 @@ func (s *Service) Who(r *http.Request) (identity.Identity, error) {
 	return v.identity, err
 }
 
+// Visit returns whose visit r belongs to, and until when, or ErrSignIn.
+func (s *Service) Visit(r *http.Request) (identity.Identity, time.Time, error) {
+	v, err := s.visit(r)
+	return v.identity, v.until, err
+}
+
 func (s *Service) visit(r *http.Request) (visit, error) {
 	c, err := r.Cookie(visitCookie)
 	if err != nil {
 		return visit{}, ErrSignIn
 	}
-	v, ok := s.visits.get(c.Value)
+	v, ok := s.visits.Get(c.Value)
 	if !ok {
 		return visit{}, ErrSignIn
 	}
@@ -229,7 +236,7 @@ func (s *Service) begin(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusServiceUnavailable, sentence(err))
 		return
 	}
-	s.flows.put(f.State, f, time.Now().Add(flowLife))
+	s.flows.Put(f.State, f, time.Now().Add(flowLife))
 	// SAML answers come by a POST from another site, so SameSite is None; the
 	// cookie proves nothing but that it is the same browser.
 	http.SetCookie(w, &http.Cookie{
@@ -280,7 +287,7 @@ func (s *Service) complete(w http.ResponseWriter, r *http.Request) {
 	if state == "" {
 		state = r.PostFormValue("RelayState")
 	}
-	f, ok := s.flows.take(state)
+	f, ok := s.flows.Take(state)
 	c, err := r.Cookie(browserCookie)
 	if !ok || err != nil || subtle.ConstantTimeCompare([]byte(c.Value), []byte(f.browser)) != 1 || f.provider != r.PathValue("provider") {
 		s.fail(w, http.StatusBadRequest, "This sign-in was begun in another browser, or too long ago. Begin again.")
@@ -304,13 +311,13 @@ func (s *Service) complete(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Referrer-Policy", "no-referrer")
 	if f.loopback != nil {
 		code := rand.Text()
-		s.passes.put(code, pass{id, f.loopback.challenge}, time.Now().Add(passLife))
+		s.passes.Put(code, pass{id, f.loopback.challenge}, time.Now().Add(passLife))
 		q := url.Values{"code": {code}, "state": {f.loopback.state}}
 		http.Redirect(w, r, f.loopback.redirect+"?"+q.Encode(), http.StatusSeeOther)
 		return
 	}
 	key, until := rand.Text(), time.Now().Add(s.o.Lifetime(id))
-	s.visits.put(key, visit{id, until}, until)
+	s.visits.Put(key, visit{id, until}, until)
 	http.SetCookie(w, &http.Cookie{Name: visitCookie, Value: key, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})
 	http.Redirect(w, r, f.next, http.StatusSeeOther)
 }
@@ -367,7 +374,7 @@ func source(r *http.Request) string {
 
 func (s *Service) logout(w http.ResponseWriter, r *http.Request) {
 	if c, err := r.Cookie(visitCookie); err == nil {
-		s.visits.take(c.Value)
+		s.visits.Take(c.Value)
 	}
 	http.SetCookie(w, &http.Cookie{Name: visitCookie, Path: "/", Secure: true, HttpOnly: true, MaxAge: -1})
 	s.page(w, http.StatusOK, "said.html", "You have signed out of the broker. At your identity provider you may still be signed in.")

@@ -108,7 +108,7 @@ func (s *Service) trade(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// Whoever has a code without its verifier has stolen it: it is used up all the same.
-	p, ok := s.passes.take(t.Code)
+	p, ok := s.passes.Take(t.Code)
 	sum := sha256.Sum256([]byte(t.Verifier))
 	if !ok || subtle.ConstantTimeCompare([]byte(base64.RawURLEncoding.EncodeToString(sum[:])), []byte(p.challenge)) != 1 {
 		s.o.Log.Warn("sign-in refused: the code is not valid", "client", r.RemoteAddr)
@@ -243,8 +243,8 @@ func (s *Service) startDevice(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	code, user, until := rand.Text(), newUserCode(), time.Now().Add(deviceLife)
-	s.devices.put(code, device{user: user, source: source(r)}, until)
-	s.users.put(user, code, until)
+	s.devices.Put(code, device{user: user, source: source(r)}, until)
+	s.users.Put(user, code, until)
 	answer(w, http.StatusOK, Device{
 		DeviceCode: code, UserCode: user, VerificationURI: s.o.URL + "/device",
 		Complete:  s.o.URL + "/device?" + url.Values{"user_code": {user}}.Encode(),
@@ -260,7 +260,7 @@ func (s *Service) tradeDevice(w http.ResponseWriter, r *http.Request) {
 	}
 	var d device
 	fast := false
-	ok := s.devices.change(t.DeviceCode, func(e *device) {
+	ok := s.devices.Change(t.DeviceCode, func(e *device) {
 		fast = time.Since(e.polled) < pollInterval/2
 		e.polled = time.Now()
 		d = *e
@@ -275,7 +275,7 @@ func (s *Service) tradeDevice(w http.ResponseWriter, r *http.Request) {
 	case d.confirmed == nil:
 		answer(w, http.StatusBadRequest, Failure{"nobody has confirmed the code yet", Waiting})
 	default:
-		if _, ok := s.devices.take(t.DeviceCode); !ok { // somebody else was faster
+		if _, ok := s.devices.Take(t.DeviceCode); !ok { // somebody else was faster
 			answer(w, http.StatusBadRequest, Failure{"the sign-in was used", Expired})
 			return
 		}
@@ -323,16 +323,16 @@ func (s *Service) deviceOf(r *http.Request, code string) (key string, d device, 
 	if err != nil {
 		return "", device{}, ErrSignIn
 	}
-	if guesses, ok := s.guesses.get(c.Value); ok && guesses >= maxGuesses {
+	if guesses, ok := s.guesses.Get(c.Value); ok && guesses >= maxGuesses {
 		return "", device{}, errors.New("too many wrong codes; sign out and in again")
 	}
-	key, ok := s.users.get(code)
+	key, ok := s.users.Get(code)
 	if ok {
-		d, ok = s.devices.get(key)
+		d, ok = s.devices.Get(key)
 	}
 	if !ok || d.confirmed != nil || d.denied {
-		n, _ := s.guesses.get(c.Value)
-		s.guesses.put(c.Value, n+1, time.Now().Add(deviceLife))
+		n, _ := s.guesses.Get(c.Value)
+		s.guesses.Put(c.Value, n+1, time.Now().Add(deviceLife))
 		return "", device{}, fmt.Errorf("%s is no code that waits; it may be too old, or used", code)
 	}
 	return key, d, nil
@@ -374,13 +374,13 @@ func (s *Service) deviceForm(w http.ResponseWriter, r *http.Request) {
 			s.fail(w, http.StatusForbidden, sentence(err))
 			return
 		}
-		s.devices.change(key, func(d *device) { d.confirmed, d.until = &v.identity, v.until })
+		s.devices.Change(key, func(d *device) { d.confirmed, d.until = &v.identity, v.until })
 	default:
-		s.devices.change(key, func(d *device) { d.denied = true })
-		s.users.take(code)
+		s.devices.Change(key, func(d *device) { d.denied = true })
+		s.users.Take(code)
 		s.page(w, http.StatusOK, "said.html", "The sign-in was refused.")
 		return
 	}
-	s.users.take(code)
+	s.users.Take(code)
 	s.page(w, http.StatusOK, "said.html", "Done. The other machine is signed in as "+v.identity.Subject+"; you can close this page.")
 }

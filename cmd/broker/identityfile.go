@@ -22,6 +22,15 @@ type identityFile struct {
 	OIDC      []oidcFile     `yaml:"oidc"`
 	SAML      []samlFile     `yaml:"saml"`
 	Workloads []workloadFile `yaml:"workloads"`
+	Tokens    []tokenFile    `yaml:"tokens"`
+}
+
+// tokenFile is an authorization server of the company's own, whose access tokens
+// are for the broker's servers.
+type tokenFile struct {
+	Issuer   string      `yaml:"issuer"`
+	Audience string      `yaml:"audience"`
+	Mapping  mappingFile `yaml:",inline"`
 }
 
 // mappingFile is how an identity is read from claims or attributes.
@@ -98,6 +107,8 @@ type gcpFile struct {
 type identities struct {
 	providers []signin.Provider
 	workloads *identity.Workloads
+	foreign   *identity.Workloads // authorization servers of the company's own
+	issuers   []string            // those
 	instances []identity.GoogleAgents
 }
 
@@ -206,6 +217,22 @@ func (c *brokerConfig) readIdentity() error {
 	}
 	if len(workloads) > 0 {
 		c.workloads = identity.NewWorkloads(workloads...)
+	}
+	var foreign []identity.WorkloadOptions
+	for i, f := range c.Identity.Tokens {
+		at := fmt.Sprintf("identity.tokens[%d]", i)
+		if err := checkIssuer(f.Issuer); err != nil {
+			return c.errorAt(at+".issuer", err)
+		}
+		m, err := f.Mapping.mapping("sub", "groups")
+		if err != nil {
+			return c.errorAt(at, err)
+		}
+		foreign = append(foreign, identity.WorkloadOptions{Issuer: f.Issuer, Audience: f.Audience, Mapping: m})
+		c.issuers = append(c.issuers, f.Issuer)
+	}
+	if len(foreign) > 0 {
+		c.foreign = identity.NewWorkloads(foreign...)
 	}
 	for i, f := range c.Agents.GCP {
 		at := fmt.Sprintf("agents.gcp[%d]", i)

@@ -26,6 +26,7 @@ import (
 	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
 	"example.com/broker/broker/notice"
+	"example.com/broker/broker/oauth"
 	"example.com/broker/broker/signin"
 	"example.com/broker/recorder"
 	"example.com/broker/stream"
@@ -74,6 +75,8 @@ type installation struct {
 	keyring  *broker.Keyring
 	recorder *recorder.Log
 	desk     *grant.Desk
+	store    grant.Store   // of desk
+	oauth    *oauth.Server // may be nil
 	slack    *notice.Slack // may be nil
 	broker   *broker.Broker
 	listener *stream.Listener
@@ -140,6 +143,10 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 			Lifetime: func(id identity.Identity) time.Duration { return in.broker.Lifetime(id) }, Log: log,
 		})
 	}
+	if in.oauth, err = in.newOAuth(sign, sealer); err != nil {
+		in.close()
+		return nil, err
+	}
 	var google *identity.Attestor
 	if len(config.instances) > 0 {
 		google = identity.NewAttestor(identity.GoogleIssuer, nil)
@@ -156,8 +163,8 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		presses = in.slack
 	}
 	in.broker = broker.New(broker.Options{
-		Slack: presses,
-		Desk:  in.desk, Sealer: sealer, URL: in.url(), SignIn: sign, Google: google, Instances: config.instances,
+		Slack: presses, OAuth: in.oauth,
+		Desk: in.desk, Sealer: sealer, URL: in.url(), SignIn: sign, Google: google, Instances: config.instances,
 		CA: in.ca, Tokens: openTokens(config.Data), Users: users,
 		Policy: config.policy, Masker: newMasker,
 		Servers: config.servers, Local: &agent.Agent{Servers: config.local, Log: log},
@@ -165,6 +172,42 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		Log:  in.recorder, Limits: limits, Tunnel: stream.TunnelOptions{Log: log}, Logger: log,
 	})
 	return in, nil
+}
+
+// newOAuth makes what gives MCP clients by URL their tokens, if there is anybody
+// who can be known by one.
+func (in *installation) newOAuth(sign *signin.Service, sealer *identity.Sealer) (*oauth.Server, error) {
+	c := in.config
+	if len(c.providers) == 0 && c.workloads == nil && c.foreign == nil {
+		return nil, nil
+	}
+	o := oauth.Options{
+		URL: in.url(), Dir: c.Data, Desk: in.desk, Store: in.store, Sealer: sealer,
+		Foreign: c.foreign, Issuers: c.issuers, Workloads: c.workloads, Log: in.log,
+	}
+	if len(c.providers) > 0 {
+		o.Visits = sign
+	}
+	return oauth.New(o)
+}
+
+// sweepInterval is how often the store is freed of what is over.
+const sweepInterval = time.Hour
+
+// sweep frees the store of clients' sign-ins that are over, until ctx is done.
+func (in *installation) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		if err := in.oauth.Sweep(ctx); err != nil && ctx.Err() == nil {
+			in.log.Error("sign-ins of clients that are over are not removed", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // run serves until ctx is done, then drains.
@@ -177,6 +220,9 @@ func (in *installation) run(ctx context.Context, drain time.Duration) error {
 	running.Go(func() { ends <- in.listener.Serve(serving, in.broker.Handlers()) })
 	running.Go(func() { ends <- recorder.ServeSocket(serving, in.config.Data, in.recorder) })
 	running.Go(func() { in.watch(serving) })
+	if in.oauth != nil {
+		running.Go(func() { in.sweep(serving) })
+	}
 	for _, f := range in.config.followers {
 		running.Go(func() {
 			if err := in.desk.Follow(serving, f.name, f.all, f.sink(in)); err != nil {
@@ -210,6 +256,7 @@ func (in *installation) openAccess() error {
 	if err != nil {
 		return err
 	}
+	in.store = store
 	life, end := context.WithCancel(context.Background())
 	in.desk, err = grant.Open(life, grant.Options{
 		Store: store, Admins: in.config.admins(), Log: in.log,

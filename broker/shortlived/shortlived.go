@@ -1,13 +1,15 @@
-package signin
+// Package shortlived keeps what is needed for a while only, such as the state of
+// a sign-in under way, in bounded memory: anybody may begin one.
+package shortlived
 
 import (
 	"sync"
 	"time"
 )
 
-// A table is a map of bounded size whose entries end. Where it is full, an entry
+// A Table is a map of bounded size whose entries end. Where it is full, an entry
 // goes for a new one, whichever: who floods it does not choose.
-type table[T any] struct {
+type Table[T any] struct {
 	mu  *sync.Mutex
 	max int
 	m   map[string]entry[T]
@@ -18,11 +20,13 @@ type entry[T any] struct {
 	until time.Time
 }
 
-func newTable[T any](size int) table[T] {
-	return table[T]{&sync.Mutex{}, size, map[string]entry[T]{}}
+// New returns a Table of at most size entries.
+func New[T any](size int) Table[T] {
+	return Table[T]{&sync.Mutex{}, size, map[string]entry[T]{}}
 }
 
-func (t table[T]) put(key string, v T, until time.Time) {
+// Put adds or replaces an entry.
+func (t Table[T]) Put(key string, v T, until time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, have := t.m[key]; !have && len(t.m) >= t.max {
@@ -42,7 +46,8 @@ func (t table[T]) put(key string, v T, until time.Time) {
 	t.m[key] = entry[T]{v, until}
 }
 
-func (t table[T]) get(key string) (v T, ok bool) {
+// Get returns an entry.
+func (t Table[T]) Get(key string) (v T, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e, ok := t.m[key]
@@ -52,8 +57,8 @@ func (t table[T]) get(key string) (v T, ok bool) {
 	return e.value, true
 }
 
-// take returns an entry and removes it: of several callers one gets it.
-func (t table[T]) take(key string) (v T, ok bool) {
+// Take returns an entry and removes it: of several callers one gets it.
+func (t Table[T]) Take(key string) (v T, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e, ok := t.m[key]
@@ -64,8 +69,8 @@ func (t table[T]) take(key string) (v T, ok bool) {
 	return e.value, true
 }
 
-// change lets f change an entry; ok is false if there is none.
-func (t table[T]) change(key string, f func(*T)) (ok bool) {
+// Change lets f change an entry; ok is false if there is none.
+func (t Table[T]) Change(key string, f func(*T)) (ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e, ok := t.m[key]
