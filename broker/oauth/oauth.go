@@ -256,7 +256,7 @@ func (s *Server) authorize(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q := r.URL.Query()
-	asked := &asked{resources: q["resource"]}
+	asked := &asked{resources: q["resource"], mode: q.Get("response_mode")}
 	if c, err := r.Cookie(browserCookie); err == nil && len(c.Value) == 26 {
 		asked.browser = c.Value
 	} else {
@@ -265,7 +265,7 @@ func (s *Server) authorize(w http.ResponseWriter, r *http.Request) {
 	}
 	// One scope is what there is, whichever a client asks for.
 	q.Set("scope", Scope+" offline_access")
-	for _, name := range []string{"prompt", "max_age", "id_token_hint", "login_hint", "ui_locales", "acr_values", "display", "claims", "resource"} {
+	for _, name := range []string{"prompt", "max_age", "id_token_hint", "login_hint", "ui_locales", "acr_values", "display", "claims", "resource", "response_mode"} {
 		q.Del(name)
 	}
 	r = r.Clone(context.WithValue(r.Context(), askedKey{}, asked))
@@ -278,6 +278,7 @@ func (s *Server) authorize(w http.ResponseWriter, r *http.Request) {
 // asked is what of a request op does not read.
 type asked struct {
 	resources []string
+	mode      string // response_mode
 	browser   string
 }
 

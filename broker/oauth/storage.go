@@ -137,7 +137,7 @@ func (s *storage) CreateAuthRequest(ctx context.Context, r *oidc.AuthRequest, _ 
 	if r.CodeChallenge == "" || r.CodeChallengeMethod != oidc.CodeChallengeMethodS256 || len(r.CodeChallenge) != 43 {
 		return nil, oidc.ErrInvalidRequest().WithDescription("PKCE is required: code_challenge, with code_challenge_method S256")
 	}
-	if r.ResponseMode != "" && r.ResponseMode != oidc.ResponseModeQuery {
+	if asked.mode != "" && asked.mode != string(oidc.ResponseModeQuery) {
 		return nil, oidc.ErrInvalidRequest().WithDescription("response_mode must be query")
 	}
 	if len(r.State) > 4096 {

@@ -28,7 +28,8 @@ type tap struct {
 	http.RoundTripper
 	mu       sync.Mutex
 	in, out  []string
-	versions []int // of HTTP
+	versions []int  // of HTTP
+	shown    string // the last Authorization
 }
 
 func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -47,6 +48,7 @@ func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	t.mu.Lock()
+	t.shown = r.Header.Get("Authorization")
 	t.versions = append(t.versions, resp.ProtoMajor)
 	t.mu.Unlock()
 	resp.Body = &tappedBody{ReadCloser: resp.Body, tap: t, events: strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")}
