@@ -531,13 +531,13 @@ func (c *httpConn) fail(r *httpRequest, message string) {
 // closes the stream before, and has said how to come back, it does.
 func (c *httpConn) follow(ctx context.Context, r *httpRequest, resp *http.Response) {
 	var at position
-	began := false
+	c.emit(note(stream.UpstreamStream, stream.Upstream{ID: r.id}))
+	first := true
 	err := c.events(resp.Body, &at, func(e event) error {
-		if !began {
-			began = true
-			if err := c.emit(note(stream.UpstreamStream, stream.Upstream{ID: r.id, Primed: e.id != "" && len(e.data) == 0})); err != nil {
-				return err
-			}
+		primes := first && e.id != "" && len(e.data) == 0
+		first = false
+		if primes {
+			return c.emit(note(stream.UpstreamStream, stream.Upstream{ID: r.id, Primed: true}))
 		}
 		if len(e.data) == 0 {
 			return nil
@@ -546,9 +546,6 @@ func (c *httpConn) follow(ctx context.Context, r *httpRequest, resp *http.Respon
 	})
 	if !c.has(r) || ctx.Err() != nil {
 		return
-	}
-	if !began {
-		c.emit(note(stream.UpstreamStream, stream.Upstream{ID: r.id}))
 	}
 	c.log.Debug("server has closed a stream before its answer", "method", r.method, "error", err)
 	c.emit(note(stream.UpstreamPaused, stream.Upstream{ID: r.id, Retry: int(at.retry.Milliseconds())}))
