@@ -1,9 +1,11 @@
 // A broker in a folder of its own, for the scripts beside this one.
 import { execFileSync, spawn } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { request } from "node:https";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Readable } from "node:stream";
 
 export class House {
   dir = mkdtempSync(join(tmpdir(), "broker-e2e-"));
@@ -62,4 +64,20 @@ export async function freePort() {
   const { port } = s.address();
   await new Promise((r) => s.close(r));
   return port;
+}
+
+// certified is a fetch with a client certificate: node's own has no place for one.
+export function certified(identity) {
+  return (url, init = {}) =>
+    new Promise((resolve, reject) => {
+      const options = { method: init.method ?? "GET", headers: Object.fromEntries(new Headers(init.headers)), ca: identity, cert: identity, key: identity };
+      const req = request(url, options, (res) => {
+        const body = [202, 204, 304].includes(res.statusCode) ? (res.resume(), null) : Readable.toWeb(res);
+        const headers = Object.entries(res.headers).flatMap(([name, value]) => [value].flat().map((one) => [name, one]));
+        resolve(new Response(body, { status: res.statusCode, headers }));
+      });
+      req.on("error", reject);
+      init.signal?.addEventListener("abort", () => req.destroy(init.signal.reason));
+      req.end(init.body);
+    });
 }

