@@ -94,8 +94,17 @@ func (e *expander) Visit(n ast.Node) ast.Visitor {
 	return e
 }
 
-// errorAt is an error in the value at a path like policy[2].calls[0].deny.
+// A placedError says where in its file it is.
+type placedError struct{ error }
+
+func (e placedError) Unwrap() error { return e.error }
+
+// errorAt is an error in the value at a path like policy[2].calls[0].deny. One
+// that says where it is stays as it is.
 func (c *configFile) errorAt(path string, err error) error {
+	if errors.As(err, &placedError{}) {
+		return err
+	}
 	// A key that is missing is reported where its parent stands.
 	for p := path; p != ""; p = p[:max(strings.LastIndexAny(p, ".["), 0)] {
 		yp, perr := yaml.PathString("$." + p)
@@ -103,10 +112,10 @@ func (c *configFile) errorAt(path string, err error) error {
 			continue
 		}
 		if n, ferr := yp.FilterFile(c.file); ferr == nil && n != nil {
-			return fmt.Errorf("%s:%d: %s: %w", c.path, n.GetToken().Position.Line, path, err)
+			return placedError{fmt.Errorf("%s:%d: %s: %w", c.path, n.GetToken().Position.Line, path, err)}
 		}
 	}
-	return fmt.Errorf("%s: %s: %w", c.path, path, err)
+	return placedError{fmt.Errorf("%s: %s: %w", c.path, path, err)}
 }
 
 // yamlError is one line of what the YAML package says.
