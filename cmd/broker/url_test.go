@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +22,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"example.com/broker/broker/identity"
+	"example.com/broker/recorder"
 )
 
 // A tap is an HTTP client that remembers the frames that it carried: bodies of
@@ -236,4 +239,100 @@ func firstDifference(a, b []string) string {
 		}
 	}
 	return ""
+}
+
+// post says one frame of the newer era to a server and returns the answer.
+func (b *testBroker) post(t *testing.T, client http.RoundTripper, url, method, params string) (int, string) {
+	t.Helper()
+	body := fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":%q,"params":{%s"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}`, method, params)
+	r, err := http.NewRequest("POST", url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"Accept": "application/json, text/event-stream", "Content-Type": "application/json", "Mcp-Protocol-Version": "2026-07-28", "Mcp-Method": method} {
+		r.Header.Set(name, value)
+	}
+	if method == "tools/call" {
+		_, name, _ := strings.Cut(params, `"name":"`)
+		name, _, _ = strings.Cut(name, `"`)
+		r.Header.Set("Mcp-Name", name)
+	}
+	resp, err := client.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(text)
+}
+
+// TestURLRefused checks what who may not, or not any more, is told by URL.
+func TestURLRefused(t *testing.T) {
+	b := startBroker(t, t.TempDir(), `servers: {sdk: {stdio: [sdk-server]}, short: {stdio: [sdk-server]}, sized: {stdio: [sdk-server]}}
+policy:
+  - {name: short, groups: [analysts], servers: [short], access: allow, duration: 1s}
+  - name: all
+    groups: [analysts]
+    servers: [sdk, gone]
+    access: allow
+    calls: [{deny: 'tool == "forbidden"', reason: never that}]
+limits: {frame: 100KiB}
+`)
+	ada := b.client(t, "h2")
+	at := func(server string) string { return "https://" + b.addr + "/" + server + "/mcp" }
+	nobody := ada.RoundTripper.(*http.Transport).Clone()
+	nobody.TLSClientConfig.Certificates = nil
+	for _, c := range []struct {
+		name           string
+		client         http.RoundTripper
+		server, method string
+		params         string
+		status         int
+		want           string
+	}{
+		{"nobody", nobody, "sdk", "tools/list", "", 401, `{"jsonrpc":"2.0","id":null,"error":{"code":401,"message":"not signed in: no client certificate"`},
+		{"nobody, of a server that is not there", nobody, "nothing", "tools/list", "", 401, `"code":401`},
+		{"of no rule", ada, "sized", "tools/list", "", 403, `"id":1,"error":{"code":403,"message":"no rule gives ada access to server \"sized\""`},
+		{"of a server that is not there", ada, "nothing", "tools/list", "", 403, `"id":1,"error":{"code":403`},
+		{"a server that the policy knows and nobody else", ada, "gone", "tools/list", "", 200, `"id":1,"error":{"code":502`},
+		{"a call", ada, "sdk", "tools/call", `"name":"forbidden","arguments":{"text":""},`, 200, `"id":1,"error":{"code":403,"message":"never that"`},
+		{"a method of the server's own", ada, "sdk", "no/such", "", 404, `"code":-32601`},
+		{"an answer that is too large", ada, "sdk", "tools/call", `"name":"big","arguments":{"bytes":200000},`, 200, `"id":1,"error":{"code":413`},
+		{"the end of its time, in a call", ada, "short", "tools/call", `"name":"wait","arguments":{"text":""},`, 200, `"id":1,"error":{"code":410`},
+	} {
+		status, text := b.post(t, c.client, at(c.server), c.method, c.params)
+		if status != c.status || !strings.Contains(text, c.want) {
+			t.Errorf("%s: %d %s", c.name, status, text)
+		}
+	}
+	// Who is known and refused is on record.
+	src, err := recorder.OpenSource(filepath.Join(b.dir, "data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	refused := 0
+	for s, err := range src.Sessions(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.State == recorder.Refused && s.Subject == "ada" && s.Transport == "h2" {
+			refused++
+		}
+	}
+	if refused != 3 {
+		t.Errorf("%d refused sessions are on record", refused)
+	}
+	// By host name, and by one that is not the broker's.
+	named := ada.RoundTripper.(*http.Transport).Clone()
+	named.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, b.addr)
+	}
+	if status, text := b.post(t, named, "https://sdk.localhost/mcp", "tools/list", ""); status != 200 || !strings.Contains(text, `"echo"`) {
+		t.Errorf("by host name: %d %s", status, text)
+	}
+	named.TLSClientConfig.ServerName = "localhost"
+	if status, text := b.post(t, named, "https://evil.example.com/sdk/mcp", "tools/list", ""); status != 421 {
+		t.Errorf("by another's name: %d %s", status, text)
+	}
 }
