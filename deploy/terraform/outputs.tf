@@ -1,0 +1,9 @@
+output "agent_account" {
+  description = "For agents.gcp.service_accounts in broker.yaml."
+  value       = google_service_account.agent.email
+}
+
+output "mcp_accounts" {
+  description = "For credential.gcp.impersonate in agent.yaml, by name."
+  value       = { for name, account in google_service_account.mcp : name => account.email }
+}
