@@ -31,7 +31,7 @@ var (
 	errGrantRevoked  = &Refusal{Code: CodeGrantEnded, Reason: "your access has ended: it was revoked"}
 	errUntrusted     = &Refusal{Code: CodeNotSignedIn, Reason: "your certificate is no longer accepted; sign in again"}
 	errDisabled      = &Refusal{Code: CodeNotSignedIn, Reason: "this identity has been disabled"}
-	errIdentityEnded = &Refusal{Code: CodeNotSignedIn, Reason: "your certificate has expired; sign in again"}
+	errIdentityEnded = &Refusal{Code: CodeNotSignedIn, Reason: "your certificate or token has expired; sign in again"}
 	errPolicyChanged = &Refusal{Code: CodeUnavailable, Reason: "the policy has changed; connect again"}
 	ErrIdle          = &Refusal{Code: CodeTimeout, Reason: "the session was idle for too long"}
 	ErrDraining      = &Refusal{Code: CodeUnavailable, Reason: "the broker is shutting down; try again"}

@@ -154,22 +154,26 @@ func endWithIdentity(c *client, a *admission, cancel context.CancelCauseFunc) (s
 		return func() { end.Stop() }
 	}
 	done := make(chan struct{})
-	go func() {
-		end := time.NewTimer(time.Until(c.web.Proven()))
-		defer end.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-end.C:
-			}
-			left := time.Until(c.web.Proven())
-			if left <= 0 {
-				cancel(errIdentityEnded)
-				return
-			}
-			end.Reset(left)
-		}
-	}()
+	go watchProof(c.web, done, cancel)
 	return func() { close(done) }
+}
+
+// watchProof cancels a session when its identity has not been proven again in
+// time, unless it is done before.
+func watchProof(c *stream.HTTPConn, done <-chan struct{}, cancel context.CancelCauseFunc) {
+	end := time.NewTimer(time.Until(c.Proven()))
+	defer end.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-end.C:
+		}
+		left := time.Until(c.Proven())
+		if left <= 0 {
+			cancel(errIdentityEnded)
+			return
+		}
+		end.Reset(left)
+	}
 }

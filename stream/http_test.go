@@ -657,6 +657,14 @@ func TestHTTPCancel(t *testing.T) {
 	if line := s.next(t); !strings.Contains(line, "notifications/cancelled") || !strings.Contains(line, `"requestId":1`) {
 		t.Errorf("the session got %s", line)
 	}
+	// Its id is not given to another: an answer may still come.
+	go func() {
+		<-s.lines
+		s.say(`{"jsonrpc":"2.0","id":"broker-2","result":{}}`)
+	}()
+	if status, _, answer := w.answer(t, "POST", body, headers...); status != 200 || answer != `{"jsonrpc":"2.0","id":1,"result":{}}` {
+		t.Errorf("the same id again: %d %s", status, answer)
+	}
 	old, id := w.hello(t)
 	ctx, cancel = context.WithCancel(t.Context())
 	gone := make(chan struct{})

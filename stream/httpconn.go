@@ -66,6 +66,7 @@ type HTTPConn struct {
 	mu        sync.Mutex
 	replies   map[string]*reply // to requests in flight, by key of the id that the session knows
 	malformed []*reply          // to frames without an id, in the order in which they went in
+	cancelled []string          // keys of requests that nobody waits for; they may be answered all the same
 	streams   map[int]*reply    // of the older era, to go on with; 0 is the one of no request
 	kept      []int             // of streams: those that are over, oldest first
 	n         int               // replies so far
@@ -241,6 +242,7 @@ func (c *HTTPConn) begin(p *posted, by *carrier) (*reply, error) {
 		return r, nil
 	}
 	_, taken := c.replies[rawKey(r.id)]
+	taken = taken || r.modern && slices.Contains(c.cancelled, rawKey(r.id))
 	if taken && !r.modern {
 		return nil, errTaken
 	}
@@ -286,10 +288,16 @@ func (c *HTTPConn) end(r *reply, by *carrier) {
 		c.mu.Lock()
 		if c.replies[rawKey(r.id)] == r {
 			delete(c.replies, rawKey(r.id))
+			if c.cancelled = append(c.cancelled, rawKey(r.id)); len(c.cancelled) > maxCancelled {
+				c.cancelled = c.cancelled[1:]
+			}
 		}
 		c.mu.Unlock()
 	}
 }
+
+// maxCancelled is how many ids of cancelled requests are given to nobody else.
+const maxCancelled = 256
 
 // carry gives the session the frame of a POST and answers with the reply. It
 // returns errNoSession, and has answered nothing, if the session has ended before.
@@ -300,7 +308,7 @@ func (c *HTTPConn) carry(w http.ResponseWriter, req *http.Request, p *posted) er
 			return errNoSession
 		}
 		if p.cancels != nil {
-			c.cancelled(p.cancels)
+			c.giveUp(p.cancels)
 		}
 		w.WriteHeader(http.StatusAccepted)
 		return nil
@@ -356,9 +364,9 @@ func (c *HTTPConn) drop(r *reply) {
 	}
 }
 
-// cancelled ends the reply to a request that the client has cancelled: the server
+// giveUp ends the reply to a request that the client has cancelled: the server
 // will not.
-func (c *HTTPConn) cancelled(id []byte) {
+func (c *HTTPConn) giveUp(id []byte) {
 	c.mu.Lock()
 	r := c.replies[rawKey(id)]
 	if r == nil || r.modern { // in the newer era an id alone does not say whose it is
