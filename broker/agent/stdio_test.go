@@ -39,9 +39,15 @@ func (l *logText) String() string {
 // open starts a shell script as a server.
 func open(t *testing.T, u Stdio, script string) (Conn, *logText) {
 	t.Helper()
-	log := &logText{}
 	u.Command = []string{"sh", "-c", script}
-	a := &Agent{Servers: map[string]Upstream{"s": &u}, Log: slog.New(slog.NewTextHandler(log, nil))}
+	return openUpstream(t, &u)
+}
+
+// openUpstream opens a session with an upstream.
+func openUpstream(t *testing.T, u Upstream) (Conn, *logText) {
+	t.Helper()
+	log := &logText{}
+	a := &Agent{Servers: map[string]Upstream{"s": u}, Log: slog.New(slog.NewTextHandler(log, nil))}
 	c, err := a.Open(t.Context(), Session{ID: "id1", Server: "s"})
 	if err != nil {
 		t.Fatal(err)
