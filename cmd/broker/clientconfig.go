@@ -17,17 +17,19 @@ import (
 type clientEntry struct {
 	where string // the file that it belongs into
 	print func(w io.Writer, server string, command []string) error
+	url   func(w io.Writer, server, address string) error // nil: it takes none in its file
 }
 
 // clients are the MCP clients that broker config knows. Each runs a command and
 // speaks with it over stdin and stdout: the one shape that all of them accept.
+// Most take a URL, too.
 var clients = map[string]clientEntry{
-	"claude-code":    {".mcp.json in the project, or: claude mcp add-json", jsonEntry("mcpServers", "stdio")},
-	"claude-desktop": {"claude_desktop_config.json (Settings, Developer, Edit Config)", jsonEntry("mcpServers", "")},
-	"cursor":         {"~/.cursor/mcp.json, or .cursor/mcp.json in the project", jsonEntry("mcpServers", "")},
-	"vscode":         {".vscode/mcp.json in the workspace", jsonEntry("servers", "stdio")},
-	"codex":          {"~/.codex/config.toml", tomlEntry},
-	"gemini":         {"~/.gemini/settings.json", jsonEntry("mcpServers", "")},
+	"claude-code":    {".mcp.json in the project, or: claude mcp add-json", jsonEntry("mcpServers", "stdio"), jsonURL("mcpServers", "http", "url")},
+	"claude-desktop": {"claude_desktop_config.json (Settings, Developer, Edit Config)", jsonEntry("mcpServers", ""), nil},
+	"cursor":         {"~/.cursor/mcp.json, or .cursor/mcp.json in the project", jsonEntry("mcpServers", ""), jsonURL("mcpServers", "", "url")},
+	"vscode":         {".vscode/mcp.json in the workspace", jsonEntry("servers", "stdio"), jsonURL("servers", "http", "url")},
+	"codex":          {"~/.codex/config.toml", tomlEntry, tomlURL},
+	"gemini":         {"~/.gemini/settings.json", jsonEntry("mcpServers", ""), jsonURL("mcpServers", "", "httpUrl")},
 }
 
 func clientNames() []string { return slices.Sorted(maps.Keys(clients)) }
@@ -36,12 +38,16 @@ func configCommand() *cobra.Command {
 	var (
 		client clientFlags
 		quic   bool
+		byURL  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "config CLIENT SERVER",
 		Short: "print the entry for an MCP client's configuration",
 		Long: `Print the entry that makes an MCP client reach SERVER through the broker. CLIENT
-is one of ` + strings.Join(clientNames(), ", ") + `.`,
+is one of ` + strings.Join(clientNames(), ", ") + `.
+
+With --url the entry is the server's URL: the client signs in by itself, in the
+browser, and has to trust the broker's certificate.`,
 		Example: "  broker config cursor bigquery --broker mcp.example.com:8443 --identity ada.pem",
 		Args:    cobra.ExactArgs(2),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -63,6 +69,13 @@ is one of ` + strings.Join(clientNames(), ", ") + `.`,
 				return err
 			}
 			client.identity = given // connect itself finds what login stored
+			if byURL {
+				if entry.url == nil {
+					return usagef("%s takes no URL in its file; add https://%s/%s/mcp as a connector in its settings", args[0], client.broker, args[1])
+				}
+				fmt.Fprintln(cmd.ErrOrStderr(), "broker: this belongs into", entry.where)
+				return entry.url(cmd.OutOrStdout(), args[1], "https://"+client.broker+"/"+args[1]+"/mcp")
+			}
 			command, err := client.command(args[1], quic)
 			if err != nil {
 				return err
@@ -73,7 +86,27 @@ is one of ` + strings.Join(clientNames(), ", ") + `.`,
 	}
 	client.add(cmd)
 	cmd.Flags().BoolVar(&quic, "quic", false, "connect over QUIC (UDP) instead of TLS (TCP)")
+	cmd.Flags().BoolVar(&byURL, "url", false, "print the server's URL instead of a command")
+	cmd.MarkFlagsMutuallyExclusive("quic", "url")
 	return cmd
+}
+
+func jsonURL(section, kind, key string) func(io.Writer, string, string) error {
+	return func(w io.Writer, server, address string) error {
+		entry := map[string]string{key: address}
+		if kind != "" {
+			entry["type"] = kind
+		}
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		e.SetEscapeHTML(false)
+		return e.Encode(map[string]map[string]map[string]string{section: {server: entry}})
+	}
+}
+
+func tomlURL(w io.Writer, server, address string) error {
+	_, err := fmt.Fprintf(w, "[mcp_servers.%s]\nurl = %q\n", server, address)
+	return err
 }
 
 // command is the command line that a client runs. Clients start it in folders

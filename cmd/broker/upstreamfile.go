@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"golang.org/x/net/http/httpguts"
 
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/agent/credential"
 )
 
 // httpUpstream is a server that is reached by URL.
@@ -22,11 +24,20 @@ func (c *configFile) httpUpstream(name string, s serverFile) (agent.Upstream, er
 		return nil, errors.New("http: must be like https://mcp.example.com/mcp")
 	}
 	up := &agent.HTTP{URL: s.HTTP}
+	var shown sources
 	if len(s.Headers) > 0 {
 		values := map[string]string{}
 		for key, value := range s.Headers {
 			if err := checkHeader(key); err != nil {
 				return nil, fmt.Errorf("headers.%s: %w", key, err)
+			}
+			if strings.HasPrefix(value, "gcp-secret:") {
+				secret, err := c.headerCredential("servers."+name+".headers."+key, &headerCredentialFile{Name: key, Value: value}, c.tellUse, slog.Default())
+				if err != nil {
+					return nil, err
+				}
+				shown = append(shown, secret)
+				continue
 			}
 			if _, err := c.secret(value); err != nil {
 				return nil, fmt.Errorf("headers.%s: %w", key, err)
@@ -46,12 +57,17 @@ func (c *configFile) httpUpstream(name string, s serverFile) (agent.Upstream, er
 		}
 	}
 	if s.Credential != nil {
+		source, err := c.credential("servers."+name+".credential", s.Credential, c.tellUse, slog.Default())
+		if err != nil {
+			return nil, err
+		}
+		shown = append(shown, source)
+	}
+	if len(shown) > 0 {
 		if inClear(u) {
 			return nil, errors.New("http: would carry the credential in clear; use https, or a server on loopback")
 		}
-		if up.Credential, err = c.credential("servers."+name+".credential", s.Credential, c.tellUse, slog.Default()); err != nil {
-			return nil, err
-		}
+		up.Credential = shown
 	}
 	timeout, err := c.duration("servers."+name+".timeout", s.Timeout)
 	if err != nil {
@@ -80,6 +96,19 @@ func (c *configFile) httpUpstream(name string, s serverFile) (agent.Upstream, er
 	}
 	up.Transport = agent.NewTransport(config, timeout)
 	return up, nil
+}
+
+// sources are several credentials, on one request.
+type sources []credential.Source
+
+// Authorize implements credential.Source.
+func (all sources) Authorize(r *http.Request, s credential.Session) error {
+	for _, one := range all {
+		if err := one.Authorize(r, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ours are the headers that the agent itself sets.
