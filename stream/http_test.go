@@ -391,7 +391,6 @@ func TestHTTPHeaders(t *testing.T) {
 func TestHTTPShared(t *testing.T) {
 	w := newWeb(t, HTTPOptions{})
 	body, headers := modern("1", "tools/list", "")
-	type result struct{ status, body string }
 	answers := make(chan string, 3)
 	for range 3 {
 		go func() {

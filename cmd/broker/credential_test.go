@@ -49,7 +49,7 @@ func TestCredential(t *testing.T) {
 
 	cloudRun := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		parsed, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.HS256})
+		parsed, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.HS256})
 		var claims struct{ Aud string }
 		if err == nil {
 			var text []byte

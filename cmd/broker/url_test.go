@@ -226,6 +226,86 @@ func TestURL(t *testing.T) {
 	}
 }
 
+// TestURLBackends checks that a server on a socket serves clients by URL, and one
+// by URL those on a byte stream.
+func TestURLBackends(t *testing.T) {
+	sessions := startHTTP(t, "2025-11-25")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() { // the server on a socket: one child a connection
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			cmd := exec.Command("sdk-server", "2025-11-25")
+			cmd.Stdin, cmd.Stdout = c, c
+			go func() {
+				defer c.Close()
+				cmd.Run()
+			}()
+		}
+	}()
+	b := startBroker(t, t.TempDir(), fmt.Sprintf("servers: {socket: {tcp: %q}, legacy-http: {http: %q}}\n", l.Addr(), sessions)+everything)
+	direct := useEverything(t, "legacy", &mcp.StreamableClientTransport{Endpoint: sessions})
+	conn := b.dial(t, "legacy-http", dials["tls"])
+	for name, transport := range map[string]mcp.Transport{
+		"a socket by URL":        &mcp.StreamableClientTransport{Endpoint: "https://" + b.addr + "/socket/mcp", HTTPClient: &http.Client{Transport: b.client(t, "h2")}},
+		"a URL by a byte stream": &mcp.IOTransport{Reader: conn, Writer: conn},
+	} {
+		brokered := useEverything(t, "legacy", transport)
+		if !slices.Equal(brokered, direct) {
+			t.Errorf("%s: %s", name, firstDifference(direct, brokered))
+		}
+	}
+}
+
+// TestURLResume checks that a client that comes back gets what it has missed
+// from the recording.
+func TestURLResume(t *testing.T) {
+	b := startBroker(t, t.TempDir(), "servers: {legacy: {stdio: [sdk-server, \"2025-11-25\"]}}\n"+everything)
+	client := b.client(t, "h2")
+	say := func(method, body string, header ...string) (http.Header, string) {
+		r, err := http.NewRequest(method, "https://"+b.addr+"/legacy/mcp", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Accept", "application/json, text/event-stream")
+		r.Header.Set("Content-Type", "application/json")
+		for i := 0; i < len(header); i += 2 {
+			r.Header.Set(header[i], header[i+1])
+		}
+		resp, err := client.RoundTripper.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(resp.Body)
+		return resp.Header, string(text)
+	}
+	h, _ := say("POST", strings.Replace(asInitialize, "2025-06-18", "2025-11-25", 1))
+	session := []string{"Mcp-Session-Id", h.Get("Mcp-Session-Id"), "Mcp-Protocol-Version", "2025-11-25"}
+	say("POST", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, session...)
+	_, all := say("POST", `{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"progress","arguments":{"text":"4111 1111 1111 1111"},"_meta":{"progressToken":"t"}}}`, session...)
+	events := strings.SplitAfter(all, "\n\n")
+	if len(events) != 6 || !strings.Contains(events[0], "data: \n") || !strings.Contains(events[4], `"id":5`) { // to come back with, three steps, the result
+		t.Fatalf("the stream: %q", events)
+	}
+	id := func(event string) string {
+		_, id, _ := strings.Cut(event, "id: ")
+		id, _, _ = strings.Cut(id, "\n")
+		return id
+	}
+	for n := range 5 {
+		if _, rest := say("GET", "", append(session, "Last-Event-ID", id(events[n]))...); rest != strings.Join(events[n+1:], "") {
+			t.Errorf("from event %d on: %q, want %q", n, rest, events[n+1:])
+		}
+	}
+}
+
 // withoutCancel leaves out what the broker says in the client's place when it
 // closes a response.
 func withoutCancel(lines []string) []string {
