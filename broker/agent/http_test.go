@@ -320,6 +320,32 @@ func TestHTTPGone(t *testing.T) {
 	u.say(oldList)
 	u.expect(failed("the server has ended the session; connect again"), "the end")
 
+	// What may have arrived is not sent again, though the connection was an old one.
+	var mu sync.Mutex
+	arrived := 0
+	u = openHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		arrived++
+		mu.Unlock()
+		if strings.Contains(string(body), "tools/call") {
+			c, _, _ := w.(http.Hijacker).Hijack()
+			c.Close()
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, listResult)
+	})
+	u.say(oldList)
+	u.expect(listResult)
+	u.say(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"pay"}}`)
+	u.expect(failed("the server has not answered"))
+	mu.Lock()
+	if arrived != 2 {
+		t.Errorf("%d requests have arrived", arrived)
+	}
+	mu.Unlock()
+
 	u = openHTTP(t, nil, func(h *HTTP) { h.URL = "http://127.0.0.1:1/mcp" })
 	u.say(oldList)
 	u.expect(failed("the server has not answered"))

@@ -44,18 +44,7 @@ func TestSDK(t *testing.T) {
 			t.Run(era+" over "+transport, func(t *testing.T) {
 				conn := b.dial(t, era, dial)
 				brokered := useEverything(t, era, &mcp.IOTransport{Reader: conn, Writer: conn})
-				for i := range max(len(direct), len(brokered)) {
-					var d, b string
-					if i < len(direct) {
-						d = direct[i]
-					}
-					if i < len(brokered) {
-						b = brokered[i]
-					}
-					if d != b {
-						t.Errorf("without the broker: %s\n   with the broker: %s", d, b)
-					}
-				}
+				same(t, direct, brokered)
 				if err := conn.ended(t.Context()); err != nil {
 					t.Error(err)
 				}
@@ -71,6 +60,23 @@ func TestSDK(t *testing.T) {
 	}
 	// Stderr goes to the agent's log, with the session.
 	agent.waitFor(t, `msg="server stderr" session=\w{16} server=(modern|legacy) pid=\d+ line="WAIT WAS CANCELLED"`, 4)
+}
+
+// same compares what was seen without the broker and with it.
+func same(t *testing.T, direct, brokered []string) {
+	t.Helper()
+	for i := range max(len(direct), len(brokered)) {
+		var d, b string
+		if i < len(direct) {
+			d = direct[i]
+		}
+		if i < len(brokered) {
+			b = brokered[i]
+		}
+		if d != b {
+			t.Errorf("without the broker: %s\n   with the broker: %s", d, b)
+		}
+	}
 }
 
 // useEverything is a session that uses every feature, written down.

@@ -188,18 +188,7 @@ func TestURL(t *testing.T) {
 				before := len(b.replays(t, "c2s", true))
 				url := fmt.Sprintf("https://%s/%s/mcp", b.addr, c.server)
 				brokered := useEverything(t, c.era, &mcp.StreamableClientTransport{Endpoint: url, HTTPClient: &http.Client{Transport: client}})
-				for i := range max(len(direct), len(brokered)) {
-					var d, b string
-					if i < len(direct) {
-						d = direct[i]
-					}
-					if i < len(brokered) {
-						b = brokered[i]
-					}
-					if d != b {
-						t.Errorf("without the broker: %s\n   with the broker: %s", d, b)
-					}
-				}
+				same(t, direct, brokered)
 				want := map[string]int{"http/1.1": 1, "h2": 2, "h3": 3}[protocol]
 				if v := slices.Compact(client.versions); len(v) != 1 || v[0] != want {
 					t.Errorf("it went over HTTP %v", v)
@@ -257,9 +246,7 @@ func TestURLBackends(t *testing.T) {
 		"a URL by a byte stream": &mcp.IOTransport{Reader: conn, Writer: conn},
 	} {
 		brokered := useEverything(t, "legacy", transport)
-		if !slices.Equal(brokered, direct) {
-			t.Errorf("%s: %s", name, firstDifference(direct, brokered))
-		}
+		t.Run(name, func(t *testing.T) { same(t, direct, brokered) })
 	}
 }
 
