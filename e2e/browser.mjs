@@ -1,7 +1,9 @@
-// Signs in with headless Chromium, and approves a request on its page.
+// Signs in with headless Chromium, and approves a request on its page, or lets a
+// program connect.
 //
 //	node browser.mjs signin  URL USER PASSWORD PROVIDER
 //	node browser.mjs approve URL USER PASSWORD PROVIDER [SCREENSHOT]
+//	node browser.mjs allow   URL USER PASSWORD PROVIDER [SCREENSHOT]
 //
 // PROVIDER is the title of the identity provider to choose. With NOSCRIPT set,
 // JavaScript is off.
@@ -27,6 +29,14 @@ try {
   await page.locator("input[name=password]").press("Enter");
   if (action === "signin") {
     await page.getByText("You are signed in").waitFor();
+  } else if (action === "allow") {
+    const allow = page.getByRole("button", { name: "Allow" });
+    await allow.waitFor();
+    if (screenshot) await page.screenshot({ path: screenshot });
+    if (!process.env.NOSCRIPT) await accessible(page.url(), context);
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+    await page.getByText("the program is connected").waitFor();
   } else {
     const approve = page.getByRole("button", { name: "Approve" });
     await approve.waitFor();

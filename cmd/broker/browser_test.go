@@ -5,10 +5,16 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/oauth2"
 
 	"example.com/broker/broker/identity/identitytest"
 )
@@ -72,5 +78,47 @@ policy:
 			t.Fatalf("%v, %v", grants, err)
 		}
 		ada.must(t, "revoke", grants[0].ID)
+
+		// An MCP client by URL: the browser comes back to it with a code.
+		codes := make(chan url.Values, 1)
+		program := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintln(w, "the program is connected")
+			select {
+			case codes <- r.URL.Query():
+			default: // the browser's picture of the page
+			}
+		}))
+		defer program.Close()
+		body := fmt.Sprintf(`{"client_name":"Editor","redirect_uris":[%q]}`, program.URL+"/callback")
+		resp, err := ada.browser.Post("https://"+b.addr+"/oauth/register", "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var client struct {
+			ID string `json:"client_id"`
+		}
+		json.NewDecoder(resp.Body).Decode(&client)
+		resp.Body.Close()
+		verifier := oauth2.GenerateVerifier()
+		q := url.Values{
+			"response_type": {"code"}, "client_id": {client.ID}, "redirect_uri": {program.URL + "/callback"}, "state": {"s"},
+			"resource": {"https://" + b.addr + "/prod/mcp"}, "code_challenge": {oauth2.S256ChallengeFromVerifier(verifier)}, "code_challenge_method": {"S256"},
+		}
+		args = []string{"allow", "https://" + b.addr + "/oauth/authorize?" + q.Encode(), "ada", identitytest.Password, tt.title}
+		if shots := os.Getenv("SCREENSHOTS"); shots != "" && !tt.noScript {
+			args = append(args, filepath.Join(shots, "consent.png"))
+		}
+		chromium(tt.noScript, args...)
+		came := <-codes
+		resp, err = ada.browser.PostForm("https://"+b.addr+"/oauth/token", url.Values{
+			"grant_type": {"authorization_code"}, "client_id": {client.ID}, "code": {came.Get("code")}, "code_verifier": {verifier}, "redirect_uri": {program.URL + "/callback"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 200 || came.Get("state") != "s" || came.Get("iss") != "https://"+b.addr {
+			t.Errorf("the program got %v, and for it %s", came, resp.Status)
+		}
 	}
 }
