@@ -812,6 +812,44 @@ func TestHTTPVersions(t *testing.T) {
 	}
 }
 
+// TestHTTPLong checks that what takes longer than a page may is not cut.
+func TestHTTPLong(t *testing.T) {
+	defer func(d time.Duration) { httpTime = d }(httpTime)
+	httpTime = 50 * time.Millisecond
+	config := clientConfig("localhost")
+	h3 := &http3.Transport{TLSClientConfig: config}
+	defer h3.Close()
+	for protocol, transport := range map[string]http.RoundTripper{
+		"h1": &http.Transport{TLSClientConfig: config, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}, DisableKeepAlives: true},
+		"h2": &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, IdleConnTimeout: time.Millisecond},
+		"h3": h3,
+	} {
+		w := newWeb(t, HTTPOptions{})
+		w.client = &http.Client{Transport: transport}
+		s, id := w.hello(t)
+		general, err := w.do(t, t.Context(), "GET", "", HeaderSession, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan string, 1)
+		go func() {
+			_, _, body := w.answer(t, "POST", `{"jsonrpc":"2.0","id":1,"method":"a"}`, HeaderSession, id)
+			done <- body
+		}()
+		s.next(t)
+		time.Sleep(4 * httpTime)
+		s.say(`{"jsonrpc":"2.0","id":1,"result":{"n":1}}`)
+		if body := <-done; body != `{"jsonrpc":"2.0","id":1,"result":{"n":1}}` {
+			t.Errorf("%s: the answer is %q", protocol, body)
+		}
+		s.say(`{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}`)
+		if _, data := events(t, bufio.NewReader(general.Body), 1); !strings.Contains(data[0], "list_changed") {
+			t.Errorf("%s: %q", protocol, data)
+		}
+		general.Body.Close()
+	}
+}
+
 // TestHTTPEnd checks that the end of a session ends its responses.
 func TestHTTPEnd(t *testing.T) {
 	w := newWeb(t, HTTPOptions{})

@@ -202,11 +202,13 @@ func (l *Listener) Serve(ctx context.Context, h Handlers) error {
 	return err
 }
 
-// Bounds of HTTP requests.
-const (
-	httpTime  = 30 * time.Second
-	maxHeader = 64 << 10 // in bytes; headers repeat names and arguments
-)
+// maxHeader bounds the headers of an HTTP request, in bytes: they repeat names
+// and arguments.
+const maxHeader = 64 << 10
+
+// httpTime bounds an HTTP request and its answer, but for the HTTP edge's. Tests
+// have less time.
+var httpTime = 30 * time.Second
 
 // announce tells clients that the same is to be had over HTTP/3.
 func (l *Listener) announce(h http.Handler) http.Handler {
