@@ -824,7 +824,7 @@ func TestHTTPLong(t *testing.T) {
 		"h2": &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, IdleConnTimeout: time.Millisecond},
 		"h3": h3,
 	} {
-		w := newWeb(t, HTTPOptions{})
+		w := newWeb(t, HTTPOptions{Request: httpTime})
 		w.client = &http.Client{Transport: transport}
 		s, id := w.hello(t)
 		general, err := w.do(t, t.Context(), "GET", "", HeaderSession, id)
