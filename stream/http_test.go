@@ -815,7 +815,7 @@ func TestHTTPVersions(t *testing.T) {
 // TestHTTPLong checks that what takes longer than a page may is not cut.
 func TestHTTPLong(t *testing.T) {
 	defer func(d time.Duration) { httpTime = d }(httpTime)
-	httpTime = 50 * time.Millisecond
+	httpTime = 500 * time.Millisecond
 	config := clientConfig("localhost")
 	h3 := &http3.Transport{TLSClientConfig: config}
 	defer h3.Close()
@@ -837,7 +837,7 @@ func TestHTTPLong(t *testing.T) {
 			done <- body
 		}()
 		s.next(t)
-		time.Sleep(4 * httpTime)
+		time.Sleep(2 * httpTime)
 		s.say(`{"jsonrpc":"2.0","id":1,"result":{"n":1}}`)
 		if body := <-done; body != `{"jsonrpc":"2.0","id":1,"result":{"n":1}}` {
 			t.Errorf("%s: the answer is %q", protocol, body)
