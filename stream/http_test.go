@@ -788,12 +788,11 @@ func TestHTTPGuard(t *testing.T) {
 // and announced.
 func TestHTTPVersions(t *testing.T) {
 	w := newWeb(t, HTTPOptions{})
-	config := clientConfig("localhost")
-	h3 := &http3.Transport{TLSClientConfig: config}
+	h3 := &http3.Transport{TLSClientConfig: clientConfig("localhost")}
 	defer h3.Close()
 	for want, transport := range map[int]http.RoundTripper{
-		1: &http.Transport{TLSClientConfig: config, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}, DisableKeepAlives: true},
-		2: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, IdleConnTimeout: time.Millisecond},
+		1: &http.Transport{TLSClientConfig: clientConfig("localhost"), TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}, DisableKeepAlives: true},
+		2: &http.Transport{TLSClientConfig: clientConfig("localhost"), ForceAttemptHTTP2: true, IdleConnTimeout: time.Millisecond},
 		3: h3,
 	} {
 		w.client = &http.Client{Transport: transport}
@@ -816,12 +815,11 @@ func TestHTTPVersions(t *testing.T) {
 func TestHTTPLong(t *testing.T) {
 	defer func(d time.Duration) { httpTime = d }(httpTime)
 	httpTime = 500 * time.Millisecond
-	config := clientConfig("localhost")
-	h3 := &http3.Transport{TLSClientConfig: config}
+	h3 := &http3.Transport{TLSClientConfig: clientConfig("localhost")}
 	defer h3.Close()
 	for protocol, transport := range map[string]http.RoundTripper{
-		"h1": &http.Transport{TLSClientConfig: config, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}, DisableKeepAlives: true},
-		"h2": &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true, IdleConnTimeout: time.Millisecond},
+		"h1": &http.Transport{TLSClientConfig: clientConfig("localhost"), TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}, DisableKeepAlives: true},
+		"h2": &http.Transport{TLSClientConfig: clientConfig("localhost"), ForceAttemptHTTP2: true, IdleConnTimeout: time.Millisecond},
 		"h3": h3,
 	} {
 		w := newWeb(t, HTTPOptions{Request: httpTime})
