@@ -23,12 +23,15 @@ func endpoint(r *http.Request) string {
 	server, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	switch {
 	case rest == "mcp":
-		return server
 	case server == "mcp" && rest == "":
 		server, _, _ = strings.Cut(strings.ToLower(r.TLS.ServerName), ".")
-		return server
+	default:
+		return ""
 	}
-	return ""
+	if len(server) > 63 || strings.Trim(server, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return "" // no server's name
+	}
+	return server
 }
 
 // serveMCP answers a request of a client by URL.

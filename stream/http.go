@@ -402,10 +402,20 @@ func (h *HTTP) forgetLocked(c *HTTPConn) {
 func (h *HTTP) toolsOf(server string) *ToolHeaders {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if t := h.tools[server]; t != nil {
+		return t
+	}
+	return &ToolHeaders{} // of a name that anybody may have made up, nothing is kept
+}
+
+// learn keeps what a server has said of its tools.
+func (h *HTTP) learn(server string, result []byte) {
+	h.mu.Lock()
 	t := h.tools[server]
 	if t == nil {
 		t = &ToolHeaders{}
 		h.tools[server] = t
 	}
-	return t
+	h.mu.Unlock()
+	t.Learn(result)
 }

@@ -329,7 +329,7 @@ func TestHTTPSession(t *testing.T) {
 // TestHTTPHeaders checks the headers of the newer era against bodies.
 func TestHTTPHeaders(t *testing.T) {
 	w := newWeb(t, HTTPOptions{})
-	w.toolsOf("s").Learn([]byte(`{"tools":[{"name":"find","inputSchema":{"properties":{"region":{"type":"string","x-mcp-header":"Region"},"n":{"type":"integer","x-mcp-header":"N"},"deep":{"properties":{"x":{"x-mcp-header":"X"}}}}}},{"name":"plain","inputSchema":{}}]}`))
+	w.learn("s", []byte(`{"tools":[{"name":"find","inputSchema":{"properties":{"region":{"type":"string","x-mcp-header":"Region"},"n":{"type":"integer","x-mcp-header":"N"},"deep":{"properties":{"x":{"x-mcp-header":"X"}}}}}},{"name":"plain","inputSchema":{}}]}`))
 	call := func(tool, args string) string {
 		return fmt.Sprintf(`"name":%q,"arguments":%s,`, tool, args)
 	}

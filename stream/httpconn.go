@@ -617,7 +617,7 @@ func (c *HTTPConn) deliver(line []byte) bool {
 	status := c.status
 	c.mu.Unlock()
 	if result != nil && r.method == "tools/list" {
-		c.http.toolsOf(c.name).Learn(result)
+		c.http.learn(c.name, result)
 	}
 	if r.alias != nil {
 		line = r.alias.Reveal(nil, line)
