@@ -207,8 +207,10 @@ func (s *Server) resourceMetadata(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m := map[string]any{
-		"resource": s.Resource(server), "authorization_servers": s.issuers(),
-		"bearer_methods_supported": []string{"header"}, "resource_name": server,
+		"resource": s.Resource(server), "bearer_methods_supported": []string{"header"}, "resource_name": server,
+	}
+	if issuers := s.issuers(); len(issuers) > 0 { // else programs' own tokens alone count
+		m["authorization_servers"] = issuers
 	}
 	if s.o.Visits != nil {
 		m["scopes_supported"] = []string{Scope}

@@ -792,3 +792,33 @@ func TestForeign(t *testing.T) {
 		t.Errorf("%s", b)
 	}
 }
+
+// TestWorkload checks a program that shows the token that its platform gave it.
+func TestWorkload(t *testing.T) {
+	issuer := identitytest.NewIssuer(t)
+	m, err := identity.NewMapping(identity.MappingOptions{Subject: "sub", Condition: `claims.sub == "repo:acme/deploy"`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHouse(t, func(o *Options) {
+		o.Visits = nil
+		o.Workloads = identity.NewWorkloads(identity.WorkloadOptions{Issuer: issuer.URL, Audience: "broker", Mapping: m, Groups: []string{"ci"}})
+	})
+	for _, c := range []struct {
+		subject, audience string
+		good              bool
+	}{{"repo:acme/deploy", "broker", true}, {"repo:acme/deploy", "another", false}, {"repo:eve/x", "broker", false}} {
+		id, _, err := h.Verify(t.Context(), issuer.Sign(issuer.Claims(c.audience, map[string]any{"sub": c.subject})), "prod")
+		if (err == nil) != c.good || c.good && (id.Subject != c.subject || fmt.Sprint(id.Groups) != "[ci]") {
+			t.Errorf("%s for %s: %+v, %v", c.subject, c.audience, id, err)
+		}
+	}
+	resp, err := h.web.Client().Get(h.web.URL + "/.well-known/oauth-protected-resource/prod/mcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if b, _ := io.ReadAll(resp.Body); strings.Contains(string(b), "authorization_servers") {
+		t.Errorf("%s", b)
+	}
+}
