@@ -47,7 +47,8 @@ resource "google_project_iam_member" "mcp" {
   member   = google_service_account.mcp[each.value.account].member
 }
 
-# A binding, not a member: it takes the role from everybody else.
+# A binding, not a member: it takes the role from everybody else on this account.
+# Who has it on the whole project, or on a folder above, still has it: give it to nobody there.
 resource "google_service_account_iam_binding" "impersonate" {
   for_each           = var.accounts
   service_account_id = google_service_account.mcp[each.key].name
@@ -92,13 +93,17 @@ resource "google_compute_instance" "agent" {
   }
 }
 
-# Who impersonates is in Cloud Audit Logs, once data access of IAM is.
+# Who impersonates is in Cloud Audit Logs, under iamcredentials.googleapis.com. That
+# service has no switch of its own: the one of IAM is it.
 resource "google_project_iam_audit_config" "iam" {
   project = var.project
-  service = "iamcredentials.googleapis.com"
+  service = "iam.googleapis.com"
 
-  audit_log_config {
-    log_type = "DATA_READ"
+  dynamic "audit_log_config" {
+    for_each = ["ADMIN_READ", "DATA_READ"]
+    content {
+      log_type = audit_log_config.value
+    }
   }
 }
 

@@ -45,3 +45,18 @@ variable "access_policy" {
   type        = string
   default     = ""
 }
+
+variable "broker" {
+  description = "The instance that the broker runs on, and its load balancer; null: the broker runs elsewhere, such as on GKE with the Helm chart."
+  type = object({
+    zone          = string
+    network       = string
+    subnetwork    = string
+    machine_type  = optional(string, "e2-standard-2")
+    image         = optional(string, "debian-cloud/debian-12")
+    disk_gb       = optional(number, 50)
+    port          = optional(number, 8443)
+    source_ranges = optional(list(string), ["0.0.0.0/0"])
+  })
+  default = null
+}
