@@ -1,56 +1,84 @@
 // Package detect finds sensitive values in text: bytes in, offsets out. It
 // knows nothing of JSON and does no I/O.
 //
-//	d, ok := detect.ByName("email")
-//	d.Find(text, func(start, end int) { … })
+//	f, err := detect.New("secrets", "email")
+//	f.Find(text, func(detector, start, end int) { … })
 //
-// A detector looks for what begins a value and verifies around it; where a kind
-// of value has a checksum or a fixed form, it decides. How far a detector looks
-// back or ahead is bounded, so that no text makes it slow.
+// A detector looks for what begins a value, or for four bytes that every value
+// of its kind has, and verifies around it; where a kind of value has a checksum
+// or a fixed form, it decides. How far a detector looks back or ahead is
+// bounded, so that no text makes it slow.
 package detect
 
-import "slices"
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
 
-// A Detector finds one kind of value.
-type Detector struct {
-	name  string
-	find  func(text []byte, found func(start, end int))
-	under func(name, text []byte) bool // may be nil
+// A Finder looks for several kinds of value. It must not be used by two
+// goroutines at a time; what is costly to make, all Finders share.
+type Finder struct {
+	names   []string
+	looks   []look
+	secrets *secrets // nil if it is none of the detectors
+	secret  int      // its number
+	report  func(detector, start, end int)
+	founds  []func(start, end int)
 }
 
-// Name returns the name that configurations use.
-func (d Detector) Name() string { return d.name }
+// A look is how one detector looks at a text.
+type look func(text []byte, found func(start, end int))
 
-// Find calls found with the offsets of each value in text, in order and
-// without overlaps.
-func (d Detector) Find(text []byte, found func(start, end int)) { d.find(text, found) }
-
-// Under reports whether text, the whole value of the member of that name in an
-// object, is one for its name's sake.
-func (d Detector) Under(name, text []byte) bool { return d.under != nil && d.under(name, text) }
-
-var detectors = []Detector{
-	{"credit_card", findCards, nil},
-	{"email", findEmails, nil},
-	{"secrets", findSecrets, isSecretUnder},
+var builtin = map[string]look{
+	"credit_card": findCards,
+	"email":       findEmails,
+	"secrets":     nil, // has a state
 }
 
-// Names returns the names of all detectors, sorted.
-func Names() []string {
-	names := make([]string, len(detectors))
-	for i, d := range detectors {
-		names[i] = d.name
+// Names returns the names of the detectors that there are, sorted.
+func Names() []string { return slices.Sorted(maps.Keys(builtin)) }
+
+// New returns a Finder with the detectors of these names.
+func New(names ...string) (*Finder, error) {
+	f := &Finder{names: names}
+	for i, name := range names {
+		find, ok := builtin[name]
+		if !ok {
+			return nil, fmt.Errorf("no detector %q; there are %s", name, strings.Join(Names(), ", "))
+		}
+		if name == "secrets" {
+			f.secrets, f.secret = newSecrets(), i
+			find = f.secrets.find
+		}
+		f.looks = append(f.looks, find)
+		f.founds = append(f.founds, func(start, end int) { f.report(i, start, end) })
 	}
-	return names
+	return f, nil
 }
 
-// ByName returns the detector of that name.
-func ByName(name string) (Detector, bool) {
-	i := slices.IndexFunc(detectors, func(d Detector) bool { return d.name == name })
-	if i < 0 {
-		return Detector{}, false
+// Names returns the names of the Finder's detectors.
+func (f *Finder) Names() []string { return f.names }
+
+// Find calls found with the number of the detector, as New was given it, and the
+// offsets of each value in text.
+func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
+	f.report = found
+	for i, find := range f.looks {
+		find(text, f.founds[i])
 	}
-	return detectors[i], true
+	f.report = nil
+}
+
+// Under calls found like Find, with what in text is sensitive for the name of
+// the member of an object that it is the value of.
+func (f *Finder) Under(name, text []byte, found func(detector, start, end int)) {
+	if f.secrets != nil {
+		f.report = found
+		f.secrets.under(name, text, f.founds[f.secret])
+		f.report = nil
+	}
 }
 
 // Classes of bytes.

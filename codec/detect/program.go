@@ -1,0 +1,457 @@
+package detect
+
+import (
+	"fmt"
+	"regexp/syntax"
+	"unicode"
+	"unicode/utf8"
+)
+
+// A program is a regular expression in RE2's syntax, compiled to be tried at a
+// known place: by backtracking, with the same order of preference as RE2 and
+// Perl, over bytes. It is fast where what Go's regexp is asked is slow: many
+// expressions of classes repeated a bounded number of times, each tried at few
+// places.
+//
+// It differs from RE2 in two ways: a class is of bytes (one that takes any
+// character beyond ASCII takes each of its bytes; ſ and the Kelvin sign are no
+// letters s and k), and a repetition without an upper bound has one (maxRepeat),
+// so that no text makes it slow.
+type program struct {
+	start *inst
+	width span // of what it matches, in bytes
+	caps  int  // groups, the whole match included
+}
+
+// A span is how many bytes something is long.
+type span struct{ min, max int }
+
+const (
+	// maxRepeat bounds repetitions that have no bound.
+	maxRepeat = 16 << 10
+	// maxSteps bounds the steps of one attempt.
+	maxSteps = 64 << 10
+)
+
+type op uint8
+
+const (
+	opMatch   op = iota
+	opSet        // one byte of set
+	opText       // text, perhaps in either case
+	opRun        // from min to max bytes of set
+	opAlt        // the first of alts that goes on to a match
+	opOpen       // notes the place in slot
+	opBegin      // ^
+	opEnd        // $
+	opWord       // \b
+	opNoWord     // \B
+	opLine       // (?m:^)
+	opLineEnd    // (?m:$)
+)
+
+type inst struct {
+	op       op
+	fold     bool // opText is in either case, and text in lower
+	lazy     bool // opRun prefers fewer
+	slot     int
+	min, max int
+	set      *byteSet
+	text     string
+	alts     []*inst
+	next     *inst
+
+	first byteSet // with what the rest can begin
+	empty bool    // the rest can match without a byte
+}
+
+// A byteSet has the bytes that are true.
+type byteSet [256]bool
+
+func (s *byteSet) add(t *byteSet) {
+	for c := range t {
+		s[c] = s[c] || t[c]
+	}
+}
+
+// compile compiles re.
+func compile(re *syntax.Regexp) (*program, error) {
+	c := &compiler{}
+	end := &inst{op: opMatch, empty: true}
+	start, err := c.inst(re, end)
+	if err != nil {
+		return nil, err
+	}
+	return &program{start: start, width: width(re), caps: re.MaxCap() + 1}, nil
+}
+
+type compiler struct{ size int }
+
+// maxProgram bounds the instructions of one expression.
+const maxProgram = 20_000
+
+// inst compiles re, in front of next.
+func (c *compiler) inst(re *syntax.Regexp, next *inst) (*inst, error) {
+	if c.size++; c.size > maxProgram {
+		return nil, fmt.Errorf("expression is too large")
+	}
+	switch re.Op {
+	case syntax.OpEmptyMatch:
+		return next, nil
+	case syntax.OpLiteral:
+		return literal(re, next), nil
+	case syntax.OpCharClass, syntax.OpAnyChar, syntax.OpAnyCharNotNL:
+		set := classOf(re)
+		return &inst{op: opSet, set: set, next: next, first: *set}, nil
+	case syntax.OpBeginText:
+		return assertion(opBegin, next), nil
+	case syntax.OpEndText:
+		return assertion(opEnd, next), nil
+	case syntax.OpBeginLine:
+		return assertion(opLine, next), nil
+	case syntax.OpEndLine:
+		return assertion(opLineEnd, next), nil
+	case syntax.OpWordBoundary:
+		return assertion(opWord, next), nil
+	case syntax.OpNoWordBoundary:
+		return assertion(opNoWord, next), nil
+	case syntax.OpCapture:
+		end := &inst{op: opOpen, slot: 2*re.Cap + 1, next: next, first: next.first, empty: next.empty}
+		body, err := c.inst(re.Sub[0], end)
+		if err != nil {
+			return nil, err
+		}
+		return &inst{op: opOpen, slot: 2 * re.Cap, next: body, first: body.first, empty: body.empty}, nil
+	case syntax.OpConcat:
+		var err error
+		for i := len(re.Sub) - 1; i >= 0 && err == nil; i-- {
+			next, err = c.inst(re.Sub[i], next)
+		}
+		return next, err
+	case syntax.OpAlternate:
+		return c.alternate(re.Sub, next)
+	case syntax.OpStar, syntax.OpPlus, syntax.OpQuest, syntax.OpRepeat:
+		return c.repeat(re, next)
+	}
+	return nil, fmt.Errorf("unsupported expression %s", re)
+}
+
+func (c *compiler) alternate(subs []*syntax.Regexp, next *inst) (*inst, error) {
+	n := &inst{op: opAlt}
+	for _, sub := range subs {
+		alt, err := c.inst(sub, next)
+		if err != nil {
+			return nil, err
+		}
+		n.either(alt)
+	}
+	return n, nil
+}
+
+// either adds an alternative to n.
+func (n *inst) either(alt *inst) {
+	n.alts = append(n.alts, alt)
+	n.first.add(&alt.first)
+	n.empty = n.empty || alt.empty
+}
+
+func (c *compiler) repeat(re *syntax.Regexp, next *inst) (*inst, error) {
+	low, high := bounds(re)
+	lazy := re.Flags&syntax.NonGreedy != 0
+	sub := re.Sub[0]
+	if set := classOf(sub); set != nil {
+		n := &inst{op: opRun, set: set, min: low, max: high, lazy: lazy, next: next, first: *set}
+		if low == 0 {
+			n.first.add(&next.first)
+			n.empty = next.empty
+		}
+		return n, nil
+	}
+	// x{1,3} is x(x(x)?)?.
+	tail := next
+	for i := min(high, low+maxCopies); i > low; i-- {
+		body, err := c.inst(sub, tail)
+		if err != nil {
+			return nil, err
+		}
+		n := &inst{op: opAlt}
+		if lazy {
+			n.either(next)
+		}
+		n.either(body)
+		if !lazy {
+			n.either(next)
+		}
+		tail = n
+	}
+	for range low {
+		var err error
+		if tail, err = c.inst(sub, tail); err != nil {
+			return nil, err
+		}
+	}
+	return tail, nil
+}
+
+// maxCopies bounds how often what is more than one byte is repeated beyond its minimum.
+const maxCopies = 40
+
+// bounds returns how often re, a repetition, repeats.
+func bounds(re *syntax.Regexp) (low, high int) {
+	switch re.Op {
+	case syntax.OpStar:
+		return 0, maxRepeat
+	case syntax.OpPlus:
+		return 1, maxRepeat
+	case syntax.OpQuest:
+		return 0, 1
+	}
+	if re.Max < 0 {
+		return re.Min, re.Min + maxRepeat
+	}
+	return re.Min, re.Max
+}
+
+func assertion(o op, next *inst) *inst {
+	return &inst{op: o, next: next, first: next.first, empty: next.empty}
+}
+
+func literal(re *syntax.Regexp, next *inst) *inst {
+	n := &inst{op: opText, fold: re.Flags&syntax.FoldCase != 0, next: next}
+	for _, r := range re.Rune {
+		if n.fold && r < utf8.RuneSelf {
+			r = unicode.ToLower(r)
+		}
+		n.text += string(r)
+	}
+	n.first[n.text[0]] = true
+	if c := n.text[0]; n.fold && 'a' <= c && c <= 'z' {
+		n.first[c-'a'+'A'] = true
+	}
+	return n
+}
+
+// classOf returns the bytes that re takes one of, or nil if it is no class.
+func classOf(re *syntax.Regexp) *byteSet {
+	var s byteSet
+	switch re.Op {
+	case syntax.OpAnyChar, syntax.OpAnyCharNotNL:
+		for c := range s {
+			s[c] = c != '\n' || re.Op == syntax.OpAnyChar
+		}
+	case syntax.OpCharClass:
+		for i := 0; i < len(re.Rune); i += 2 {
+			low, high := re.Rune[i], re.Rune[i+1]
+			for c := low; c <= min(high, utf8.RuneSelf-1); c++ {
+				s[c] = true
+			}
+			if high == utf8.MaxRune { // a class of what is not
+				for c := utf8.RuneSelf; c < len(s); c++ {
+					s[c] = true
+				}
+			}
+		}
+	case syntax.OpLiteral:
+		if len(re.Rune) != 1 || re.Rune[0] >= utf8.RuneSelf {
+			return nil
+		}
+		c := byte(re.Rune[0])
+		s[c] = true
+		if re.Flags&syntax.FoldCase != 0 {
+			s[unicode.ToLower(rune(c))], s[unicode.ToUpper(rune(c))] = true, true
+		}
+	case syntax.OpAlternate: // (?:a|[bc])
+		for _, sub := range re.Sub {
+			t := classOf(sub)
+			if t == nil {
+				return nil
+			}
+			s.add(t)
+		}
+	default:
+		return nil
+	}
+	return &s
+}
+
+// width returns how long what re matches is.
+func width(re *syntax.Regexp) span {
+	switch re.Op {
+	case syntax.OpLiteral:
+		n := len(string(re.Rune))
+		return span{n, n}
+	case syntax.OpCharClass, syntax.OpAnyChar, syntax.OpAnyCharNotNL:
+		return span{1, 1}
+	case syntax.OpCapture:
+		return width(re.Sub[0])
+	case syntax.OpConcat:
+		var w span
+		for _, sub := range re.Sub {
+			s := width(sub)
+			w = span{w.min + s.min, w.max + s.max}
+		}
+		return w
+	case syntax.OpAlternate:
+		w := width(re.Sub[0])
+		for _, sub := range re.Sub[1:] {
+			s := width(sub)
+			w = span{min(w.min, s.min), max(w.max, s.max)}
+		}
+		return w
+	case syntax.OpStar, syntax.OpPlus, syntax.OpQuest, syntax.OpRepeat:
+		low, high := bounds(re)
+		if classOf(re.Sub[0]) == nil {
+			high = min(high, low+maxCopies)
+		}
+		w := width(re.Sub[0])
+		return span{w.min * low, w.max * high}
+	}
+	return span{}
+}
+
+// A machine tries programs on one text. Its zero value is ready for use.
+type machine struct {
+	text  []byte
+	slots []int // offsets of groups, as regexp's FindSubmatchIndex has them
+	steps int
+}
+
+// match tries p at i, and reports whether it matches there. Then m.slots holds
+// where the groups are.
+func (m *machine) match(p *program, text []byte, i int) bool {
+	m.text, m.steps = text, maxSteps
+	m.slots = m.slots[:0]
+	for range 2 * p.caps {
+		m.slots = append(m.slots, -1)
+	}
+	m.slots[0] = i
+	return m.run(p.start, i)
+}
+
+// run tries to match the program from n on at i.
+func (m *machine) run(n *inst, i int) bool {
+	text := m.text
+	for {
+		if m.steps--; m.steps < 0 {
+			return false
+		}
+		switch n.op {
+		case opMatch:
+			m.slots[1] = i
+			return true
+		case opSet:
+			if i >= len(text) || !n.set[text[i]] {
+				return false
+			}
+			i++
+		case opText:
+			if !n.textAt(text, i) {
+				return false
+			}
+			i += len(n.text)
+		case opRun:
+			return m.runs(n, i)
+		case opAlt:
+			last := len(n.alts) - 1
+			for _, alt := range n.alts[:last] {
+				if (alt.empty || i < len(text) && alt.first[text[i]]) && m.run(alt, i) {
+					return true
+				}
+			}
+			n = n.alts[last]
+			continue
+		case opOpen:
+			old := m.slots[n.slot]
+			m.slots[n.slot] = i
+			if m.run(n.next, i) {
+				return true
+			}
+			m.slots[n.slot] = old
+			return false
+		case opBegin:
+			if i != 0 {
+				return false
+			}
+		case opEnd:
+			if i != len(text) {
+				return false
+			}
+		case opLine:
+			if i != 0 && text[i-1] != '\n' {
+				return false
+			}
+		case opLineEnd:
+			if i != len(text) && text[i] != '\n' {
+				return false
+			}
+		case opWord, opNoWord:
+			before := i > 0 && is(text[i-1], alnum|under)
+			behind := i < len(text) && is(text[i], alnum|under)
+			if (before != behind) != (n.op == opWord) {
+				return false
+			}
+		}
+		n = n.next
+	}
+}
+
+// runs tries to match the run n at i, and what is behind it.
+func (m *machine) runs(n *inst, i int) bool {
+	text, next := m.text, n.next
+	low, high := i+n.min, min(len(text), i+n.max)
+	if low > len(text) {
+		return false
+	}
+	j := i
+	if n.lazy {
+		for ; ; j++ {
+			if j >= low && (next.empty || j < len(text) && next.first[text[j]]) && m.run(next, j) {
+				return true
+			}
+			if j >= high || !n.set[text[j]] {
+				return false
+			}
+			m.steps--
+		}
+	}
+	for j < high && n.set[text[j]] {
+		j++
+	}
+	m.steps -= (j - i) / 8
+	for ; j >= low; j-- {
+		if (next.empty || j < len(text) && next.first[text[j]]) && m.run(next, j) {
+			return true
+		}
+	}
+	return false
+}
+
+// textAt reports whether the literal n stands at i.
+func (n *inst) textAt(text []byte, i int) bool {
+	if len(text)-i < len(n.text) {
+		return false
+	}
+	if !n.fold {
+		return string(text[i:i+len(n.text)]) == n.text
+	}
+	for j := range len(n.text) {
+		c := text[i+j]
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		if c != n.text[j] {
+			return false
+		}
+	}
+	return true
+}
+
+// search reports whether p matches anywhere in text.
+func (m *machine) search(p *program, text []byte) bool {
+	for i := 0; i <= len(text); i++ {
+		if (p.start.empty || i < len(text) && p.start.first[text[i]]) && m.match(p, text, i) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,261 @@
+package detect
+
+import (
+	_ "embed"
+	"fmt"
+	"regexp/syntax"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/pelletier/go-toml/v2"
+	gitleaks "github.com/zricethezav/gitleaks/v8/config"
+)
+
+// The rules are data: gitleaks' from its module, ours from rules.toml.
+
+//go:embed rules.toml
+var ownRules string
+
+// A rule is one kind of secret.
+type rule struct {
+	id      string
+	number  int
+	group   int // of the expression that is the secret; 0: the first that is not empty
+	entropy float64
+	allow   []allowance
+	own     bool
+	varied  bool
+	generic bool // what follows any word such as key or token
+}
+
+// An allowance says what is no secret all the same.
+type allowance struct {
+	target    string // "" for the secret, "match" or "line"
+	programs  []*program
+	stopwords *words
+}
+
+// An expression is one way in which a rule's values are found.
+type expression struct {
+	rule *rule
+	*program
+	lead span // of a run of leadSet in front of the match, which belongs to it
+	set  *byteSet
+}
+
+// A ruleSet finds secrets. It is not changed once it is made.
+type ruleSet struct {
+	expressions []expression
+	index       *index
+	allow       []allowance // for all rules
+	count       int         // of rules
+	unanchored  []string    // rules, or parts of them, that are not looked for, and why
+}
+
+// ruleFile is gitleaks' configuration, as far as it is about text.
+type ruleFile struct {
+	Skip      map[string]string
+	Allowlist allowFile // for all rules
+	Rules     []struct {
+		ID          string
+		Regex       string
+		SecretGroup int
+		Entropy     float64
+		Varied      bool
+		Allowlists  []allowFile
+	}
+}
+
+type allowFile struct {
+	Condition   string
+	RegexTarget string
+	Paths       []string
+	Regexes     []string
+	StopWords   []string
+}
+
+var secretRules = sync.OnceValue(func() *ruleSet {
+	s, err := newRuleSet(gitleaks.DefaultConfig, ownRules)
+	if err != nil {
+		panic(err) // both are part of the program, and a test loads them
+	}
+	return s
+})
+
+func newRuleSet(gitleaks, own string) (*ruleSet, error) {
+	var theirs, ours ruleFile
+	if err := toml.Unmarshal([]byte(gitleaks), &theirs); err != nil {
+		return nil, fmt.Errorf("gitleaks' rules: %w", err)
+	}
+	if err := toml.Unmarshal([]byte(own), &ours); err != nil {
+		return nil, fmt.Errorf("rules.toml: %w", err)
+	}
+	s := &ruleSet{}
+	global, err := theirs.Allowlist.compile()
+	if err != nil {
+		return nil, err
+	}
+	s.allow = global
+	var all [][]anchor
+	for i, file := range []ruleFile{theirs, ours} {
+		for _, r := range file.Rules {
+			if ours.Skip[r.ID] != "" || r.Regex == "" {
+				continue
+			}
+			made := &rule{id: r.ID, number: s.count, group: r.SecretGroup, entropy: r.Entropy, own: i == 1, varied: r.Varied, generic: r.ID == "generic-api-key"}
+			s.count++
+			for _, a := range r.Allowlists {
+				allow, err := a.compile()
+				if err != nil {
+					return nil, fmt.Errorf("rule %s: %w", r.ID, err)
+				}
+				made.allow = append(made.allow, allow...)
+			}
+			re, err := syntax.Parse(r.Regex, syntax.Perl)
+			if err != nil {
+				return nil, fmt.Errorf("rule %s: %w", r.ID, err)
+			}
+			for _, v := range variants(re) {
+				e := expression{rule: made}
+				v, e.set, e.lead = withoutLead(v)
+				found := anchors(v)
+				if found == nil {
+					s.unanchored = append(s.unanchored, r.ID+" "+v.String())
+					continue
+				}
+				if e.program, err = compile(v); err != nil {
+					return nil, fmt.Errorf("rule %s: %w", r.ID, err)
+				}
+				s.expressions = append(s.expressions, e)
+				all = append(all, found)
+			}
+		}
+	}
+	s.index = newIndex(all)
+	return s, nil
+}
+
+// compile returns nothing for an allowance that asks for the name of a file.
+func (f allowFile) compile() ([]allowance, error) {
+	if strings.EqualFold(f.Condition, "AND") && len(f.Paths) > 0 || len(f.Regexes)+len(f.StopWords) == 0 {
+		return nil, nil
+	}
+	a := allowance{target: f.RegexTarget, stopwords: newWords(f.StopWords)}
+	for _, r := range f.Regexes {
+		re, err := syntax.Parse(r, syntax.Perl)
+		if err != nil {
+			return nil, err
+		}
+		p, err := compile(re)
+		if err != nil {
+			return nil, err
+		}
+		a.programs = append(a.programs, p)
+	}
+	return []allowance{a}, nil
+}
+
+// variants returns the ways in which re can match, each as an expression of its
+// own where the parts of an alternation have no anchor in common.
+func variants(re *syntax.Regexp) []*syntax.Regexp {
+	if _, _, lead := withoutLead(re); lead.max == 0 && anchors(re) != nil {
+		return []*syntax.Regexp{re}
+	} else if v, _, _ := withoutLead(re); re.Op != syntax.OpAlternate && anchors(v) != nil {
+		return []*syntax.Regexp{re}
+	}
+	parts := split(re)
+	if len(parts) < 2 {
+		return []*syntax.Regexp{re}
+	}
+	var all []*syntax.Regexp
+	for _, p := range parts {
+		all = append(all, variants(p)...)
+	}
+	return all
+}
+
+// split returns re once for each part of the first alternation in it.
+func split(re *syntax.Regexp) []*syntax.Regexp {
+	switch re.Op {
+	case syntax.OpAlternate:
+		return re.Sub
+	case syntax.OpCapture, syntax.OpConcat:
+		for i, sub := range re.Sub {
+			parts := split(sub)
+			if len(parts) < 2 {
+				continue
+			}
+			all := make([]*syntax.Regexp, len(parts))
+			for j, p := range parts {
+				one := *re
+				one.Sub = slices.Clone(re.Sub)
+				one.Sub[i] = p
+				all[j] = &one
+			}
+			return all
+		}
+	}
+	return nil
+}
+
+// withoutLead returns re without the runs of a class that it may begin with, as
+// (?:[\w.-]{0,50}?key), and what they are: a match is found without them.
+func withoutLead(re *syntax.Regexp) (*syntax.Regexp, *byteSet, span) {
+	var set *byteSet
+	var lead span
+	for re.Op == syntax.OpConcat && len(re.Sub) > 1 {
+		class, low := repeats(re.Sub[0])
+		if re.Sub[0].Op == syntax.OpCapture || class == nil || low > 0 {
+			break
+		}
+		_, high := bounds(re.Sub[0])
+		set, lead.max = class, lead.max+high
+		rest := *re
+		rest.Sub = re.Sub[1:]
+		re = &rest
+	}
+	return re, set, lead
+}
+
+// words are looked for anywhere in a text, letters' case apart.
+type words struct {
+	prefixes [1 << 12 / 64]uint64
+	by       map[uint32][]string // their first three bytes
+}
+
+func newWords(list []string) *words {
+	if len(list) == 0 {
+		return nil
+	}
+	w := &words{by: map[uint32][]string{}}
+	for _, s := range list {
+		s = strings.ToLower(s)
+		if len(s) < 3 {
+			continue
+		}
+		k := three(s[0], s[1], s[2])
+		w.by[k] = append(w.by[k], s)
+		h := k * hashMul >> 20
+		w.prefixes[h>>6] |= 1 << (h & 63)
+	}
+	return w
+}
+
+func three(a, b, c byte) uint32 { return uint32(a) | uint32(b)<<8 | uint32(c)<<16 }
+
+// in reports whether one of w stands in text, which is in lower case.
+func (w *words) in(text []byte) bool {
+	for i := 0; i+3 <= len(text); i++ {
+		k := three(text[i], text[i+1], text[i+2])
+		if h := k * hashMul >> 20; w.prefixes[h>>6]>>(h&63)&1 == 0 {
+			continue
+		}
+		for _, s := range w.by[k] {
+			if len(text)-i >= len(s) && string(text[i:i+len(s)]) == s {
+				return true
+			}
+		}
+	}
+	return false
+}
