@@ -1,50 +1,56 @@
 package codec
 
-import "bytes"
+import (
+	"bytes"
+	"encoding/base64"
+	"slices"
+	"strconv"
+)
 
-// A Detector finds one kind of sensitive value in text. Its name is letters,
-// digits and the marks _ - . only, because it stands in what takes a value's place.
-type Detector interface {
-	Name() string
-	// Find calls found with the offsets of each value in text, in order.
-	Find(text []byte, found func(start, end int))
-}
-
-// A MemberDetector is a Detector that also knows a value by the name that it
-// stands under in an object.
-type MemberDetector interface {
-	Detector
-	// Under reports whether text, the whole value of the member of that name, is sensitive.
-	Under(name, text []byte) bool
+// A Finder finds sensitive values in text by several detectors. Their names are
+// letters, digits and the marks _ - . only, because they stand in what takes a
+// value's place.
+type Finder interface {
+	// Names returns the names of the detectors. Find and Under call them by number.
+	Names() []string
+	// Find calls found with the offsets of each value in text, in any order.
+	Find(text []byte, found func(detector, start, end int))
+	// Under calls found with what in text, the whole value of the member of that
+	// name in an object, is sensitive for the name's sake.
+	Under(name, text []byte, found func(detector, start, end int))
 }
 
 // A Finding is a place that was masked. It never holds the value.
 type Finding struct {
-	Detector string
-	Offset   int // in the frame as it came
+	Detector string `json:"detector"`
+	Offset   int    `json:"offset"` // in the frame as it came, in bytes
 }
 
-// A Masker replaces sensitive values in frames of the server. It must not be
-// used by two goroutines at a time.
+// A Masker replaces sensitive values in frames. It must not be used by two
+// goroutines at a time.
 //
-// It looks at every string and number under result, error and params as the
-// client would read it: through escapes, and through JSON in strings, layer by
-// layer. A finding in a string becomes [masked:NAME] and the rest of the string
-// keeps its bytes; a number with a finding becomes 0. Names of members stay.
+// It looks at every string and number under result, error and params as its
+// reader would: through escapes, through JSON in strings, layer by layer, and
+// through the base64 of a blob that is text. A finding in a string becomes
+// [masked:NAME] and the rest of the string keeps its bytes; a number with a
+// finding becomes 0. So do names of members; where two of an object would be the
+// same, they are numbered: [masked:NAME 2].
 type Masker struct {
-	detectors []Detector
-	members   []MemberDetector // by detector; nil where it is none
-	marks     []string         // [masked:NAME], by detector
-	longest   int              // of marks
+	finder  Finder
+	marks   []string // [masked:NAME], by detector; the last is that of fields
+	longest int      // of marks
+	fields  *Fields
 
 	b        []byte // the JSON text that is walked: the frame, or what a string in it holds
 	layer    int
 	spans    []span // a stack: the text that is looked at has its own on top
-	text     []byte // that a detector looks at
-	detector int    // that looks
-	found    func(start, end int)
+	text     []byte // that is looked at
+	found    func(detector, start, end int)
 	name     []byte // decoded
-	scratch  []byte // a stack of decoded strings
+	clean    cleanNames
+	states   []state // of paths under way: a stack
+	scratch  []byte  // a stack of decoded strings
+	blobs    []blob
 	check    scanner
 	findings []Finding
 }
@@ -54,7 +60,25 @@ type span struct {
 	start, end int
 	detector   int
 	length     int // of the finding that the detector's name is from
-	number     bool
+	kind       kind
+	n          int // of a name: its number, if it has one; of a blob: its place in blobs
+}
+
+// A kind says what takes a span's place.
+type kind uint8
+
+const (
+	inText  kind = iota // a mark
+	inName              // a mark, perhaps numbered
+	number              // 0
+	boolean             // false
+	inBlob              // the blob, encoded again
+)
+
+// A blob is base64 in which something was masked.
+type blob struct {
+	text      []byte
+	detectors []int // of its findings
 }
 
 const (
@@ -68,16 +92,18 @@ const (
 	keptScratch = 512 << 10
 )
 
-// NewMasker returns a Masker with these detectors. Where findings overlap, the
-// longest gives the name; of equally long ones, the detector that comes first.
-func NewMasker(detectors ...Detector) *Masker {
-	m := &Masker{detectors: detectors}
-	for _, d := range detectors {
-		members, _ := d.(MemberDetector)
-		m.members = append(m.members, members)
-		mark := "[masked:" + d.Name() + "]"
+// FieldDetector is the detector that Findings of Fields name.
+const FieldDetector = "field"
+
+// NewMasker returns a Masker of what finder finds, and of fields, which may be
+// nil. Where findings overlap, the longest gives the name; of equally long ones,
+// the detector that comes first.
+func NewMasker(finder Finder, fields *Fields) *Masker {
+	m := &Masker{finder: finder, fields: fields}
+	for _, name := range append(slices.Clone(finder.Names()), FieldDetector) {
+		mark := "[masked:" + name + "]"
 		m.marks = append(m.marks, mark)
-		m.longest = max(m.longest, len(mark))
+		m.longest = max(m.longest, len(mark)+len(" 99999"))
 	}
 	m.found = m.note
 	return m
@@ -86,32 +112,54 @@ func NewMasker(detectors ...Detector) *Masker {
 // Mask appends f.Line to dst with every finding masked. With none, it is the
 // line unchanged. The findings are valid until the next call.
 func (m *Masker) Mask(dst []byte, f *Frame) (out []byte, findings []Finding) {
-	m.b, m.layer, m.spans, m.scratch, m.findings = f.Line, 0, m.spans[:0], m.scratch[:0], m.findings[:0]
-	if len(m.detectors) > 0 {
-		m.part(f, f.Result, areaTop)
-		m.part(f, f.Error, areaError)
-		m.part(f, f.Params, areaTop)
-		m.merge(0)
-	}
+	m.start(f.Line)
+	m.part(f, f.Result, areaResult)
+	m.part(f, f.Error, areaError)
+	m.part(f, f.Params, areaTop)
+	return m.finish(dst, f.Line)
+}
+
+// MaskArguments is Mask for the arguments of a call.
+func (m *Masker) MaskArguments(dst []byte, f *Frame) (out []byte, findings []Finding) {
+	m.start(f.Line)
+	m.part(f, f.Arguments, areaNone)
+	return m.finish(dst, f.Line)
+}
+
+func (m *Masker) start(line []byte) {
+	m.b, m.layer, m.spans, m.scratch, m.findings, m.blobs = line, 0, m.spans[:0], m.scratch[:0], m.findings[:0], m.blobs[:0]
+}
+
+func (m *Masker) finish(dst, line []byte) ([]byte, []Finding) {
+	m.merge(0)
 	m.b, m.text = nil, nil
 	m.check.b = nil
 	if cap(m.scratch) > keptScratch {
 		m.scratch = nil
 	}
 	for _, s := range m.spans {
-		m.findings = append(m.findings, Finding{m.detectors[s.detector].Name(), s.start})
+		if s.kind != inBlob {
+			m.findings = append(m.findings, Finding{m.detector(s.detector), s.start})
+			continue
+		}
+		for _, d := range m.blobs[s.n].detectors {
+			m.findings = append(m.findings, Finding{m.detector(d), s.start})
+		}
 	}
-	return m.replace(dst, f.Line, m.spans), m.findings
+	return m.replace(dst, line, m.spans), m.findings
+}
+
+func (m *Masker) detector(i int) string {
+	mark := m.marks[i]
+	return mark[len("[masked:") : len(mark)-1]
 }
 
 // MaskText appends text, which is no frame that a Parser accepts, to dst with
 // every finding masked. It makes what is on record of such a frame harmless;
 // what escapes hide in it, it does not find.
 func (m *Masker) MaskText(dst, text []byte) []byte {
-	m.layer, m.spans, m.scratch = 0, m.spans[:0], m.scratch[:0]
-	if len(m.detectors) > 0 {
-		m.look(text, nil)
-	}
+	m.start(nil)
+	m.look(text, nil)
 	m.b, m.text = nil, nil
 	m.check.b = nil
 	return m.replace(dst, text, m.spans)
@@ -122,18 +170,37 @@ func (m *Masker) replace(dst, text []byte, spans []span) []byte {
 	at := 0
 	for _, s := range spans {
 		dst = append(dst, text[at:s.start]...)
-		dst = append(dst, m.mark(s)...)
+		dst = m.appendMark(dst, s)
 		at = s.end
 	}
 	return append(dst, text[at:]...)
 }
 
-// mark returns what takes the place of s. No layer of JSON has to escape it.
-func (m *Masker) mark(s span) string {
-	if s.number {
-		return "0"
+// appendMark appends what takes the place of s. No layer of JSON has to escape it.
+func (m *Masker) appendMark(dst []byte, s span) []byte {
+	switch s.kind {
+	case number:
+		return append(dst, '0')
+	case boolean:
+		return append(dst, "false"...)
+	case inBlob:
+		return append(dst, m.blobs[s.n].text...)
 	}
-	return m.marks[s.detector]
+	mark := m.marks[s.detector]
+	if s.kind == inName && s.n > 0 {
+		dst = append(append(dst, mark[:len(mark)-1]...), ' ')
+		return append(strconv.AppendInt(dst, int64(s.n), 10), ']')
+	}
+	return append(dst, mark...)
+}
+
+// markLen returns the length of what takes the place of s.
+func (m *Masker) markLen(s span) int {
+	var buf [64]byte
+	if s.kind == inBlob {
+		return len(m.blobs[s.n].text)
+	}
+	return len(m.appendMark(buf[:0], s))
 }
 
 // An area is an object whose members may be opaque: what one side gives the
@@ -141,16 +208,17 @@ func (m *Masker) mark(s span) string {
 type area uint8
 
 const (
-	areaNone  area = iota
-	areaTop        // result or params
-	areaMeta       // their _meta
-	areaTask       // their task
-	areaError      // error
+	areaNone   area = iota
+	areaResult      // result: areaTop, and paths begin here
+	areaTop         // params
+	areaMeta        // their _meta
+	areaTask        // their task
+	areaError       // error
 )
 
 func (a area) opaque(name []byte) bool {
 	switch a {
-	case areaTop:
+	case areaTop, areaResult:
 		switch string(name) {
 		case "cursor", "nextCursor", "requestState", "progressToken", "requestId", "taskId", "elicitationId":
 			return true
@@ -167,7 +235,7 @@ func (a area) opaque(name []byte) bool {
 
 // inner returns the area that the member of that name is.
 func (a area) inner(name []byte) area {
-	if a == areaTop {
+	if a == areaTop || a == areaResult {
 		switch string(name) {
 		case "_meta":
 			return areaMeta
@@ -180,20 +248,37 @@ func (a area) inner(name []byte) area {
 
 // part walks result, error or params of f, if it is there.
 func (m *Masker) part(f *Frame, raw []byte, a area) {
-	if raw != nil {
-		m.walk(cap(f.Line)-cap(raw), nil, a) // both end where their array ends
+	if raw == nil {
+		return
 	}
+	m.states = m.states[:0]
+	if a == areaResult && m.fields != nil {
+		m.states = m.fields.begin(m.states)
+	}
+	m.walk(cap(f.Line)-cap(raw), place{area: a}) // both end where their array ends
 }
 
-// walk looks at the value at i, which is the member of that name if it is one of
-// an object, and returns the offset behind it.
-func (m *Masker) walk(i int, name []byte, a area) int {
+// A place is what a value's surroundings say of it.
+type place struct {
+	name   []byte // of the member whose value it is; nil if it is none's
+	area   area
+	states int  // m.states from here on are its own
+	field  bool // it is masked whatever it is
+}
+
+// walk looks at the value at i, and returns the offset behind it.
+func (m *Masker) walk(i int, p place) int {
+	p.field = p.field || m.fields.ends(m.states[p.states:])
 	switch m.b[i] {
 	case '{':
-		return m.object(i, a)
+		return m.object(i, p)
 	case '[':
-		for i = skipSpace(m.b, i+1); m.b[i] != ']'; {
-			i = skipSpace(m.b, m.walk(i, nil, areaNone))
+		n := 0
+		for i = skipSpace(m.b, i+1); m.b[i] != ']'; n++ {
+			inner := place{states: len(m.states), field: p.field}
+			m.states = m.fields.element(m.states, p.states, n)
+			i = skipSpace(m.b, m.walk(i, inner))
+			m.states = m.states[:inner.states]
 			if m.b[i] == ',' {
 				i = skipSpace(m.b, i+1)
 			}
@@ -201,70 +286,227 @@ func (m *Masker) walk(i int, name []byte, a area) int {
 		return i + 1
 	case '"':
 		end := skipString(m.b, i)
-		m.str(i, end, name)
+		m.str(i, end, p)
 		return end
 	case 't', 'f', 'n':
-		return skipValue(m.b, i)
+		end := skipValue(m.b, i)
+		if p.field && m.b[i] == 't' {
+			m.field(i, end, boolean)
+		}
+		return end
 	default:
 		end := skipValue(m.b, i)
-		m.num(i, end)
+		m.num(i, end, p)
 		return end
 	}
 }
 
+// field masks what a field rule names.
+func (m *Masker) field(start, end int, k kind) {
+	m.spans = append(m.spans, span{start: start, end: end, detector: len(m.marks) - 1, length: end - start, kind: k})
+}
+
 // object walks the members of the object at i, but for those that are opaque.
-func (m *Masker) object(i int, a area) int {
-	// Whether data is an image may be said behind it. Looking ahead would cost
-	// the square of an object that has such a member many times.
-	var media bool
-	var data, blob [2]int
-	i = skipSpace(m.b, i+1)
-	for m.b[i] != '}' {
+func (m *Masker) object(i int, p place) int {
+	// Whether data is an image, or a blob text, may be said behind it. Looking
+	// ahead would cost the square of an object that has such a member many times.
+	var media, text bool
+	var data, blob held
+	start, first := i, len(m.spans)
+	names := 0
+	for i = skipSpace(m.b, i+1); m.b[i] != '}'; {
 		nameEnd := skipString(m.b, i)
 		name := m.decoded(m.b[i:nameEnd])
+		names += m.memberName(i, nameEnd, name)
 		i = skipSpace(m.b, skipSpace(m.b, nameEnd)+1) // behind the colon
-		first := m.b[i]
+		inner := place{name: name, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
+		m.states = m.fields.member(m.states, p.states, name)
 		end := 0
-		switch {
-		case first != '{' && first != '[' && a.opaque(name):
+		switch c := m.b[i]; {
+		case c != '{' && c != '[' && p.area.opaque(name):
 			end = skipValue(m.b, i)
-		case first != '"':
-			end = m.walk(i, name, a.inner(name))
+		case c != '"':
+			end = m.walk(i, inner)
 		case string(name) == "data":
-			end = m.hold(&data, i)
+			end = m.hold(&data, i, inner)
 		case string(name) == "blob":
-			end = m.hold(&blob, i)
+			end = m.hold(&blob, i, inner)
 		default:
 			switch string(name) {
 			case "type":
 				media = media || isMediaType(m.b[i:])
 			case "mimeType":
 				media = media || isMediaMIME(m.b[i:])
+				text = text || isTextMIME(m.b[i:])
 			}
-			end = m.walk(i, name, areaNone)
+			end = m.walk(i, inner)
 		}
+		m.states = m.states[:inner.states]
 		if i = skipSpace(m.b, end); m.b[i] == ',' {
 			i = skipSpace(m.b, i+1)
 		}
 	}
-	if !media {
+	switch {
+	case !media && text:
+		m.release(data)
+		m.blob(blob)
+	case !media || data.field || blob.field:
 		m.release(data)
 		m.release(blob)
+	}
+	if names > 0 {
+		m.distinct(start, first)
 	}
 	return i + 1
 }
 
-// hold puts off the string at i, and looks at the one that was put off before:
-// an object in a string may have a name twice.
-func (m *Masker) hold(held *[2]int, i int) int {
-	m.release(*held)
-	*held = [2]int{i, skipString(m.b, i)}
-	return held[1]
+// A held string is looked at when its object is known.
+type held struct {
+	start, end int
+	field      bool
 }
 
-func (m *Masker) release(held [2]int) {
-	if held[1] > 0 {
-		m.str(held[0], held[1], nil)
+// hold puts off the string at i, and looks at the one that was put off before:
+// an object in a string may have a name twice.
+func (m *Masker) hold(h *held, i int, p place) int {
+	m.release(*h)
+	*h = held{i, skipString(m.b, i), p.field || m.fields.ends(m.states[p.states:])}
+	return h.end
+}
+
+func (m *Masker) release(h held) {
+	if h.end > 0 {
+		m.str(h.start, h.end, place{states: len(m.states), field: h.field})
+	}
+}
+
+// blob looks at what the base64 of a string stands for.
+func (m *Masker) blob(h held) {
+	if h.end == 0 {
+		return
+	}
+	kept, base := len(m.scratch), len(m.spans)
+	raw := m.b[h.start:h.end]
+	m.scratch = Unquote(m.scratch, raw)
+	encoded := m.scratch[kept:]
+	decoded := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
+	n, err := base64.StdEncoding.Decode(decoded, encoded)
+	m.scratch = m.scratch[:kept]
+	if err != nil || h.field {
+		m.release(h)
+		return
+	}
+	decoded = decoded[:n]
+	m.look(decoded, nil)
+	if len(m.spans) == base {
+		return
+	}
+	b := blob{text: base64.StdEncoding.AppendEncode(nil, m.replace(nil, decoded, m.spans[base:]))}
+	for _, s := range m.spans[base:] {
+		b.detectors = append(b.detectors, s.detector)
+	}
+	m.blobs = append(m.blobs, b)
+	m.spans = append(m.spans[:base], span{start: h.start + 1, end: h.end - 1, detector: b.detectors[0], length: len(raw), kind: inBlob, n: len(m.blobs) - 1})
+}
+
+// memberName looks at the name m.b[start:end] of a member, and reports 1 if
+// something in it is masked.
+func (m *Masker) memberName(start, end int, name []byte) int {
+	if m.clean.has(name) {
+		return 0
+	}
+	base := len(m.spans)
+	m.str(start, end, place{states: len(m.states)})
+	if len(m.spans) == base {
+		m.name = append(m.name[:0], name...)
+		m.clean.add(name)
+		return 0
+	}
+	for i := range m.spans[base:] {
+		m.spans[base+i].kind = inName
+	}
+	return 1
+}
+
+// distinct numbers the marks in the names of the object at i, so that no two of
+// its names are the same. m.spans[first:] are those in the object.
+func (m *Masker) distinct(i, first int) {
+	type masked struct{ start, end, last int } // last is the last of its spans
+	var all []masked
+	taken := map[string]bool{}
+	at := first
+	object := m.b[i:]
+	for j := skipSpace(object, 1); object[j] != '}'; {
+		end := skipString(object, j)
+		s := masked{i + j, i + end, -1}
+		for at < len(m.spans) && (m.spans[at].kind != inName || m.spans[at].start < s.start) {
+			at++
+		}
+		for k := at; k < len(m.spans) && m.spans[k].kind == inName && m.spans[k].end < s.end; k++ {
+			s.last = k
+		}
+		if s.last < 0 {
+			taken[string(Unquote(nil, object[j:end]))] = true
+		} else {
+			all = append(all, s)
+		}
+		j = skipValue(object, skipSpace(object, skipSpace(object, end)+1))
+		if j = skipSpace(object, j); object[j] == ',' {
+			j = skipSpace(object, j+1)
+		}
+	}
+	n := 1
+	for _, s := range all {
+		own := m.spans[:s.last+1]
+		from := s.last
+		for from > 0 && own[from-1].kind == inName && own[from-1].start > s.start {
+			from--
+		}
+		for {
+			name := string(m.replaceAt(m.b[s.start:s.end], s.start, own[from:]))
+			if name = string(Unquote(nil, []byte(name))); !taken[name] {
+				taken[name] = true
+				break
+			}
+			n++
+			m.spans[s.last].n = n
+		}
+	}
+}
+
+// replaceAt returns text, which starts at that offset, with these spans replaced.
+func (m *Masker) replaceAt(text []byte, offset int, spans []span) (out []byte) {
+	at := offset
+	for _, s := range spans {
+		out = append(out, text[at-offset:s.start-offset]...)
+		out = m.appendMark(out, s)
+		at = s.end
+	}
+	return append(out, text[at-offset:]...)
+}
+
+// cleanNames remembers names in which nothing was found: the rows of a table have
+// the same ones over and over.
+type cleanNames [64]struct {
+	n    int
+	text [24]byte
+}
+
+func (c *cleanNames) slot(name []byte) int {
+	return (len(name)*31 + int(name[0])*7 + int(name[len(name)-1])*3 + int(name[len(name)/2])) % len(c)
+}
+
+func (c *cleanNames) has(name []byte) bool {
+	if len(name) == 0 {
+		return true
+	}
+	s := &c[c.slot(name)]
+	return s.n == len(name) && string(s.text[:s.n]) == string(name)
+}
+
+func (c *cleanNames) add(name []byte) {
+	if s := &c[c.slot(name)]; len(name) <= len(s.text) {
+		s.n = copy(s.text[:], name)
 	}
 }
 
@@ -280,24 +522,49 @@ func (m *Masker) decoded(raw []byte) []byte {
 func isMediaType(raw []byte) bool { return hasPrefix(raw, `"image"`) || hasPrefix(raw, `"audio"`) }
 func isMediaMIME(raw []byte) bool { return hasPrefix(raw, `"image/`) || hasPrefix(raw, `"audio/`) }
 
+// isTextMIME reports a type whose bytes are text.
+func isTextMIME(raw []byte) bool {
+	mime := bytes.ToLower(raw[1 : skipString(raw, 0)-1])
+	mime, _, _ = bytes.Cut(mime, []byte(";"))
+	mime = bytes.ReplaceAll(mime, []byte(`\/`), []byte("/"))
+	if hasPrefix(mime, "text/") || bytes.HasSuffix(mime, []byte("+json")) || bytes.HasSuffix(mime, []byte("+xml")) {
+		return true
+	}
+	switch string(bytes.TrimSpace(mime)) {
+	case "application/json", "application/x-ndjson", "application/jsonl", "application/xml", "application/yaml", "application/x-yaml", "application/toml",
+		"application/sql", "application/javascript", "application/x-sh", "application/csv", "application/x-pem-file", "application/graphql":
+		return true
+	}
+	return false
+}
+
 func hasPrefix(b []byte, prefix string) bool {
 	return len(b) >= len(prefix) && string(b[:len(prefix)]) == prefix
 }
 
 // num looks at the number m.b[start:end].
-func (m *Masker) num(start, end int) {
+func (m *Masker) num(start, end int, p place) {
+	raw := m.b[start:end]
+	if p.field {
+		if string(raw) != "0" {
+			m.field(start, end, number)
+		}
+		return
+	}
 	base := len(m.spans)
-	m.find(m.b[start:end])
+	m.find(raw, p.name)
 	if len(m.spans) == base {
 		kept := len(m.scratch)
-		if m.scratch = appendInteger(m.scratch, m.b[start:end]); len(m.scratch) > kept {
-			m.find(m.scratch[kept:])
+		if m.scratch = appendInteger(m.scratch, raw); len(m.scratch) > kept {
+			m.find(m.scratch[kept:], p.name)
 		}
 		m.scratch = m.scratch[:kept]
 	}
-	if len(m.spans) > base {
-		m.spans = append(m.spans[:base], span{start: start, end: end, detector: m.spans[base].detector, number: true})
+	if len(m.spans) > base && string(raw) != "0" {
+		m.spans[base] = span{start: start, end: end, detector: m.spans[base].detector, kind: number}
+		base++
 	}
+	m.spans = m.spans[:base]
 }
 
 // maxDigits is more than anything that is looked for as a number has.
@@ -339,9 +606,15 @@ func appendInteger(dst, raw []byte) []byte {
 }
 
 // str looks at the string m.b[start:end].
-func (m *Masker) str(start, end int, name []byte) {
-	base := len(m.spans)
+func (m *Masker) str(start, end int, p place) {
 	raw := m.b[start:end]
+	if p.field {
+		if m.text = raw[1 : len(raw)-1]; len(m.text) > 0 && !m.inMark(0, len(m.text)) {
+			m.field(start+1, end-1, inText)
+		}
+		return
+	}
+	base := len(m.spans)
 	text := raw[1 : len(raw)-1]
 	kept := len(m.scratch)
 	escaped := bytes.IndexByte(text, '\\') >= 0
@@ -349,10 +622,10 @@ func (m *Masker) str(start, end int, name []byte) {
 		m.scratch = Unquote(m.scratch, raw)
 		text = m.scratch[kept:len(m.scratch):len(m.scratch)]
 	}
-	m.look(text, name)
+	m.look(text, p.name)
 	m.scratch = m.scratch[:kept]
 	if spans := m.spans[base:]; len(spans) > 0 {
-		place(spans, raw, start, escaped)
+		put(spans, raw, start, escaped)
 	}
 }
 

@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"cmp"
 	"compress/gzip"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -18,16 +20,19 @@ import (
 	"example.com/broker/codec/detect"
 )
 
-func newMasker(names ...string) *codec.Masker {
-	var ds []codec.Detector
-	for _, n := range names {
-		d, ok := detect.ByName(n)
-		if !ok {
-			panic(n)
-		}
-		ds = append(ds, d)
+func newMasker(names ...string) *codec.Masker { return newFieldMasker(nil, names...) }
+
+// newFieldMasker returns a Masker that also masks these fields.
+func newFieldMasker(list []string, names ...string) *codec.Masker {
+	f, err := detect.New(names...)
+	if err != nil {
+		panic(err)
 	}
-	return codec.NewMasker(ds...)
+	fields, err := codec.NewFields(list)
+	if err != nil {
+		panic(err)
+	}
+	return codec.NewMasker(f, fields)
 }
 
 // result is a frame with that result. The line has room behind it, as a Reader's has.
@@ -60,7 +65,7 @@ func TestMask(t *testing.T) {
 		{"two layers", `{"text":"[\"{\\\"m\\\":\\\"ada@example.com\\\"}\"]"}`, `{"text":"[\"{\\\"m\\\":\\\"[masked:email]\\\"}\"]"}`},
 		{"almost JSON", `{"text":"{\"mail\": ada@example.com"}`, `{"text":"{\"mail\": [masked:email]"}`},
 		{"JSON lines in a string", `{"text":"{\"a\":\"\\u0061da@example.com\"}\n{\"b\":4111111111111111}\n"}`, `{"text":"{\"a\":\"[masked:email]\"}\n{\"b\":0}\n"}`},
-		{"a value under its name", `{"db_password":"hunter2-Xyz9","passwordHint":"hunter2-Xyz9","x":"hunter2-Xyz9"}`, `{"db_password":"[masked:secrets]","passwordHint":"hunter2-Xyz9","x":"hunter2-Xyz9"}`},
+		{"a value under its name", `{"db_password":"hunter2-Xyz9","passwordHint":"your mother","x":"hunter2-Xyz9"}`, `{"db_password":"[masked:secrets]","passwordHint":"your mother","x":"hunter2-Xyz9"}`},
 		{"a value under its name, in a string", `{"text":"{\"pass\\u0077ord\": \"hunter2-\\u0058yz9\"}"}`, `{"text":"{\"pass\\u0077ord\": \"[masked:secrets]\"}"}`},
 		{"a description under such a name", `{"password":{"type":"string","description":"at least 8 characters"},"secret":"at least 8 characters"}`, ""},
 		{"number with an exponent", `[4.111111111111111e15,4111111111111111.0,41111111111111110e-1,4.111111111111111e14,1e400,-4111111111111111,4111111111111111.5]`, `[0,0,0,4.111111111111111e14,1e400,-4111111111111111,4111111111111111.5]`},
@@ -72,7 +77,16 @@ func TestMask(t *testing.T) {
 		{"a local part of more bytes than are looked at", `"` + strings.Repeat("語", 30) + `@example.com"`, `"` + strings.Repeat("語", 9) + `[masked:email]"`},
 		{"cursor", `{"nextCursor":"ada@example.com","a":{"nextCursor":"ada@example.com"}}`, `{"nextCursor":"ada@example.com","a":{"nextCursor":"[masked:email]"}}`},
 		{"image", `{"content":[{"type":"image","data":"ada@example.com"},{"data":"ada@example.com"}]}`, `{"content":[{"type":"image","data":"ada@example.com"},{"data":"[masked:email]"}]}`},
-		{"names stay", `{"ada@example.com":1}`, ""},
+		{"names", `{"ada@example.com":1,"a":{"b@c.de":2}}`, `{"[masked:email]":1,"a":{"[masked:email]":2}}`},
+		{"names that would be the same", `{"a@b.de":1,"[masked:email 2]":{"x@y.de":0,"z@y.de":0},"c@d.de":"e@f.de","g\u0040h.de":4}`,
+			`{"[masked:email]":1,"[masked:email 2]":{"[masked:email]":0,"[masked:email 2]":0},"[masked:email 3]":"[masked:email]","[masked:email 4]":4}`},
+		{"names in a string", `{"t":"{\"a@b.de\":1,\"c@d.de\":2}"}`, `{"t":"{\"[masked:email]\":1,\"[masked:email 2]\":2}"}`},
+		{"blob of text", `{"contents":[{"uri":"x","blob":"` + base64Of("to ada@example.com") + `","mimeType":"text/plain; charset=utf-8"}]}`,
+			`{"contents":[{"uri":"x","blob":"` + base64Of("to [masked:email]") + `","mimeType":"text/plain; charset=utf-8"}]}`},
+		{"blob of JSON, slashes escaped", `{"mimeType":"application\/json","blob":"` + strings.ReplaceAll(base64Of(`{"n":4111111111111111,"??":"??>"}`), "/", `\/`) + `"}`,
+			`{"mimeType":"application\/json","blob":"` + base64Of(`{"n":0,"??":"??>"}`) + `"}`},
+		{"blob of an image", `{"mimeType":"image/png","blob":"` + base64Of("to ada@example.com") + `"}`, ""},
+		{"blob that is no base64", `{"mimeType":"text/plain","blob":"to ada@example.com"}`, `{"mimeType":"text/plain","blob":"to [masked:email]"}`},
 		{"result is a string", `"ada@example.com"`, `"[masked:email]"`},
 		{"result is empty", `{}`, ""},
 	}
@@ -91,6 +105,35 @@ func TestMask(t *testing.T) {
 				t.Errorf("findings %v", findings)
 			}
 		})
+	}
+}
+
+func base64Of(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
+
+func TestFields(t *testing.T) {
+	m := newFieldMasker([]string{"api_key", "$.rows[*].ssn", "$.rows[1].name", "$['a.b']..x", "$.all.*.y"}, "email")
+	tests := []struct{ name, in, want string }{
+		{"name in any spelling", `{"apiKey":"x","API-KEY":{"a":["b",1,true,null,{"c":"d"}]},"api":"y"}`, `{"apiKey":"[masked:field]","API-KEY":{"a":["[masked:field]",0,false,null,{"c":"[masked:field]"}]},"api":"y"}`},
+		{"name in a string", `{"t":"{\"api_key\":\"x\",\"n\":1}"}`, `{"t":"{\"api_key\":\"[masked:field]\",\"n\":1}"}`},
+		{"path", `{"rows":[{"ssn":1,"name":"a"},{"ssn":"x","name":"b"}],"ssn":2}`, `{"rows":[{"ssn":0,"name":"a"},{"ssn":"[masked:field]","name":"[masked:field]"}],"ssn":2}`},
+		{"at any depth", `{"a.b":{"x":1,"c":[{"x":2,"y":3}]},"x":4}`, `{"a.b":{"x":0,"c":[{"x":0,"y":3}]},"x":4}`},
+		{"any member", `{"all":{"p":{"y":1},"q":{"y":[2],"z":3}}}`, `{"all":{"p":{"y":0},"q":{"y":[0],"z":3}}}`},
+		{"what is masked already", `{"apiKey":["[masked:field]",0,false,""]}`, ""},
+		{"an image too", `{"api_key":{"type":"image","data":"x"}}`, `{"api_key":{"type":"[masked:field]","data":"[masked:field]"}}`},
+		{"no path in an error", `{}`, ""},
+	}
+	for _, tt := range tests {
+		if tt.want == "" {
+			tt.want = tt.in
+		}
+		if got, _ := mask(t, m, result(tt.in)); got != string(result(tt.want)) {
+			t.Errorf("%s:\n got %s\nwant %s", tt.name, got, result(tt.want))
+		}
+	}
+	for _, bad := range []string{"", "-", "$", "$x", "$.", "$.a[", "$.a[-1]", "$.a[b]", "$..", "$.a['b]"} {
+		if _, err := codec.NewFields([]string{bad}); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
 	}
 }
 
@@ -202,13 +245,17 @@ func leftIn(v any, layer int) (left string) {
 			}
 			inner = append(inner, w)
 		}
-		for _, name := range detect.Names() {
-			d, _ := detect.ByName(name)
-			d.Find([]byte(v), func(start, end int) { left = fmt.Sprintf("%s %q", name, v[start:end]) })
-		}
+		finder, _ := detect.New(detect.Names()...)
+		finder.Find([]byte(v), func(d, start, end int) {
+			if !marks.MatchString(v[start:end]) {
+				left = fmt.Sprintf("%s %q", finder.Names()[d], v[start:end])
+			}
+		})
 	}
 	return left
 }
+
+var marks = regexp.MustCompile(`^\[masked:[a-z_.-]+( \d+)?\]$`)
 
 // nests reports what a string can hold to be looked through as JSON.
 func nests(v any) bool {
@@ -224,19 +271,20 @@ func isString(v any) bool { _, ok := v.(string); return ok }
 // A greedy detector finds what no detector should, and cuts characters apart.
 type greedy struct{}
 
-func (greedy) Name() string { return "greedy" }
-func (greedy) Find(text []byte, found func(start, end int)) {
+func (greedy) Names() []string { return []string{"greedy"} }
+func (greedy) Find(text []byte, found func(detector, start, end int)) {
 	for i, c := range text {
 		if c >= 'x' {
-			found(i, i+1)
+			found(0, i, i+1)
 		}
 	}
-	found(len(text), len(text)+1)
+	found(0, len(text), len(text)+1)
 }
+func (greedy) Under(name, text []byte, found func(detector, start, end int)) {}
 
 // Whatever a detector finds, a frame stays a frame, and comes to rest.
 func TestMaskGreedy(t *testing.T) {
-	m := codec.NewMasker(greedy{})
+	m := codec.NewMasker(greedy{}, nil)
 	for in, want := range map[string]string{
 		`"axb"`:                    `"a[masked:greedy]b"`,
 		`"aéb\u00e9b\ud83d\ude00"`: `"a[masked:greedy]b[masked:greedy]b[masked:greedy]"`,

@@ -8,7 +8,7 @@ import (
 )
 
 // What follows looks at one text: a decoded string. Its spans are on top of
-// m.spans, in offsets of the text, until place makes them offsets of the JSON
+// m.spans, in offsets of the text, until put makes them offsets of the JSON
 // that the string stands in.
 
 // look adds what is to be replaced in text, which is the value of the member of
@@ -26,7 +26,7 @@ func (m *Masker) look(text, name []byte) {
 	for round := 0; len(m.spans) > base; round++ {
 		m.merge(base)
 		if round == maxRounds {
-			m.spans[base].start, m.spans[base].end, m.spans[base].number = 0, len(text), false
+			m.spans[base].start, m.spans[base].end, m.spans[base].kind = 0, len(text), inText
 			m.spans = m.spans[:base+1]
 			return
 		}
@@ -48,36 +48,28 @@ func (m *Masker) scan(text, name []byte) bool {
 		outer := m.b
 		m.b, m.layer = text, m.layer+1
 		for i := skipSpace(text, 0); i < len(text); {
-			i = skipSpace(text, m.walk(i, nil, areaNone))
+			i = skipSpace(text, m.walk(i, place{states: len(m.states)}))
 		}
 		m.b, m.layer = outer, m.layer-1
 		return true
 	}
-	if name != nil {
-		m.text = text
-		for i, d := range m.members {
-			if d != nil && d.Under(name, text) {
-				m.detector = i
-				m.note(0, len(text))
-			}
-		}
-	}
-	m.find(text)
+	m.find(text, name)
 	return false
 }
 
-// find runs the detectors on text.
-func (m *Masker) find(text []byte) {
+// find has the finder look at text, which is the value of the member of that
+// name (nil if it is of none).
+func (m *Masker) find(text, name []byte) {
 	m.text = text
-	for i, d := range m.detectors {
-		m.detector = i
-		d.Find(text, m.found)
+	m.finder.Find(text, m.found)
+	if name != nil {
+		m.finder.Under(name, text, m.found)
 	}
 }
 
-// note adds what the detector at work has found. What is cut off a character
-// would not be text any more; and a mark is no finding.
-func (m *Masker) note(start, end int) {
+// note adds what a detector has found. What is cut off a character would not be
+// text any more; and a mark is no finding.
+func (m *Masker) note(detector, start, end int) {
 	text := m.text
 	if start < 0 || end <= start || end > len(text) {
 		return
@@ -89,7 +81,7 @@ func (m *Masker) note(start, end int) {
 		end++
 	}
 	if !m.inMark(start, end) {
-		m.spans = append(m.spans, span{start: start, end: end, detector: m.detector, length: end - start})
+		m.spans = append(m.spans, span{start: start, end: end, detector: detector, length: end - start})
 	}
 }
 
@@ -102,7 +94,16 @@ func (m *Masker) inMark(start, end int) bool {
 	}
 	n += from
 	for _, mark := range m.marks {
-		if n+len(mark) >= end && hasPrefix(m.text[n:], mark) {
+		body := mark[:len(mark)-1]
+		if !hasPrefix(m.text[n:], body) {
+			continue
+		}
+		i := n + len(body)
+		if i < len(m.text) && m.text[i] == ' ' { // its number
+			for i++; i < len(m.text) && '0' <= m.text[i] && m.text[i] <= '9'; i++ {
+			}
+		}
+		if i < len(m.text) && m.text[i] == ']' && i+1 >= end {
 			return true
 		}
 	}
@@ -125,7 +126,9 @@ func (m *Masker) merge(base int) {
 			continue
 		}
 		last.end = max(last.end, s.end)
-		last.number = last.number && s.number
+		if last.kind != s.kind {
+			last.kind = inText
+		}
 		if s.length > last.length || s.length == last.length && s.detector < last.detector {
 			last.detector, last.length = s.detector, s.length
 		}
@@ -146,7 +149,7 @@ func (m *Masker) back(base, first int) {
 			if i < mark || behind && i == mark {
 				break
 			}
-			end := mark + len(m.mark(s))
+			end := mark + m.markLen(s)
 			if i < end {
 				if behind {
 					return s.end
@@ -166,9 +169,9 @@ func (m *Masker) back(base, first int) {
 	}
 }
 
-// place turns offsets in the text of a string into offsets in the JSON where the
+// put turns offsets in the text of a string into offsets in the JSON where the
 // string stands as raw from start on. A part of an escape counts as all of it.
-func place(spans []span, raw []byte, start int, escaped bool) {
+func put(spans []span, raw []byte, start int, escaped bool) {
 	if !escaped {
 		for i := range spans {
 			spans[i].start += start + 1
