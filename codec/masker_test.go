@@ -9,10 +9,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,15 +26,23 @@ func newMasker(names ...string) *codec.Masker { return newFieldMasker(nil, names
 
 // newFieldMasker returns a Masker that also masks these fields.
 func newFieldMasker(list []string, names ...string) *codec.Masker {
-	f, err := detect.New(names...)
-	if err != nil {
-		panic(err)
-	}
 	fields, err := codec.NewFields(list)
 	if err != nil {
 		panic(err)
 	}
-	return codec.NewMasker(f, fields)
+	return codec.NewMasker(newFinder(names...), fields)
+}
+
+func newFinder(names ...string) *detect.Finder {
+	var ds []detect.Detector
+	for _, n := range names {
+		d, ok := detect.ByName(n)
+		if !ok {
+			panic(n)
+		}
+		ds = append(ds, d)
+	}
+	return detect.New(ds...)
 }
 
 // result is a frame with that result. The line has room behind it, as a Reader's has.
@@ -245,7 +255,7 @@ func leftIn(v any, layer int) (left string) {
 			}
 			inner = append(inner, w)
 		}
-		finder, _ := detect.New(detect.Names()...)
+		finder := newFinder(detect.Names()...)
 		finder.Find([]byte(v), func(d, start, end int) {
 			if !marks.MatchString(v[start:end]) {
 				left = fmt.Sprintf("%s %q", finder.Names()[d], v[start:end])
@@ -309,7 +319,10 @@ func sameShape(x, y any) bool {
 		}
 		for k, v := range x {
 			w, ok := y[k]
-			if !ok || !sameShape(v, w) {
+			if !ok && !slices.ContainsFunc(slices.Collect(maps.Keys(y)), func(n string) bool { return strings.Contains(n, "[masked:") }) {
+				return false
+			}
+			if ok && !sameShape(v, w) {
 				return false
 			}
 		}

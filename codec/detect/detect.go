@@ -1,7 +1,8 @@
 // Package detect finds sensitive values in text: bytes in, offsets out. It
 // knows nothing of JSON and does no I/O.
 //
-//	f, err := detect.New("secrets", "email")
+//	d, ok := detect.ByName("email")
+//	f := detect.New(d)
 //	f.Find(text, func(detector, start, end int) { … })
 //
 // A detector looks for what begins a value, or for four bytes that every value
@@ -11,51 +12,67 @@
 package detect
 
 import (
-	"fmt"
 	"maps"
 	"slices"
-	"strings"
 )
 
-// A Finder looks for several kinds of value. It must not be used by two
-// goroutines at a time; what is costly to make, all Finders share.
-type Finder struct {
-	names   []string
-	looks   []look
-	secrets *secrets // nil if it is none of the detectors
-	secret  int      // its number
-	report  func(detector, start, end int)
-	founds  []func(start, end int)
+// A Detector finds one kind of value. It is not changed once it is made, and may
+// be given to many Finders.
+type Detector struct {
+	name  string
+	look  look            // either this
+	rules func() *ruleSet // or that
 }
 
-// A look is how one detector looks at a text.
+// A look is how a detector looks at a text. It finds in order.
 type look func(text []byte, found func(start, end int))
 
-var builtin = map[string]look{
-	"credit_card": findCards,
-	"email":       findEmails,
-	"secrets":     nil, // has a state
+var builtin = map[string]Detector{
+	"credit_card": {look: findCards},
+	"email":       {look: findEmails},
+	"secrets":     {rules: secretRules},
 }
 
 // Names returns the names of the detectors that there are, sorted.
 func Names() []string { return slices.Sorted(maps.Keys(builtin)) }
 
-// New returns a Finder with the detectors of these names.
-func New(names ...string) (*Finder, error) {
-	f := &Finder{names: names}
-	for i, name := range names {
-		find, ok := builtin[name]
-		if !ok {
-			return nil, fmt.Errorf("no detector %q; there are %s", name, strings.Join(Names(), ", "))
+// ByName returns the detector of that name.
+func ByName(name string) (Detector, bool) {
+	d, ok := builtin[name]
+	d.name = name
+	return d, ok
+}
+
+// Name returns the name that configurations use.
+func (d Detector) Name() string { return d.name }
+
+// A Finder looks for several kinds of value. It must not be used by two
+// goroutines at a time; what is costly to make, all Finders share.
+type Finder struct {
+	names  []string
+	all    []finding
+	report func(detector, start, end int)
+}
+
+// A finding is one detector at work.
+type finding struct {
+	look
+	search *search // nil if it has no rules
+	found  func(start, end int)
+}
+
+// New returns a Finder of what these detectors find.
+func New(detectors ...Detector) *Finder {
+	f := &Finder{}
+	for i, d := range detectors {
+		w := finding{look: d.look, found: func(start, end int) { f.report(i, start, end) }}
+		if d.rules != nil {
+			w.search = newSearch(d.rules())
+			w.look = w.search.find
 		}
-		if name == "secrets" {
-			f.secrets, f.secret = newSecrets(), i
-			find = f.secrets.find
-		}
-		f.looks = append(f.looks, find)
-		f.founds = append(f.founds, func(start, end int) { f.report(i, start, end) })
+		f.names, f.all = append(f.names, d.name), append(f.all, w)
 	}
-	return f, nil
+	return f
 }
 
 // Names returns the names of the Finder's detectors.
@@ -65,8 +82,8 @@ func (f *Finder) Names() []string { return f.names }
 // offsets of each value in text.
 func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 	f.report = found
-	for i, find := range f.looks {
-		find(text, f.founds[i])
+	for i := range f.all {
+		f.all[i].look(text, f.all[i].found)
 	}
 	f.report = nil
 }
@@ -74,11 +91,13 @@ func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 // Under calls found like Find, with what in text is sensitive for the name of
 // the member of an object that it is the value of.
 func (f *Finder) Under(name, text []byte, found func(detector, start, end int)) {
-	if f.secrets != nil {
-		f.report = found
-		f.secrets.under(name, text, f.founds[f.secret])
-		f.report = nil
+	f.report = found
+	for i := range f.all {
+		if w := &f.all[i]; w.search != nil {
+			w.search.under(name, text, w.found)
+		}
 	}
+	f.report = nil
 }
 
 // Classes of bytes.

@@ -9,11 +9,15 @@ import (
 
 // finder returns a Finder.
 func finder(t testing.TB, names ...string) *Finder {
-	f, err := New(names...)
-	if err != nil {
-		t.Fatal(err)
+	var all []Detector
+	for _, name := range names {
+		d, ok := ByName(name)
+		if !ok {
+			t.Fatalf("no detector %s", name)
+		}
+		all = append(all, d)
 	}
-	return f
+	return New(all...)
 }
 
 // find returns what the detector finds in text, in order and what overlaps as one.
@@ -125,6 +129,46 @@ func TestUnder(t *testing.T) {
 		}
 	}
 	finder(t, "email").Under([]byte("password"), []byte("hunter2-Xyz9"), func(int, int, int) { t.Error("email knows passwords") })
+}
+
+func TestDefine(t *testing.T) {
+	tests := []struct {
+		name string
+		c    Custom
+		in   string
+		want []string
+	}{
+		{"literal", Custom{Regex: `EMP-\d{6}`}, "EMP-123456 emp-123456 EMP-12345", []string{"EMP-123456"}},
+		{"group", Custom{Regex: `(?i)employee[ :=]+(\w{4})`}, "Employee: ab12", []string{"ab12"}},
+		{"nothing rare", Custom{Regex: `\b\d{4}\b`}, "12345 1234", []string{"1234"}},
+		{"keyword", Custom{Regex: `\b\d{4}\b`, Keywords: []string{"PIN"}}, "the pin is 1234", []string{"1234"}},
+		{"no keyword", Custom{Regex: `\b\d{4}\b`, Keywords: []string{"PIN"}}, "the year is 1234", nil},
+		{"keyword too far", Custom{Regex: `\b\d{4}\b`, Keywords: []string{"PIN"}}, "pin" + strings.Repeat(" ", 300) + "1234", nil},
+		{"luhn holds", Custom{Regex: `N(\d{11})`, Validate: "luhn"}, "N79927398713 N79927398714", []string{"79927398713"}},
+		{"mod97", Custom{Regex: `GB\d\d[A-Z]{4}\d{14}`, Validate: "mod97"}, "GB82WEST12345698765432 GB83WEST12345698765432", []string{"GB82WEST12345698765432"}},
+		{"entropy", Custom{Regex: `key_\w{12}`, Validate: "entropy"}, "key_aaaaaaaaaaaa key_a8Xk2Pq9Lm4Z", []string{"key_a8Xk2Pq9Lm4Z"}},
+		{"alternatives", Custom{Regex: `foo-\d+|bar-\d+`}, "foo-1 bar-22 baz-3", []string{"foo-1", "bar-22"}},
+	}
+	for _, tt := range tests {
+		tt.c.Name = "own"
+		d, err := Define(tt.c)
+		if err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		var got []string
+		New(d).Find([]byte(tt.in), func(_, start, end int) { got = append(got, tt.in[start:end]) })
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+	for name, bad := range map[string]Custom{
+		"no name": {Regex: "x"}, "name": {Name: "a]", Regex: "x"}, "taken": {Name: "email", Regex: "x"}, "regex": {Name: "a", Regex: "("},
+		"empty": {Name: "a", Regex: "x*"}, "validator": {Name: "a", Regex: "x", Validate: "md5"},
+	} {
+		if _, err := Define(bad); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
 }
 
 // FuzzFind checks that offsets lie in order in the text (find does), and that

@@ -3,6 +3,7 @@ package detect
 import (
 	_ "embed"
 	"fmt"
+	"regexp"
 	"regexp/syntax"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ type rule struct {
 	own     bool
 	varied  bool
 	generic bool // what follows any word such as key or token
+	custom  *custom
 }
 
 // An allowance says what is no secret all the same.
@@ -44,13 +46,14 @@ type expression struct {
 	set  *byteSet
 }
 
-// A ruleSet finds secrets. It is not changed once it is made.
+// A ruleSet is what a search looks for. It is not changed once it is made.
 type ruleSet struct {
 	expressions []expression
 	index       *index
-	allow       []allowance // for all rules
-	count       int         // of rules
-	unanchored  []string    // rules, or parts of them, that are not looked for, and why
+	slow        *regexp.Regexp // where there is no index
+	allow       []allowance    // for all rules
+	count       int            // of rules
+	unanchored  []string       // rules, or parts of them, that are not looked for, and why
 }
 
 // ruleFile is gitleaks' configuration, as far as it is about text.

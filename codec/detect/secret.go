@@ -5,8 +5,8 @@ import (
 	"math"
 )
 
-// secrets finds credentials by the rules of gitleaks and of rules.toml.
-type secrets struct {
+// A search looks for what the rules of a set find.
+type search struct {
 	*ruleSet
 	m, allowing machine
 	text        []byte // that is looked at
@@ -21,27 +21,37 @@ type secrets struct {
 // A taken place is not looked at again by the same rule.
 type taken struct{ text, end int }
 
-func newSecrets() *secrets {
-	rules := secretRules()
-	return &secrets{ruleSet: rules, taken: make([]taken, rules.count)}
+func newSearch(rules *ruleSet) *search {
+	return &search{ruleSet: rules, taken: make([]taken, rules.count)}
 }
 
-func (s *secrets) find(text []byte, found func(start, end int)) {
-	if len(text) < 4 {
-		return
-	}
+func (s *search) find(text []byte, found func(start, end int)) {
 	s.look(text, [2]int{0, len(text)}, found)
 }
 
-func (s *secrets) look(text []byte, value [2]int, found func(start, end int)) {
+func (s *search) look(text []byte, value [2]int, found func(start, end int)) {
 	s.text, s.value, s.found = text, value, found
 	s.texts++
-	s.index.find(text, s)
+	switch {
+	case s.index != nil && len(text) >= 4:
+		s.index.find(text, s)
+	case s.slow != nil:
+		s.crawl()
+	}
 	s.text, s.found = nil, nil
 }
 
+// crawl looks at every byte, for a rule in which nothing is rare.
+func (s *search) crawl() {
+	x := &s.expressions[0]
+	for _, slots := range s.slow.FindAllSubmatchIndex(s.text, -1) {
+		s.m.slots = slots
+		s.check(x)
+	}
+}
+
 // hit tries the expressions that have a gram at that place.
-func (s *secrets) hit(at int, first int32) {
+func (s *search) hit(at int, first int32) {
 	for i := first; i != 0; {
 		e := &s.index.entries[i-1]
 		i = e.next
@@ -59,7 +69,7 @@ func (s *secrets) hit(at int, first int32) {
 }
 
 // check judges what the machine has matched, and reports it.
-func (s *secrets) check(x *expression) {
+func (s *search) check(x *expression) {
 	r, slots := x.rule, s.m.slots
 	start, end := slots[0], slots[1]
 	match := [2]int{start, end}
@@ -77,6 +87,12 @@ func (s *secrets) check(x *expression) {
 		return
 	}
 	secret := s.text[start:end]
+	if r.custom != nil {
+		if r.custom.accepts(s, secret, match) {
+			s.report(r, start, end, match)
+		}
+		return
+	}
 	if r.entropy > 0 && entropy(secret) <= r.entropy || r.varied && !varied(secret) || placeholder(secret) {
 		return
 	}
@@ -94,6 +110,10 @@ func (s *secrets) check(x *expression) {
 			return
 		}
 	}
+	s.report(r, start, end, match)
+}
+
+func (s *search) report(r *rule, start, end int, match [2]int) {
 	s.taken[r.number] = taken{s.texts, match[1]}
 	if start >= s.value[0] && end <= s.value[1] {
 		s.found(start-s.value[0], end-s.value[0])
@@ -103,7 +123,7 @@ func (s *secrets) check(x *expression) {
 var maskBegin = []byte("[masked:")
 
 // allowed reports whether one of list says that what was found is no secret.
-func (s *secrets) allowed(list []allowance, secret []byte, match [2]int) bool {
+func (s *search) allowed(list []allowance, secret []byte, match [2]int) bool {
 	for i := range list {
 		a := &list[i]
 		target := secret
@@ -194,7 +214,7 @@ func namesSecret(name []byte) bool {
 
 // under finds the secrets in text, the value of the member of that name in an
 // object, that are secrets by the name: it is read as name: "text".
-func (s *secrets) under(name, text []byte, found func(start, end int)) {
+func (s *search) under(name, text []byte, found func(start, end int)) {
 	if len(name) < 3 || len(name) > maxName || len(text) < 8 || len(text) > maxNamed || !s.names(name) {
 		return
 	}
@@ -204,9 +224,9 @@ func (s *secrets) under(name, text []byte, found func(start, end int)) {
 }
 
 // names reports whether a rule is about a word in name.
-func (s *secrets) names(name []byte) bool {
+func (s *search) names(name []byte) bool {
 	s.named = append(append(s.named[:0], name...), `: "`...)
-	return s.index.any(s.named)
+	return s.index == nil || s.index.any(s.named)
 }
 
 const (
