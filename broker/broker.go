@@ -59,7 +59,6 @@ type Options struct {
 	Tokens    *identity.Tokens // agents join with
 	Users     *identity.Verifier
 	Policy    *policy.Policy
-	Masker    func(detectors []string) *codec.Masker
 	Servers   map[string]Server
 	Local     *agent.Agent // reaches the servers that have no agent of their own; may be nil
 	Log       *recorder.Log
@@ -429,7 +428,7 @@ func (b *Broker) serve(ctx context.Context, c *client) {
 func (b *Broker) newSession(id string, a *admission, c *client, rec Recording, log *slog.Logger) *session {
 	s := &session{
 		id: id, identity: a.identity, server: a.server, rule: a.terms.Rule,
-		policy: &b.policy, masker: b.o.Masker, desk: b.o.Desk, sealer: b.o.Sealer, url: b.o.URL, faces: &b.faces,
+		policy: &b.policy, desk: b.o.Desk, sealer: b.o.Sealer, url: b.o.URL, faces: &b.faces,
 		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame}, handshake: b.o.Limits.Handshake, log: log,
 		client:     c.Conn,
 		toClient:   lane{direction: codec.S2C, rec: rec, w: c.Conn, gone: errClientGone},

@@ -76,7 +76,6 @@ func newHarness(t testing.TB, limits Limits, rules ...policy.Rule) (h *harness, 
 	h.Broker = New(Options{
 		Desk: h.desk, Sealer: sealer, URL: "https://broker.example.com",
 		CA: h.ca, Tokens: tokens, Users: identity.NewVerifier(h.ca.Certificates()...), Policy: p,
-		Masker:  func([]string) *codec.Masker { return codec.NewMasker() },
 		Servers: map[string]Server{"cat": {}, "deaf": {}, "far": {Agent: "a"}, "gone": {Agent: "nobody"}, "none": {Agent: "a"}},
 		Local:   &agent.Agent{Servers: echoServers}, Log: h.log, Limits: limits, Logger: logger,
 	})

@@ -188,8 +188,8 @@ const maxShown = 16 << 10
 // show returns the arguments of f as an approver may see them.
 func (s *session) show(f *codec.Frame, t *policy.Terms) string {
 	shown := f.Arguments
-	if len(t.Mask) > 0 {
-		shown = s.masker(t.Mask).MaskText(nil, shown)
+	if t.Masking.New != nil {
+		shown = t.Masking.New().MaskText(nil, shown)
 	}
 	if len(shown) <= maxShown {
 		return string(shown)
@@ -209,16 +209,17 @@ type heldCall struct {
 	digest string
 	modern bool // the client is of the newer era, and can ask its person to open a URL
 	retry  bool // it has asked its person
+	passed recorder.Verdict
 	grant.Request
 	terms *policy.Terms
 }
 
 // approval passes a call that has been approved, and makes any other wait, in
 // the best way that the client knows.
-func (s *session) approval(f *codec.Frame, line []byte, t *policy.Terms, verdict policy.Verdict) error {
-	h := &heldCall{terms: t, modern: elicitsURL(codec.Member(f.Meta, metaCapabilities)), digest: digestOf(f, true)}
+func (s *session) approval(f *codec.Frame, line []byte, passed recorder.Verdict, t *policy.Terms, verdict policy.Verdict) error {
+	h := &heldCall{terms: t, passed: passed, modern: elicitsURL(codec.Member(f.Meta, metaCapabilities)), digest: digestOf(f, true)}
 	if s.calls.goesOn(h.digest, f) {
-		return s.pass(f, line, recorder.Delivered, h.digest)
+		return s.pass(f, line, passed, h.digest)
 	}
 	if sealed := ours(f); sealed != nil {
 		var state callState
@@ -238,7 +239,7 @@ func (s *session) approval(f *codec.Frame, line []byte, t *policy.Terms, verdict
 	case ok && h.retry:
 		return s.passEdited(f, h.digest)
 	case ok:
-		return s.pass(f, line, recorder.Delivered, h.digest)
+		return s.pass(f, line, passed, h.digest)
 	case s.calls.full():
 		return s.refuse(line, f.ID, &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d calls wait for an approval", maxWaiting)})
 	}
@@ -468,7 +469,7 @@ func (s *session) passHeld(ctx context.Context, h *heldCall) error {
 	if s.over.Load() {
 		return nil
 	}
-	verdict, line := recorder.Delivered, h.line
+	verdict, line := h.passed, h.line
 	if h.retry {
 		verdict, line = recorder.Edited, codec.Without(make([]byte, 0, len(f.Line)+1), f, f.Params, "requestState", "inputResponses")
 	}

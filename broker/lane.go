@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"sync"
@@ -63,6 +64,16 @@ func (l *lane) queue(v recorder.Verdict, line []byte) error {
 	return nil
 }
 
+// findings puts on record what was found in the frame that is queued next: by
+// which detector, and where.
+func (l *lane) findings(found []codec.Finding) error {
+	text, err := json.Marshal(found)
+	if err != nil {
+		return err
+	}
+	return l.queue(recorder.Found, append(text, '\n')[:len(text)])
+}
+
 // to names the receiver, where it was not known from the start.
 func (l *lane) to(w io.Writer) {
 	l.mu.Lock()
@@ -116,7 +127,7 @@ func (l *lane) deliver(out []byte, frames ...recorder.Frame) error {
 	start, end := 0, 0
 	for _, f := range frames {
 		next := end + len(f.Bytes) + 1
-		if f.Verdict == recorder.Blocked {
+		if f.Verdict == recorder.Blocked || f.Verdict == recorder.Found {
 			l.write(out[start:end])
 			start = next
 		}

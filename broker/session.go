@@ -9,7 +9,9 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,7 +67,6 @@ type session struct {
 	rule      string     // that let it in
 	source    netip.Addr // of the client
 	policy    *atomic.Pointer[policy.Policy]
-	masker    func(detectors []string) *codec.Masker
 	desk      *grant.Desk // may be nil
 	sealer    *identity.Sealer
 	url       string // of the broker's pages
@@ -354,8 +355,8 @@ func (s *session) refresh(v *view) error {
 		return r
 	}
 	v.policy, v.terms, v.masker = p, t, nil
-	if len(t.Mask) > 0 {
-		v.masker = s.masker(t.Mask)
+	if t.Masking.New != nil {
+		v.masker = t.Masking.New()
 	}
 	return nil
 }
@@ -434,10 +435,28 @@ func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
 		s.log.Info("request without an id is kept back", "method", short(string(f.Method)))
 		return s.toServer.queue(recorder.Blocked, line)
 	}
+	passed := recorder.Delivered
+	if f.Arguments != nil && v.masker != nil && v.terms.Masking.Requests != policy.RequestsPass {
+		masked, findings := v.masker.MaskArguments(make([]byte, 0, len(line)+1), f)
+		if len(findings) > 0 {
+			// The record, too, has what the server gets, or would have got.
+			line, passed = masked, recorder.Masked
+			if err := s.toServer.findings(findings); err != nil {
+				return err
+			}
+			if v.terms.Masking.Requests == policy.RequestsDeny {
+				s.log.Info("call refused: something was found in its arguments", "method", short(string(f.Method)), "rule", v.terms.Rule)
+				return s.refuse(line, bytes.Clone(f.ID), &Refusal{Code: CodeDenied, Rule: v.terms.Rule, Reason: "refused: the arguments hold what must not reach the server: " + kinds(findings)})
+			}
+			if f, err = p.Parse(line, codec.C2S); err != nil {
+				return fmt.Errorf("mask arguments: %w", err)
+			}
+		}
+	}
 	s.learn(f)
 	verdict := v.terms.Call(f, time.Now())
 	if verdict.Access == policy.Approval && f.Kind == codec.Request && s.desk != nil {
-		return s.approval(f, line, v.terms, verdict)
+		return s.approval(f, line, passed, v.terms, verdict)
 	}
 	if r := ofVerdict(verdict); r != nil {
 		s.log.Info("call refused", "method", short(string(f.Method)), "code", r.Code, "rule", r.Rule)
@@ -452,7 +471,18 @@ func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
 	if ours(f) != nil { // of an approval that is not needed any more
 		return s.passEdited(f, "")
 	}
-	return s.pass(f, line, recorder.Delivered, "")
+	return s.pass(f, line, passed, "")
+}
+
+// kinds lists the detectors of findings, each once.
+func kinds(findings []codec.Finding) string {
+	var names []string
+	for _, f := range findings {
+		if !slices.Contains(names, f.Detector) {
+			names = append(names, f.Detector)
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // pass delivers what the client sent. call is the digest of an approved call.
@@ -642,8 +672,13 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 	}
 	if v.masker != nil {
 		var findings []codec.Finding
-		if out, findings = v.masker.Mask(out[:0], f); len(findings) > 0 && verdict != recorder.Blocked {
-			verdict = recorder.Masked
+		if out, findings = v.masker.Mask(out[:0], f); len(findings) > 0 {
+			if verdict != recorder.Blocked {
+				verdict = recorder.Masked
+			}
+			if err := s.toClient.findings(findings); err != nil {
+				return out, err
+			}
 		}
 		out = append(out, '\n')
 		line = out[:len(out)-1]

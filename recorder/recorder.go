@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"time"
 
 	"example.com/broker/codec"
@@ -71,6 +72,8 @@ type Session struct {
 	S2C       Count     `json:"s2c"`
 	Blocked   int64     `json:"blocked"` // frames
 	Masked    int64     `json:"masked"`
+
+	Findings map[string]int64 `json:"findings,omitempty"` // by detector
 }
 
 // A Count is of what was delivered in one direction, newlines included.
@@ -86,6 +89,18 @@ func (s *Session) count(f *Frame) {
 		s.Blocked++
 		return
 	case Aliased:
+		return
+	case Found:
+		var found []codec.Finding
+		if json.Unmarshal(f.Bytes, &found) == nil {
+			s.Findings = maps.Clone(s.Findings) // others may hold a copy of s
+			if s.Findings == nil {
+				s.Findings = map[string]int64{}
+			}
+			for _, f := range found {
+				s.Findings[f.Detector]++
+			}
+		}
 		return
 	}
 	if f.Verdict == Masked {
@@ -112,9 +127,12 @@ const (
 	// Where clients share a session, what is on record of the request has the id
 	// that the server saw; with the alias, it is what the client sent.
 	Aliased
+	// Found is no frame: it is a list of codec.Finding in JSON, of what was found in
+	// the frame that follows.
+	Found
 )
 
-var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased"}
+var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased", "found"}
 
 // String returns the verdict as a word.
 func (v Verdict) String() string {
@@ -191,6 +209,7 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 			if !v.Server && json.Unmarshal(f.Bytes, &a) == nil {
 				aliases = append(aliases, a)
 			}
+		case f.Verdict == Found:
 		case v.Want(f):
 			for i := range aliases {
 				if bytes.Contains(f.Bytes, aliases[i].As) && json.Valid(f.Bytes) {

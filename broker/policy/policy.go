@@ -30,6 +30,7 @@ import (
 	"unicode"
 
 	"example.com/broker/broker/identity"
+	"example.com/broker/codec"
 )
 
 // Access is what a rule gives.
@@ -67,8 +68,8 @@ type Rule struct {
 	Access   Access
 	Duration time.Duration // of a session at the most, or of a grant that is asked for without one; zero: no limit, or 1 h
 	Calls    []CallRule    // top to bottom, the first that is true decides; none: allow
-	Mask     []string      // names of detectors; the caller knows them
-	Asking   Asking        // where access or a call needs an approval
+	Masking  Masking
+	Asking   Asking // where access or a call needs an approval
 	// Certificate bounds the life of the certificates of those whom the rule
 	// matches, whatever the server; zero: as Lifetime says.
 	Certificate time.Duration
@@ -82,6 +83,21 @@ type CallRule struct {
 	Allow    string
 	Reason   string // for the person
 }
+
+// Masking says what is masked in frames.
+type Masking struct {
+	New      func() *codec.Masker // nil: nothing
+	Requests Requests
+}
+
+// Requests says what becomes of a call in whose arguments something is found.
+type Requests uint8
+
+const (
+	RequestsPass Requests = iota // nobody looks
+	RequestsMask
+	RequestsDeny
+)
 
 // An Error says where in the rules a fault lies.
 type Error struct {
@@ -185,7 +201,7 @@ type Terms struct {
 	Access   Access
 	Rule     string // the name of the rule; empty if none matched
 	Duration time.Duration
-	Mask     []string
+	Masking  Masking
 
 	calls   []condition
 	asking  asking
@@ -206,7 +222,7 @@ func (p *Policy) Decide(id identity.Identity, server string) *Terms {
 			continue
 		}
 		return &Terms{
-			Access: r.Access, Rule: r.Name, Duration: r.Duration, Mask: r.Mask,
+			Access: r.Access, Rule: r.Name, Duration: r.Duration, Masking: r.Masking,
 			calls: r.calls, asking: r.asking, session: session{server, id.Subject, id.Groups},
 		}
 	}

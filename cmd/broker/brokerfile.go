@@ -19,26 +19,25 @@ import (
 	"example.com/broker/broker/agent"
 	"example.com/broker/broker/agent/credential"
 	"example.com/broker/broker/policy"
-	"example.com/broker/codec"
-	"example.com/broker/codec/detect"
 )
 
 // brokerFile is broker.yaml.
 type brokerFile struct {
-	Listen   string                `yaml:"listen"`
-	Name     string                `yaml:"name"`
-	URL      string                `yaml:"url"`
-	Data     string                `yaml:"data"`
-	Admins   namesFile             `yaml:"admins"`
-	TLS      tlsFile               `yaml:"tls"`
-	Identity identityFile          `yaml:"identity"`
-	Agents   agentsFile            `yaml:"agents"`
-	Audit    auditFile             `yaml:"audit"`
-	Channels channelsFile          `yaml:"channels"`
-	Servers  map[string]serverFile `yaml:"servers"`
-	Policy   []ruleFile            `yaml:"policy"`
-	HTTP     httpFile              `yaml:"http"`
-	Limits   limitsFile            `yaml:"limits"`
+	Listen    string                `yaml:"listen"`
+	Name      string                `yaml:"name"`
+	URL       string                `yaml:"url"`
+	Data      string                `yaml:"data"`
+	Admins    namesFile             `yaml:"admins"`
+	TLS       tlsFile               `yaml:"tls"`
+	Identity  identityFile          `yaml:"identity"`
+	Agents    agentsFile            `yaml:"agents"`
+	Audit     auditFile             `yaml:"audit"`
+	Channels  channelsFile          `yaml:"channels"`
+	Servers   map[string]serverFile `yaml:"servers"`
+	Policy    []ruleFile            `yaml:"policy"`
+	Detectors []detectorFile        `yaml:"detectors"`
+	HTTP      httpFile              `yaml:"http"`
+	Limits    limitsFile            `yaml:"limits"`
 }
 
 // httpFile is how clients by URL are served.
@@ -97,6 +96,8 @@ type ruleFile struct {
 	WaitingRoom *bool         `yaml:"waiting_room"`
 	Calls       []callFile    `yaml:"calls"`
 	Mask        []string      `yaml:"mask"`
+	MaskFields  []string      `yaml:"mask_fields"`
+	MaskRequest any           `yaml:"mask_requests"`
 }
 
 // namesFile is users and groups.
@@ -341,6 +342,10 @@ func childEnviron() []string {
 }
 
 func (c *brokerConfig) readPolicy() error {
+	own, err := c.ownDetectors()
+	if err != nil {
+		return err
+	}
 	rules := make([]policy.Rule, len(c.Policy))
 	for i, r := range c.Policy {
 		access, err := policy.ParseAccess(r.Access)
@@ -356,14 +361,13 @@ func (c *brokerConfig) readPolicy() error {
 				return err
 			}
 		}
-		for j, name := range r.Mask {
-			if _, ok := detect.ByName(name); !ok {
-				return c.errorAt(fmt.Sprintf("policy[%d].mask[%d]", i, j), fmt.Errorf("no detector %q; there are %s", name, strings.Join(detect.Names(), ", ")))
-			}
+		masking, err := c.masking(i, r, own)
+		if err != nil {
+			return err
 		}
 		rules[i] = policy.Rule{
 			Name: r.Name, Users: r.Users, Groups: r.Groups, Servers: r.Servers,
-			Access: access, Duration: duration, Mask: r.Mask, Certificate: certificate,
+			Access: access, Duration: duration, Masking: masking, Certificate: certificate,
 			Asking: policy.Asking{
 				Approvers:   policy.Approvers{Users: r.Approvers.Users, Groups: r.Approvers.Groups, Count: r.Approvers.Count},
 				MaxDuration: most, Reason: r.Reason, Auto: r.Auto, BreakGlass: r.BreakGlass, TTL: ttl, Hold: hold,
@@ -427,18 +431,6 @@ func (c *brokerConfig) needRestart(next *brokerConfig) (keys []string) {
 		}
 	}
 	return keys
-}
-
-// newMasker returns a masker with the detectors of that name, which the
-// configuration has been checked to name rightly.
-func newMasker(names []string) *codec.Masker {
-	var detectors []codec.Detector
-	for _, name := range names {
-		if d, ok := detect.ByName(name); ok {
-			detectors = append(detectors, d)
-		}
-	}
-	return codec.NewMasker(detectors...)
 }
 
 // readCertificates reads a PEM file of certificates.

@@ -166,7 +166,7 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		Slack: presses, OAuth: in.oauth,
 		Desk: in.desk, Sealer: sealer, URL: in.url(), SignIn: sign, Google: google, Instances: config.instances,
 		CA: in.ca, Tokens: openTokens(config.Data), Users: users,
-		Policy: config.policy, Masker: newMasker,
+		Policy:  config.policy,
 		Servers: config.servers, Local: &agent.Agent{Servers: config.local, Log: log},
 		HTTP: stream.HTTPOptions{Origins: config.HTTP.Origins, Host: in.isHost},
 		Log:  in.recorder, Limits: limits, Tunnel: stream.TunnelOptions{Log: log}, Logger: log,
