@@ -3,30 +3,23 @@ package detect
 // cardGroups are the ways in which card numbers are printed in groups.
 var cardGroups = [][]int{{4, 4, 4, 4, 3}, {4, 4, 4, 4}, {4, 6, 5}, {4, 6, 4}}
 
-// findCards finds payment card numbers: 13 to 19 digits in one run, or in
+// card finds payment card numbers: 13 to 19 digits in one run, or in
 // groups with one kind of separator, with a known issuer's prefix and length
 // and a good check digit. Digits within a longer run, a word, a UUID or a
 // decimal are none.
-func findCards(text []byte, found func(start, end int)) {
-	for i := 0; i < len(text); i++ {
-		if !is(text[i], digit) {
-			continue
-		}
-		// The whole run is passed over at the end: no digit is looked at twice.
-		end := run(text, i, len(text), digit)
-		if i == 0 || !is(text[i-1], word|dot|dash) {
-			if e := card(text, i, end); e > 0 {
-				found(i, e)
-				end = e
-			}
-		}
-		i = end - 1
+func card(text []byte, start, end int) (from, to int) {
+	if end-start != 4 && end-start < 13 || !separated(text, start) {
+		return 0, 0
 	}
+	if to = cardEnd(text, start, end); to == 0 {
+		return 0, 0
+	}
+	return start, to
 }
 
-// card returns the offset behind the card number whose first run of digits is
+// cardEnd returns the offset behind the card number whose first run of digits is
 // text[start:end], or 0.
-func card(text []byte, start, end int) int {
+func cardEnd(text []byte, start, end int) int {
 	var digits [19]byte
 	if n := end - start; n >= 13 && n <= 19 {
 		copy(digits[:], text[start:end])

@@ -21,6 +21,7 @@ import (
 type Detector struct {
 	name  string
 	look  look            // either this
+	by    byDigits        // or this
 	rules func() *ruleSet // or that
 }
 
@@ -28,9 +29,13 @@ type Detector struct {
 type look func(text []byte, found func(start, end int))
 
 var builtin = map[string]Detector{
-	"credit_card": {look: findCards},
+	"credit_card": {by: card},
 	"email":       {look: findEmails},
+	"iban":        {by: iban},
+	"ip_address":  {by: ip},
+	"phone":       {by: phone},
 	"secrets":     {rules: secretRules},
+	"us_ssn":      {by: ssn},
 }
 
 // Names returns the names of the detectors that there are, sorted.
@@ -50,27 +55,36 @@ func (d Detector) Name() string { return d.name }
 // goroutines at a time; what is costly to make, all Finders share.
 type Finder struct {
 	names  []string
-	all    []finding
+	all    []finding // but those by digits
+	digits []finding
+	named  []byte
 	report func(detector, start, end int)
 }
 
 // A finding is one detector at work.
 type finding struct {
-	look
+	look   // nil if it is by digits
+	by     byDigits
 	search *search // nil if it has no rules
 	found  func(start, end int)
+	done   int // what is before has been reported
 }
 
 // New returns a Finder of what these detectors find.
 func New(detectors ...Detector) *Finder {
 	f := &Finder{}
 	for i, d := range detectors {
-		w := finding{look: d.look, found: func(start, end int) { f.report(i, start, end) }}
+		w := finding{look: d.look, by: d.by, found: func(start, end int) { f.report(i, start, end) }}
 		if d.rules != nil {
 			w.search = newSearch(d.rules())
 			w.look = w.search.find
 		}
-		f.names, f.all = append(f.names, d.name), append(f.all, w)
+		f.names = append(f.names, d.name)
+		if d.by != nil {
+			f.digits = append(f.digits, w)
+		} else {
+			f.all = append(f.all, w)
+		}
 	}
 	return f
 }
@@ -85,7 +99,33 @@ func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 	for i := range f.all {
 		f.all[i].look(text, f.all[i].found)
 	}
+	if len(f.digits) > 0 && len(text) >= leastDigits {
+		f.byDigits(text)
+	}
 	f.report = nil
+}
+
+// leastDigits is the length of the shortest value that is found by its digits: ::1.
+const leastDigits = 3
+
+func (f *Finder) byDigits(text []byte) {
+	for i := range f.digits {
+		f.digits[i].done = 0
+	}
+	for start := nextDigit(text, 0); start >= 0; {
+		end := run(text, start, len(text), digit)
+		for i := range f.digits {
+			w := &f.digits[i]
+			if start < w.done {
+				continue
+			}
+			if from, to := w.by(text, start, end); to > 0 && from >= w.done {
+				w.done = to
+				w.found(from, to)
+			}
+		}
+		start = nextDigit(text, end)
+	}
 }
 
 // Under calls found like Find, with what in text is sensitive for the name of
@@ -95,6 +135,14 @@ func (f *Finder) Under(name, text []byte, found func(detector, start, end int)) 
 	for i := range f.all {
 		if w := &f.all[i]; w.search != nil {
 			w.search.under(name, text, w.found)
+		}
+	}
+	if len(f.digits) > 0 && len(text) == 9 && saysSSN(name, len(name)) {
+		f.named = append(append(f.named[:0], "ssn "...), text...)
+		for i := range f.digits {
+			if _, to := f.digits[i].by(f.named, 4, run(f.named, 4, 9, digit)); to == len(f.named) {
+				f.digits[i].found(0, len(text))
+			}
 		}
 	}
 	f.report = nil

@@ -53,13 +53,20 @@ func isLocal(c byte) bool {
 	return is(c, word|dash|dot) || c == '+' || c == '%' || c == '\''
 }
 
+// fileNames end the names of files, and no domain.
+var fileNames = map[string]bool{
+	"css": true, "dll": true, "exe": true, "gif": true, "html": true, "ini": true, "jpeg": true, "jpg": true, "js": true, "json": true, "jsx": true,
+	"lock": true, "log": true, "pdf": true, "png": true, "svg": true, "toml": true, "ts": true, "tsx": true, "txt": true, "webp": true, "xml": true,
+	"yaml": true, "yml": true,
+}
+
 func isDomain(d []byte) bool {
 	last := bytes.LastIndexByte(d, '.')
 	if last < 1 || bytes.Contains(d, []byte("..")) || d[0] == '-' || d[0] == '.' {
 		return false
 	}
 	tld := d[last+1:]
-	if len(tld) < 2 {
+	if len(tld) < 2 || fileNames[string(tld)] || len(d) > 2 && is(d[0], digit) && d[1] == 'x' && d[2] == '.' { // name@2x.png
 		return false
 	}
 	if bytes.HasPrefix(tld, []byte("xn--")) {

@@ -1,0 +1,233 @@
+package detect
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+)
+
+// Most personal data has digits in it. They are looked for once for all
+// detectors, and each looks around a run of them.
+
+// A byDigits looks around the run of digits text[start:end], and returns the
+// offsets of the value that it is in, or 0, 0.
+type byDigits func(text []byte, start, end int) (from, to int)
+
+// nextDigit returns the offset of the first digit in text from i on, or -1.
+func nextDigit(text []byte, i int) int {
+	const low, high = 0x0101010101010101, 0x8080808080808080
+	for ; i+8 <= len(text); i += 8 {
+		x := binary.LittleEndian.Uint64(text[i:]) ^ low*'0'
+		// The high bit of a byte is clear where x is 0 to 9.
+		if d := ^(x&^high + low*(0x80-10) | x) & high; d != 0 {
+			return i + bits.TrailingZeros64(d)/8
+		}
+	}
+	for ; i < len(text); i++ {
+		if is(text[i], digit) {
+			return i
+		}
+	}
+	return -1
+}
+
+// separated reports that nothing in front of i makes what begins there a part of
+// something longer.
+func separated(text []byte, i int) bool { return i == 0 || !is(text[i-1], word|dot|dash) }
+
+// ssn finds social security numbers of the United States: in three groups with
+// dashes, or, where the text says what they are, with blanks or none. No area is
+// 000, 666 or from 900 on, no group 00, no serial 0000; and two numbers that were
+// printed in advertisements are nobody's.
+func ssn(text []byte, start, end int) (from, to int) {
+	var digits []byte
+	var buf [9]byte
+	switch n := end - start; {
+	case n == 3 && end+8 <= len(text) && (text[end] == '-' || text[end] == ' ') && text[end+3] == text[end] &&
+		run(text, end+1, 3, digit) == end+3 && run(text, end+4, 5, digit) == end+8:
+		to = end + 8
+		digits = append(append(append(buf[:0], text[start:end]...), text[end+1:end+3]...), text[end+4:to]...)
+		if text[end] == ' ' && !saysSSN(text, start) {
+			return 0, 0
+		}
+	case n == 9 && saysSSN(text, start):
+		to = end
+		digits = text[start:end]
+	default:
+		return 0, 0
+	}
+	if !separated(text, start) || start > 0 && text[start-1] == '/' || !ends(text, to) {
+		return 0, 0
+	}
+	area, group, serial := string(digits[:3]), string(digits[3:5]), string(digits[5:])
+	if area == "000" || area == "666" || area >= "900" || group == "00" || serial == "0000" {
+		return 0, 0
+	}
+	switch string(digits) {
+	case "078051120", "219099999":
+		return 0, 0
+	}
+	return start, to
+}
+
+// saysSSN reports that the text in front of i speaks of such numbers.
+func saysSSN(text []byte, i int) bool {
+	var buf [40]byte
+	before := appendLower(buf[:0], text[max(0, i-40):i])
+	return bytes.Contains(before, []byte("ssn")) || bytes.Contains(before, []byte("social sec"))
+}
+
+// ibanLengths are by country, from the registry of SWIFT.
+var ibanLengths = map[string]int{
+	"AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BI": 27, "BR": 29, "BY": 28, "CH": 21, "CR": 22,
+	"CY": 28, "CZ": 24, "DE": 22, "DJ": 27, "DK": 18, "DO": 28, "EE": 20, "EG": 29, "ES": 24, "FI": 18, "FK": 18, "FO": 18, "FR": 27, "GB": 22,
+	"GE": 22, "GI": 23, "GL": 18, "GR": 27, "GT": 28, "HN": 28, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IQ": 23, "IS": 26, "IT": 27, "JO": 30,
+	"KW": 30, "KZ": 20, "LB": 28, "LC": 32, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "LY": 25, "MC": 27, "MD": 24, "ME": 22, "MK": 19, "MN": 20,
+	"MR": 27, "MT": 31, "MU": 30, "NI": 28, "NL": 18, "NO": 15, "OM": 23, "PK": 24, "PL": 28, "PS": 29, "PT": 25, "QA": 29, "RO": 24, "RS": 22,
+	"RU": 33, "SA": 24, "SC": 31, "SD": 18, "SE": 24, "SI": 19, "SK": 24, "SM": 27, "SO": 23, "ST": 25, "SV": 28, "TL": 23, "TN": 24, "TR": 26,
+	"UA": 29, "VA": 22, "VG": 24, "XK": 20, "YE": 30,
+}
+
+// iban finds international bank account numbers: a country, as long as that
+// country's are, and a good remainder (ISO 7064, mod 97). They stand in one word,
+// or in groups of four.
+func iban(text []byte, start, end int) (from, to int) {
+	from = start - 2
+	if from < 0 || end-start < 2 || !is(text[from], upper|lower) || !is(text[from+1], upper|lower) || !separated(text, from) {
+		return 0, 0
+	}
+	var v [40]byte
+	size := ibanLengths[string([]byte{text[from] &^ 0x20, text[from+1] &^ 0x20})]
+	if size == 0 {
+		return 0, 0
+	}
+	spaced := from+4 < len(text) && text[from+4] == ' '
+	to = from
+	for n := 0; n < size; n++ {
+		if spaced && n > 0 && n%4 == 0 {
+			if to == len(text) || text[to] != ' ' {
+				return 0, 0
+			}
+			to++
+		}
+		if to == len(text) || !is(text[to], alnum) || spaced && is(text[to], lower) {
+			return 0, 0
+		}
+		v[n] = text[to]
+		to++
+	}
+	if !ends(text, to) || !mod97(v[:size]) {
+		return 0, 0
+	}
+	return from, to
+}
+
+// phone finds telephone numbers in the international form (E.164): a plus, a
+// country's code, and up to 15 digits in groups.
+func phone(text []byte, start, end int) (from, to int) {
+	from = start - 1
+	if from < 0 || text[from] != '+' || from > 0 && (is(text[from-1], word|dot) || text[from-1] == '+' || text[from-1] == ')') {
+		return 0, 0
+	}
+	var digits [15]byte
+	n, groups := 0, 0
+	for at := start; ; {
+		e := run(text, at, 16, digit)
+		if e == at || groups > 1 && e-at < 2 || n+e-at > len(digits) {
+			break
+		}
+		n += copy(digits[n:], text[at:e])
+		groups++
+		to, at = e, e
+		// One mark, or a bracket with a blank beside it.
+		for range 2 {
+			if at < len(text) && (text[at] == ' ' || text[at] == '-' || text[at] == '.' || text[at] == '(' || text[at] == ')' || text[at] == '/') {
+				at++
+			}
+		}
+		if at == e {
+			break
+		}
+	}
+	if to == 0 || to < len(text) && is(text[to], word) || !ends(text, to) || !isPhone(digits[:n]) || groups == 1 && n < 9 {
+		return 0, 0
+	}
+	return from, to
+}
+
+// isPhone checks the country's code, and in North America and Russia the length.
+func isPhone(d []byte) bool {
+	if len(d) < 8 {
+		return false
+	}
+	switch {
+	case d[0] == '1':
+		return len(d) == 11 && d[1] >= '2' && d[4] >= '2'
+	case d[0] == '7':
+		return len(d) == 11
+	}
+	if two := string(d[:2]); callingCodes[two] {
+		return true
+	}
+	return callingCodes[string(d[:3])]
+}
+
+// callingCodes are those that the ITU has assigned, but for +1 and +7.
+var callingCodes = func() map[string]bool {
+	codes := map[string]bool{}
+	for _, s := range bytes.Fields([]byte(`20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 63 64 65 66
+		81 82 84 86 90 91 92 93 94 95 98 211 212 213 216 218 220 221 222 223 224 225 226 227 228 229 230 231 232 233 234 235 236 237 238 239
+		240 241 242 243 244 245 246 247 248 249 250 251 252 253 254 255 256 257 258 260 261 262 263 264 265 266 267 268 269 290 291 297 298 299
+		350 351 352 353 354 355 356 357 358 359 370 371 372 373 374 375 376 377 378 380 381 382 383 385 386 387 389 420 421 423
+		500 501 502 503 504 505 506 507 508 509 590 591 592 593 594 595 596 597 598 599 670 672 673 674 675 676 677 678 679 680 681 682 683 685
+		686 687 688 689 690 691 692 800 808 850 852 853 855 856 870 878 880 881 882 883 886 888 960 961 962 963 964 965 966 967 968 970 971 972
+		973 974 975 976 977 979 992 993 994 995 996 998`)) {
+		codes[string(s)] = true
+	}
+	return codes
+}()
+
+const maxIP = 45 // an address at its longest, in bytes
+
+// ip finds addresses of IPv4 and IPv6 that have a digit, but for those that are
+// the same everywhere: unspecified, loopback, and masks of networks.
+func ip(text []byte, start, end int) (from, to int) {
+	from, to = start, end
+	for from > 0 && start-from < maxIP && isIP(text[from-1]) {
+		if from--; is(text[from], digit) { // the run before has looked
+			return 0, 0
+		}
+	}
+	for to < len(text) && to-start < maxIP && isIP(text[to]) {
+		to++
+	}
+	for to > from && (text[to-1] == '.' || text[to-1] == ':' && (to-2 < from || text[to-2] != ':')) {
+		to--
+	}
+	word := text[from:to]
+	colons, dots := bytes.Count(word, []byte(":")), bytes.Count(word, []byte("."))
+	switch {
+	case colons == 1 && dots == 3: // with a port
+		to = from + bytes.IndexByte(word, ':')
+	case colons < 2 && dots != 3:
+		return 0, 0
+	}
+	if to <= from || !separated(text, from) || from > 0 && text[from-1] == '/' && dots == 3 && from > 1 && is(text[from-2], alnum) || !ends(text, to) {
+		return 0, 0
+	}
+	a, err := netip.ParseAddr(string(text[from:to]))
+	if err != nil || a.IsUnspecified() || a.IsLoopback() || a.Is4() && (a.As4()[0] == 255 || a.As4()[0] == 0 || saysVersion(text, from)) {
+		return 0, 0
+	}
+	return from, to
+}
+
+func isIP(c byte) bool { return is(c, hexLower|dot) || c == ':' || 'A' <= c && c <= 'F' }
+
+// saysVersion reports that what begins at i is the version of something.
+func saysVersion(text []byte, i int) bool {
+	var buf [12]byte
+	before := bytes.TrimRight(appendLower(buf[:0], text[max(0, i-12):i]), " \"':=v")
+	return bytes.HasSuffix(before, []byte("version")) || bytes.HasSuffix(before, []byte("ver")) || bytes.HasSuffix(before, []byte("release"))
+}
