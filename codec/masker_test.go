@@ -420,23 +420,3 @@ func shared(t testing.TB, name string) string {
 	t.Skipf("shared/testdata/%s is not beside the project", name)
 	return ""
 }
-
-func BenchmarkMask(b *testing.B) {
-	text := strings.Repeat(`The quick brown fox jumps over the lazy dog; order 20261123.\n`, 4200)
-	line := result(`{"content":[{"type":"text","text":"` + text + `"}]}`)
-	var p codec.Parser
-	f, err := p.Parse(line, codec.S2C)
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, names := range [][]string{{}, {"email"}, detect.Names()} {
-		b.Run(fmt.Sprint(len(names), "-detectors"), func(b *testing.B) {
-			m := newMasker(names...)
-			var out []byte
-			b.SetBytes(int64(len(line)))
-			for b.Loop() {
-				out, _ = m.Mask(out[:0], f)
-			}
-		})
-	}
-}

@@ -431,23 +431,3 @@ func TestUnquote(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
-
-func BenchmarkParse(b *testing.B) {
-	row := `{"id":17,"name":"Ada Byron","email":"ada@example.com","active":true,"score":1.5e3},`
-	for _, size := range []int{1, 50, 3000} {
-		line := []byte(`{"jsonrpc":"2.0","id":1,"result":{"rows":[` + strings.TrimSuffix(strings.Repeat(row, size), ",") + `]}}`)
-		b.Run(fmt.Sprintf("rows=%d/codec", size), func(b *testing.B) {
-			var p Parser
-			b.SetBytes(int64(len(line)))
-			for b.Loop() {
-				p.Parse(line, S2C)
-			}
-		})
-		b.Run(fmt.Sprintf("rows=%d/json.Valid", size), func(b *testing.B) {
-			b.SetBytes(int64(len(line)))
-			for b.Loop() {
-				json.Valid(line)
-			}
-		})
-	}
-}

@@ -321,9 +321,9 @@ func appendGrams(all []anchor, s sequence, back span) []anchor {
 // An index finds the grams of many expressions in one pass. The hash of four
 // bytes tells nearly every place that has none; a table knows the others.
 type index struct {
-	marks   [1 << hashBits]uint8 // by hash: 0 if no gram has it
-	keys    []uint32             // open addressing; the length is a power of two
-	first   []int32              // by slot: the first entry of the key in entries + 1; 0: no key
+	bits    [1 << (hashBits - 6)]uint64 // by hash: 1 if a gram has it
+	keys    []uint32                    // open addressing; the length is a power of two
+	first   []int32                     // by slot: the first entry of the key in entries + 1; 0: no key
 	entries []entry
 	pairs   []pair
 }
@@ -343,8 +343,8 @@ type entry struct {
 }
 
 const (
-	hashBits  = 16
-	hashShift = 32 - hashBits
+	hashBits  = 18 // of 32 KiB, which the first cache holds
+	wordShift = 32 - hashBits
 	hashMul   = 0x9e3779b1
 )
 
@@ -369,7 +369,8 @@ func newIndex(of [][]anchor) *index {
 				x.pairs = append(x.pairs, p)
 				continue
 			}
-			x.marks[a.gram*hashMul>>hashShift] = 1
+			p := a.gram * hashMul
+			x.bits[p>>(wordShift+6)] |= 1 << (p >> wordShift & 63)
 			slot := x.slot(a.gram)
 			x.keys[slot] = a.gram
 			x.entries = append(x.entries, entry{int32(id), x.first[slot], a.back})
@@ -400,8 +401,7 @@ func (x *index) find(text []byte, h hitter) {
 	for rest := text; len(rest) >= 10; rest = rest[8:] {
 		w := binary.LittleEndian.Uint64(rest) | folding
 		v := binary.LittleEndian.Uint32(rest[6:]) | folding&0xffffffff
-		if x.marks[uint32(w)*hashMul>>hashShift]|x.marks[uint32(w>>16)*hashMul>>hashShift]|
-			x.marks[uint32(w>>32)*hashMul>>hashShift]|x.marks[v*hashMul>>hashShift] != 0 {
+		if (x.bit(uint32(w))|x.bit(uint32(w>>16))|x.bit(uint32(w>>32))|x.bit(v))&1 != 0 {
 			x.four(text, i, h)
 		}
 		i += 8
@@ -424,10 +424,16 @@ func (x *index) find(text []byte, h hitter) {
 	}
 }
 
+// bit returns the bit of a gram's hash, lowest, with others above.
+func (x *index) bit(gram uint32) uint64 {
+	p := gram * hashMul
+	return x.bits[p>>(wordShift+6)] >> (p >> wordShift & 63)
+}
+
 // four looks at the four places from i on.
 func (x *index) four(text []byte, i int, h hitter) {
 	for end := i + 8; i < end; i += 2 {
-		if gram := binary.LittleEndian.Uint32(text[i:]) | folding&0xffffffff; x.marks[gram*hashMul>>hashShift] != 0 {
+		if gram := binary.LittleEndian.Uint32(text[i:]) | folding&0xffffffff; x.bit(gram)&1 != 0 {
 			x.at(gram, i, h)
 		}
 	}
@@ -443,7 +449,7 @@ func (x *index) at(gram uint32, i int, h hitter) {
 func (x *index) any(text []byte) bool {
 	for i := 0; i+4 <= len(text); i++ {
 		gram := binary.LittleEndian.Uint32(text[i:]) | folding&0xffffffff
-		if x.marks[gram*hashMul>>hashShift] != 0 && x.first[x.slot(gram)] != 0 {
+		if x.bit(gram)&1 != 0 && x.first[x.slot(gram)] != 0 {
 			return true
 		}
 	}

@@ -21,7 +21,8 @@ import (
 type Detector struct {
 	name  string
 	look  look            // either this
-	by    byDigits        // or this
+	by    byDigits        // or this,
+	at    around          // at runs of digits that look so
 	rules func() *ruleSet // or that
 }
 
@@ -29,13 +30,13 @@ type Detector struct {
 type look func(text []byte, found func(start, end int))
 
 var builtin = map[string]Detector{
-	"credit_card": {by: card},
+	"credit_card": {by: card, at: manyDigits | fourDigits},
 	"email":       {look: findEmails},
-	"iban":        {by: iban},
-	"ip_address":  {by: ip},
-	"phone":       {by: phone},
+	"iban":        {by: iban, at: behindLetters},
+	"ip_address":  {by: ip, at: besideMark},
+	"phone":       {by: phone, at: behindPlus},
 	"secrets":     {rules: secretRules},
-	"us_ssn":      {by: ssn},
+	"us_ssn":      {by: ssn, at: threeDigits | nineDigits},
 }
 
 // Names returns the names of the detectors that there are, sorted.
@@ -57,6 +58,7 @@ type Finder struct {
 	names  []string
 	all    []finding // but those by digits
 	digits []finding
+	at     around // of any of digits
 	named  []byte
 	report func(detector, start, end int)
 }
@@ -65,6 +67,7 @@ type Finder struct {
 type finding struct {
 	look   // nil if it is by digits
 	by     byDigits
+	at     around
 	search *search // nil if it has no rules
 	found  func(start, end int)
 	done   int // what is before has been reported
@@ -74,7 +77,7 @@ type finding struct {
 func New(detectors ...Detector) *Finder {
 	f := &Finder{}
 	for i, d := range detectors {
-		w := finding{look: d.look, by: d.by, found: func(start, end int) { f.report(i, start, end) }}
+		w := finding{look: d.look, by: d.by, at: d.at, found: func(start, end int) { f.report(i, start, end) }}
 		if d.rules != nil {
 			w.search = newSearch(d.rules())
 			w.look = w.search.find
@@ -82,6 +85,7 @@ func New(detectors ...Detector) *Finder {
 		f.names = append(f.names, d.name)
 		if d.by != nil {
 			f.digits = append(f.digits, w)
+			f.at |= d.at
 		} else {
 			f.all = append(f.all, w)
 		}
@@ -114,9 +118,10 @@ func (f *Finder) byDigits(text []byte) {
 	}
 	for start := nextDigit(text, 0); start >= 0; {
 		end := run(text, start, len(text), digit)
+		at := lookAround(text, start, end) & f.at
 		for i := range f.digits {
 			w := &f.digits[i]
-			if start < w.done {
+			if w.at&at == 0 || start < w.done {
 				continue
 			}
 			if from, to := w.by(text, start, end); to > 0 && from >= w.done {

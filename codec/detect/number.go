@@ -14,6 +14,51 @@ import (
 // offsets of the value that it is in, or 0, 0.
 type byDigits func(text []byte, start, end int) (from, to int)
 
+// An around is how a run of digits looks: its length, and what is beside it.
+type around uint8
+
+const (
+	threeDigits around = 1 << iota // and a blank or a dash
+	fourDigits                     // and a blank or a dash
+	nineDigits
+	manyDigits    // 13 to 19
+	behindLetters // two
+	behindPlus
+	besideMark // what an address of a host has: up to three and a dot; or a colon or a digit of base 16 beside it
+)
+
+// lookAround returns what text[start:end] looks like.
+func lookAround(text []byte, start, end int) (a around) {
+	var before, behind byte
+	if start > 0 {
+		before = text[start-1]
+	}
+	if end < len(text) {
+		behind = text[end]
+	}
+	n := end - start
+	switch {
+	case n == 3 && (behind == '-' || behind == ' '):
+		a = threeDigits
+	case n == 4 && (behind == '-' || behind == ' '):
+		a = fourDigits
+	case n == 9:
+		a = nineDigits
+	case n >= 13 && n <= 19:
+		a = manyDigits
+	}
+	switch {
+	case before == '+':
+		a |= behindPlus
+	case is(before, upper|lower) && start > 1 && is(text[start-2], upper|lower):
+		a |= behindLetters
+	}
+	if behind == '.' && n <= 3 || behind == ':' || before == ':' || before|0x20 >= 'a' && before|0x20 <= 'f' || behind|0x20 >= 'a' && behind|0x20 <= 'f' {
+		a |= besideMark
+	}
+	return a
+}
+
 // nextDigit returns the offset of the first digit in text from i on, or -1.
 func nextDigit(text []byte, i int) int {
 	const low, high = 0x0101010101010101, 0x8080808080808080

@@ -3,6 +3,7 @@ package detect
 import (
 	"fmt"
 	"regexp/syntax"
+	"slices"
 	"unicode"
 	"unicode/utf8"
 )
@@ -320,9 +321,11 @@ type machine struct {
 // where the groups are.
 func (m *machine) match(p *program, text []byte, i int) bool {
 	m.text, m.steps = text, maxSteps
-	m.slots = m.slots[:0]
-	for range 2 * p.caps {
-		m.slots = append(m.slots, -1)
+	if len(m.slots) != 2*p.caps {
+		m.slots = slices.Grow(m.slots[:0], 2*p.caps)[:2*p.caps]
+	}
+	for j := range m.slots {
+		m.slots[j] = -1
 	}
 	m.slots[0] = i
 	return m.run(p.start, i)

@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"math/bits"
 	"strings"
 
 	gitleaks "github.com/zricethezav/gitleaks/v8/config"
@@ -17,8 +18,8 @@ func TestRules(t *testing.T) {
 		ids[e.rule.id] = true
 	}
 	n := 0
-	for _, b := range s.index.marks {
-		n += int(b)
+	for _, b := range s.index.bits {
+		n += bits.OnesCount64(b)
 	}
 	t.Log(len(s.expressions), len(ids), len(s.index.entries), "bits", n)
 	for _, u := range s.unanchored {
@@ -44,6 +45,7 @@ type counter struct {
 
 func (c *counter) hit(at int, first int32) { c.n++; c.m[c.text[at:at+4]]++ }
 func TestHits(t *testing.T) {
+
 	prose := strings.Repeat("The quick brown fox jumps over the lazy dog; order 20261123, commit "+hex[:40]+".\n", 2500)
 	c := &counter{m: map[string]int{}, text: prose}
 	secretRules().index.find([]byte(prose), c)

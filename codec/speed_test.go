@@ -1,0 +1,179 @@
+package codec_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bytedance/sonic"
+	"github.com/pelletier/go-toml/v2"
+	"github.com/wasilibs/go-re2"
+	gitleaks "github.com/zricethezav/gitleaks/v8/config"
+
+	"example.com/broker/codec"
+	"example.com/broker/codec/detect"
+)
+
+// What the benchmarks run on is made here: text as servers answer with it, in
+// which nothing is to be found.
+const clean = `The quick brown fox jumps over the lazy dog, and the release of 2026-11-23 went out at 14:05 without trouble.
+func (s *Server) Handle(ctx context.Context, r *Request) error { return s.next.Handle(ctx, r) }
+2026-11-23T14:05:09.123Z INFO request done method=GET path=/v1/items/4711 status=200 took=12ms bytes=2048
+commit 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b merges 17 files, 240 lines; see pkg/stream/carrier.go:118
+| id | name | quantity | price | shipped | Widgets of the second kind are kept on the upper floor.
+"version": "1.42.0", "resolved": "left-pad", "integrity": "sha512-ab", "dependencies": {"once": "^1.4.0"}
+Access to the archive is by the west door; a token of thanks, and the key to it all, is patience.
+`
+
+// textFrame is a frame of about that size whose result is one text, escaped.
+func textFrame(size int, text string) []byte {
+	for len(text) < size {
+		text += text
+	}
+	quoted, err := json.Marshal(text[:max(size-100, 20)])
+	if err != nil {
+		panic(err)
+	}
+	return result(`{"content":[{"type":"text","text":` + string(quoted) + `}]}`)
+}
+
+// rowFrame is a frame of about that size whose result is rows of a table.
+func rowFrame(size int) []byte {
+	var b bytes.Buffer
+	for i := 0; b.Len() < size-100; i++ {
+		fmt.Fprintf(&b, `{"id":%d,"name":"Widget %d","kind":"spare part","active":%t,"price":%d.%02d,"parent":null,"note":"upper floor, shelf %d"},`, i, i*7, i%3 == 0, i%90, i%100, i%12)
+	}
+	return result(`{"structuredContent":{"rows":[` + strings.TrimSuffix(b.String(), ",") + `]}}`)
+}
+
+func parsed(b *testing.B, line []byte) *codec.Frame {
+	var p codec.Parser
+	f, err := p.Parse(line, codec.S2C)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return f
+}
+
+// ratio reports how many times faster work is than base, which does the same
+// work on size bytes where work does it on n; both were measured just now.
+func ratio(b *testing.B, name string, work func(), n int, base func(), size int) {
+	took := func(f func()) float64 {
+		best := time.Duration(1 << 62)
+		for range 5 {
+			start, runs := time.Now(), 0
+			for ; time.Since(start) < 20*time.Millisecond; runs++ {
+				f()
+			}
+			best = min(best, time.Since(start)/time.Duration(runs))
+		}
+		return best.Seconds()
+	}
+	b.ReportMetric((float64(n)/took(work))/(float64(size)/took(base)), name)
+}
+
+func BenchmarkParse(b *testing.B) {
+	for _, tt := range []struct {
+		name string
+		line []byte
+	}{
+		{"text-200B", textFrame(200, clean)}, {"text-4KB", textFrame(4<<10, clean)}, {"text-256KB", textFrame(256<<10, clean)},
+		{"rows-4KB", rowFrame(4 << 10)}, {"rows-256KB", rowFrame(256 << 10)},
+		{"umlauts-256KB", textFrame(256<<10, "Äpfel und Öl über Gießen, 東京の夜。 ")},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			var p codec.Parser
+			work := func() { p.Parse(tt.line, codec.S2C) }
+			b.ReportAllocs()
+			b.SetBytes(int64(len(tt.line)))
+			for b.Loop() {
+				work()
+			}
+			b.StopTimer()
+			n := len(tt.line)
+			ratio(b, "×json.Valid", work, n, func() { json.Valid(tt.line) }, n)
+			ratio(b, "×sonic.Valid", work, n, func() { sonic.Valid(tt.line) }, n)
+		})
+	}
+}
+
+// patterns are the expressions of gitleaks, which a text is searched for by one
+// alternation of all.
+func patterns() string {
+	var file struct{ Rules []struct{ Regex string } }
+	if err := toml.Unmarshal([]byte(gitleaks.DefaultConfig), &file); err != nil {
+		panic(err)
+	}
+	var all []string
+	for _, r := range file.Rules {
+		if r.Regex != "" {
+			all = append(all, "(?:"+regexp.MustCompile(`\(\?P<\w+>`).ReplaceAllString(r.Regex, "(")+")")
+		}
+	}
+	return strings.Join(all, "|")
+}
+
+// BenchmarkMask has all detectors on.
+func BenchmarkMask(b *testing.B) {
+	key := "AKIA" + "Q3EGRIOL7PZ5TXWM"
+	found := strings.Repeat(clean, 100<<10/len(clean)) + key + " ada@example.com\n"
+	var rows []string
+	for i := range 1500 {
+		rows = append(rows, fmt.Sprintf(`{"id":%d,"name":"Widget %d","kind":"spare \"part\"","price":%d.5,"note":"upper floor,\nshelf %d","at":"2026-11-23T14:05:09Z"}`, i, i*7, i%90, i%12))
+	}
+	nested := "[" + strings.Join(rows, ",\n ") + "]"
+	near := func(s string) []byte { return textFrame(256<<10, strings.Repeat(s, 1+4096/len(s))) }
+	all := regexp.MustCompile(patterns())
+	set := re2.MustCompile(patterns())
+	for _, tt := range []struct {
+		name  string
+		line  []byte
+		finds bool
+	}{
+		{"clean", textFrame(256<<10, strings.Repeat(clean, 400)), false},
+		{"a-finding-every-100KB", textFrame(256<<10, found+found+found), true},
+		{"nested", result(`{"content":[{"type":"text","text":` + string(must(json.Marshal(nested))) + `}]}`), false},
+		{"rows", rowFrame(256 << 10), false},
+		{"near-keys", near("key token api secret = "), false},
+		{"near-values", near("password: hunter api_key=12345 "), false},
+		{"near-cards", near("4111 1111 1111 1112 "), false},
+		{"near-emails", near("a@b.c@d."), false},
+		{"near-addresses", near("1.2.3.::DE44 +1 "), false},
+		{"near-tokens", near("ghp_AKIAxoxb-eyJ-----BEGIN sk-ant-s.SK"), false},
+		{"all-found", near("ada@example.com 4111111111111111 "), true},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			f := parsed(b, tt.line)
+			m := newMasker(detect.Names()...)
+			var out []byte
+			var findings []codec.Finding
+			work := func() { out, findings = m.Mask(out[:0], f) }
+			b.ReportAllocs()
+			b.SetBytes(int64(len(tt.line)))
+			for b.Loop() {
+				work()
+			}
+			b.StopTimer()
+			if (len(findings) > 0) != tt.finds {
+				b.Fatalf("%d findings: %v", len(findings), findings[:min(len(findings), 3)])
+			}
+			ratio(b, "×json.Valid", work, len(tt.line), func() { json.Valid(tt.line) }, len(tt.line))
+			if tt.name == "clean" {
+				some := tt.line[:16<<10]
+				ratio(b, "×re2", work, len(tt.line), func() { set.FindAllIndex(tt.line, -1) }, len(tt.line))
+				ratio(b, "×regexp", work, len(tt.line), func() { all.FindAllIndex(some, -1) }, len(some))
+			}
+		})
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
