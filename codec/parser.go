@@ -42,11 +42,13 @@ type Parser struct {
 
 // Parse checks line and returns a view of it, or an [*Error].
 func (p *Parser) Parse(line []byte, d Direction) (*Frame, error) {
-	*p = Parser{s: p.s}
 	s := &p.s
-	s.reset(line)
-	p.f.Line = line
-	if p.envelope() && s.fault.code == 0 {
+	p.reset(line)
+	if !p.frame(line) {
+		p.reset(line)
+		p.envelope()
+	}
+	if s.fault.code == 0 {
 		p.check(d)
 	}
 	if s.fault.code != 0 {
@@ -55,6 +57,14 @@ func (p *Parser) Parse(line []byte, d Direction) (*Frame, error) {
 		return nil, &Error{Code: s.fault.code, ID: id.id(), Offset: int64(s.fault.offset), Reason: s.fault.String()}
 	}
 	return &p.f, nil
+}
+
+// reset forgets the frame before line.
+func (p *Parser) reset(line []byte) {
+	p.s.reset(line)
+	p.f = Frame{Line: line}
+	p.version, p.nameKind, p.uriKind = false, 0, 0
+	p.loneName, p.loneURI, p.loneMethod, p.loneID = false, false, false, false
 }
 
 // String returns the reason and the place, but nothing that a peer has chosen.

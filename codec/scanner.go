@@ -24,6 +24,9 @@ type scanner struct {
 	escaped bool // it holds a backslash
 	lone    bool // it holds an escape of half a surrogate pair
 
+	half      bool // what fast has read last is such a string
+	templates [maxTemplates]template
+
 	lax     bool // only the syntax counts
 	names   nameSet
 	scratch []byte // decoded names and values that had escapes

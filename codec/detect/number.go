@@ -39,9 +39,13 @@ func lookAround(text []byte, start, end int) (a around) {
 	n := end - start
 	switch {
 	case n == 3 && (behind == '-' || behind == ' '):
-		a = threeDigits
+		if end+4 < len(text) && text[end+3] == behind {
+			a = threeDigits
+		}
 	case n == 4 && (behind == '-' || behind == ' '):
-		a = fourDigits
+		if end+4 < len(text) && is(text[end+1], digit) && is(text[end+3], digit) && is(text[end+4], digit) {
+			a = fourDigits
+		}
 	case n == 9:
 		a = nineDigits
 	case n >= 13 && n <= 19:
@@ -255,7 +259,7 @@ func ip(text []byte, start, end int) (from, to int) {
 	switch {
 	case colons == 1 && dots == 3: // with a port
 		to = from + bytes.IndexByte(word, ':')
-	case colons < 2 && dots != 3:
+	case colons < 2 && dots != 3, colons > 1 && colons < 6 && !bytes.Contains(word, []byte("::")):
 		return 0, 0
 	}
 	if to <= from || !separated(text, from) || from > 0 && text[from-1] == '/' && dots == 3 && from > 1 && is(text[from-2], alnum) || !ends(text, to) {
