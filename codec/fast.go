@@ -28,9 +28,21 @@ type template struct {
 }
 
 type templateName struct {
-	n    int // length of text
-	name int // and of the name in it
-	text [32]byte
+	n, name    int       // the length of text, and of the name in it
+	head, tail [2]uint64 // the first 16 bytes of text, and which bits of them count
+	text       [32]byte
+}
+
+// set makes text the template's.
+func (t *templateName) set(text []byte, name int) {
+	t.text = [32]byte{}
+	t.n, t.name = copy(t.text[:], text), name
+	var mask [16]byte
+	for i := range min(t.n, len(mask)) {
+		mask[i] = 0xff
+	}
+	t.head = [2]uint64{binary.LittleEndian.Uint64(t.text[:]), binary.LittleEndian.Uint64(mask[:])}
+	t.tail = [2]uint64{binary.LittleEndian.Uint64(t.text[8:]), binary.LittleEndian.Uint64(mask[8:])}
 }
 
 const (
@@ -55,22 +67,22 @@ func (p *Parser) frame(line []byte) bool {
 	seen := 0
 	for i := 1; ; i++ {
 		i = blanks(line, i)
-		name := plainName(line, i)
-		if name == nil {
-			return false
+		name, n := envelopeName(line[i:])
+		if n == 0 {
+			text := plainName(line, i)
+			if text == nil {
+				return false
+			}
+			if n = blanks(line, i+len(text)+2) - i; i+n >= len(line) || line[i+n] != ':' {
+				return false
+			}
+			name, n = string(text), n+1
 		}
-		i += len(name) + 2
-		if i < len(line) && line[i] != ':' {
-			i = blanks(line, i)
-		}
-		if i >= len(line) || line[i] != ':' {
-			return false
-		}
-		if i = blanks(line, i+1); i >= len(line) {
+		if i = blanks(line, i+n); i >= len(line) {
 			return false
 		}
 		start, kind, bit := i, line[i], 0
-		switch string(name) {
+		switch name {
 		case "jsonrpc":
 			bit = version
 			if i+5 > len(line) || string(line[i:i+5]) != `"2.0"` {
@@ -127,6 +139,37 @@ func (p *Parser) frame(line []byte) bool {
 			return line[i] == '}' && i+1 == len(line)
 		}
 	}
+}
+
+// envelopeName returns the name at the start of b as nearly everybody writes it,
+// and its length with quotes and colon, or 0.
+func envelopeName(b []byte) (name string, n int) {
+	if len(b) < 10 {
+		return "", 0
+	}
+	switch b[1] {
+	case 'j':
+		if string(b[:10]) == `"jsonrpc":` {
+			return "jsonrpc", 10
+		}
+	case 'i':
+		if string(b[:5]) == `"id":` {
+			return "id", 5
+		}
+	case 'm':
+		if string(b[:9]) == `"method":` {
+			return "method", 9
+		}
+	case 'p':
+		if string(b[:9]) == `"params":` {
+			return "params", 9
+		}
+	case 'r':
+		if string(b[:9]) == `"result":` {
+			return "result", 9
+		}
+	}
+	return "", 0
 }
 
 // fastParams reads params behind its brace.
@@ -481,8 +524,11 @@ func (s *scanner) fastObject(i, depth int) int {
 	base := len(s.names.names)
 	for ; ; i++ {
 		if same && k < t.n {
+			// It is there that most of the time goes: no call, and one branch.
 			name := &t.names[k]
-			if i+name.n < len(b) && equal(b[i:i+name.n], name.text[:name.n]) {
+			if at := b[i:]; len(at) > len(name.text) &&
+				(binary.LittleEndian.Uint64(at)^name.head[0])&name.head[1]|(binary.LittleEndian.Uint64(at[8:])^name.tail[0])&name.tail[1] == 0 &&
+				(name.n <= 16 || string(at[16:name.n]) == string(name.text[16:name.n])) {
 				i += name.n
 				k++
 				goto value
@@ -511,7 +557,7 @@ func (s *scanner) fastObject(i, depth int) int {
 				return -1
 			}
 			if t != nil && t.n == k && k < maxTemplate && i-start <= len(t.names[k].text) {
-				t.names[k].n, t.names[k].name = copy(t.names[k].text[:], b[start:i]), len(name)
+				t.names[k].set(b[start:i], len(name))
 				t.n++
 			}
 			k++
@@ -544,17 +590,4 @@ func (s *scanner) fastObject(i, depth int) int {
 			return -1
 		}
 	}
-}
-
-// equal is bytes.Equal for names.
-func equal(a, b []byte) bool {
-	switch n := len(a); {
-	case n > 16:
-		return bytes.Equal(a, b)
-	case n >= 8:
-		return binary.LittleEndian.Uint64(a) == binary.LittleEndian.Uint64(b) && binary.LittleEndian.Uint64(a[n-8:]) == binary.LittleEndian.Uint64(b[n-8:])
-	case n >= 4:
-		return binary.LittleEndian.Uint32(a) == binary.LittleEndian.Uint32(b) && binary.LittleEndian.Uint32(a[n-4:]) == binary.LittleEndian.Uint32(b[n-4:])
-	}
-	return string(a) == string(b)
 }

@@ -24,6 +24,7 @@ type nameSet struct {
 	names []name
 	table []int32 // index in names + 1; 0 is free. The length is a power of two
 	used  int     // slots
+	added bool    // since the last reset
 }
 
 type name struct {
@@ -37,6 +38,7 @@ var seed = maphash.MakeSeed()
 // add adds a name to the object whose names start at base, and reports whether
 // it is new there.
 func (s *nameSet) add(base int, text []byte) bool {
+	s.added = true
 	own := s.names[base:]
 	if len(own) < fewNames {
 		for i := range own {
@@ -114,6 +116,10 @@ func (s *nameSet) end(base int) {
 
 // reset forgets all names, and the memory of an unusual frame.
 func (s *nameSet) reset() {
+	if len(s.names) == 0 && !s.added {
+		return
+	}
+	s.added = false
 	s.end(0)
 	if cap(s.names) > keptNames {
 		*s = nameSet{}

@@ -38,7 +38,12 @@ func textFrame(size int, text string) []byte {
 	if err != nil {
 		panic(err)
 	}
-	return result(`{"content":[{"type":"text","text":` + string(quoted) + `}]}`)
+	return answer(`{"content":[{"type":"text","text":` + string(quoted) + `}]}`)
+}
+
+// answer is a frame with that result. The line has room behind it, as a Reader's has.
+func answer(result string) []byte {
+	return append(make([]byte, 0, len(result)+100), `{"jsonrpc":"2.0","id":17,"result":`+result+`}`...)
 }
 
 // rowFrame is a frame of about that size whose result is rows of a table.
@@ -47,7 +52,7 @@ func rowFrame(size int) []byte {
 	for i := 0; b.Len() < size-100; i++ {
 		fmt.Fprintf(&b, `{"id":%d,"name":"Widget %d","kind":"spare part","active":%t,"price":%d.%02d,"parent":null,"note":"upper floor, shelf %d"},`, i, i*7, i%3 == 0, i%90, i%100, i%12)
 	}
-	return result(`{"structuredContent":{"rows":[` + strings.TrimSuffix(b.String(), ",") + `]}}`)
+	return answer(`{"structuredContent":{"rows":[` + strings.TrimSuffix(b.String(), ",") + `]}}`)
 }
 
 func parsed(b *testing.B, line []byte) *codec.Frame {
@@ -137,7 +142,7 @@ func BenchmarkMask(b *testing.B) {
 	}{
 		{"clean", textFrame(256<<10, strings.Repeat(clean, 400)), false},
 		{"a-finding-every-100KB", textFrame(256<<10, found+found+found), true},
-		{"nested", result(`{"content":[{"type":"text","text":` + string(must(json.Marshal(nested))) + `}]}`), false},
+		{"nested", answer(`{"content":[{"type":"text","text":` + string(must(json.Marshal(nested))) + `}]}`), false},
 		{"rows", rowFrame(256 << 10), false},
 		{"near-keys", near("key token api secret = "), false},
 		{"near-values", near("password: hunter api_key=12345 "), false},
