@@ -18,6 +18,11 @@ type Finder interface {
 	// Under calls found with what in text, the whole value of the member of that
 	// name in an object, is sensitive for the name's sake.
 	Under(name, text []byte, found func(detector, start, end int))
+	// Near calls near with the offsets in text, in any order, within nearBy bytes
+	// of which every value lies, begins or has its name that Find or Under would
+	// find in any part of text between quotes, where text is JSON whose escapes are
+	// of quotes and white space. It reports false if it cannot tell.
+	Near(text []byte, near func(at int)) bool
 }
 
 // A Finding is a place that was masked. It never holds the value.
@@ -44,8 +49,10 @@ type Masker struct {
 	b        []byte // the JSON text that is walked: the frame, or what a string in it holds
 	layer    int
 	spans    []span // a stack: the text that is looked at has its own on top
+	hints    hints  // where in b something may be
 	text     []byte // that is looked at
 	found    func(detector, start, end int)
+	near     func(at int)
 	name     []byte // decoded
 	clean    cleanNames
 	states   []state // of paths under way: a stack
@@ -106,6 +113,7 @@ func NewMasker(finder Finder, fields *Fields) *Masker {
 		m.longest = max(m.longest, len(mark)+len(" 99999"))
 	}
 	m.found = m.note
+	m.near = func(at int) { m.hints.at = append(m.hints.at, at) }
 	return m
 }
 
@@ -127,6 +135,7 @@ func (m *Masker) MaskArguments(dst []byte, f *Frame) (out []byte, findings []Fin
 }
 
 func (m *Masker) start(line []byte) {
+	m.hints = hints{at: m.hints.at[:0]}
 	m.b, m.layer, m.spans, m.scratch, m.findings, m.blobs = line, 0, m.spans[:0], m.scratch[:0], m.findings[:0], m.blobs[:0]
 }
 
@@ -255,7 +264,77 @@ func (m *Masker) part(f *Frame, raw []byte, a area) {
 	if a == areaResult && m.fields != nil {
 		m.states = m.fields.begin(m.states)
 	}
-	m.walk(cap(f.Line)-cap(raw), place{area: a}) // both end where their array ends
+	start := cap(f.Line) - cap(raw) // both end where their array ends
+	outer := m.hint(raw, start)
+	if !m.hints.quiet(m) {
+		m.walk(start, place{area: a})
+	}
+	m.unhint(outer)
+}
+
+// hints are the places in JSON near which something may be found. Most strings
+// are short, and to look at all of them as one text costs a fraction of looking
+// at each.
+type hints struct {
+	known   bool // else everything is looked at
+	escapes bool // there is a backslash
+	base    int  // of at, which is a stack
+	next    int  // the first that is not behind
+	at      []int
+}
+
+const (
+	// nearBy is how far from a hint what it hints at may be.
+	nearBy = 4
+	// fewBytes is what is looked at without hints, and longStrings how many bytes
+	// there are to a quote where strings are so long that each is looked at.
+	fewBytes    = 256
+	longStrings = 64
+)
+
+var quote = []byte{'"'}
+
+// hint finds the hints in raw, which is m.b from offset on, and returns those of
+// the JSON around it.
+func (m *Masker) hint(raw []byte, offset int) (outer hints) {
+	outer = m.hints
+	m.hints.known = false
+	if quotes := bytes.Count(raw, quote); len(raw) < fewBytes || len(raw) > longStrings*quotes {
+		return outer
+	}
+	h := &m.hints
+	h.base, h.next = len(h.at), len(h.at)
+	h.known = m.finder.Near(raw, m.near)
+	h.escapes = bytes.IndexByte(raw, '\\') >= 0
+	own := h.at[h.base:]
+	for i := range own {
+		own[i] += offset
+	}
+	if !slices.IsSorted(own) {
+		slices.Sort(own)
+	}
+	return outer
+}
+
+func (m *Masker) unhint(outer hints) {
+	outer.at = m.hints.at[:len(outer.at)] // it may have moved
+	m.hints = outer
+}
+
+// quiet reports that there is nothing to look at.
+func (h *hints) quiet(m *Masker) bool {
+	return h.known && !h.escapes && len(h.at) == h.base && m.fields == nil
+}
+
+// none reports that there is no hint in m.b[from:end]. It is asked in order.
+func (h *hints) none(from, end int) bool {
+	if !h.known {
+		return false
+	}
+	for h.next < len(h.at) && h.at[h.next] < from-nearBy {
+		h.next++
+	}
+	return h.next == len(h.at) || h.at[h.next] > end+nearBy
 }
 
 // A place is what a value's surroundings say of it.
@@ -263,7 +342,17 @@ type place struct {
 	name   []byte // of the member whose value it is; nil if it is none's
 	area   area
 	states int  // m.states from here on are its own
+	from   int  // where its name begins, if it has one
+	late   bool // it is not looked at in order
 	field  bool // it is masked whatever it is
+}
+
+// begin returns where a value that starts there begins with its name.
+func (p *place) begin(start int) int {
+	if p.name != nil {
+		return p.from
+	}
+	return start
 }
 
 // walk looks at the value at i, and returns the offset behind it.
@@ -285,8 +374,10 @@ func (m *Masker) walk(i int, p place) int {
 		}
 		return i + 1
 	case '"':
-		end := skipString(m.b, i)
-		m.str(i, end, p)
+		end, escaped := stringEnd(m.b, i)
+		if escaped == others || p.field || p.late || !m.hints.none(p.begin(i), end) {
+			m.str(i, end, p)
+		}
 		return end
 	case 't', 'f', 'n':
 		end := skipValue(m.b, i)
@@ -315,11 +406,15 @@ func (m *Masker) object(i int, p place) int {
 	start, first := i, len(m.spans)
 	names := 0
 	for i = skipSpace(m.b, i+1); m.b[i] != '}'; {
-		nameEnd := skipString(m.b, i)
-		name := m.decoded(m.b[i:nameEnd])
-		names += m.memberName(i, nameEnd, name)
+		nameStart := i
+		nameEnd, escaped := stringEnd(m.b, i)
+		name := m.b[i+1 : nameEnd-1]
+		if escaped != unescaped {
+			name = m.decoded(m.b[i:nameEnd])
+		}
+		names += m.memberName(i, nameEnd, name, escaped)
 		i = skipSpace(m.b, skipSpace(m.b, nameEnd)+1) // behind the colon
-		inner := place{name: name, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
+		inner := place{name: name, from: nameStart, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
 		m.states = m.fields.member(m.states, p.states, name)
 		end := 0
 		switch c := m.b[i]; {
@@ -376,7 +471,7 @@ func (m *Masker) hold(h *held, i int, p place) int {
 
 func (m *Masker) release(h held) {
 	if h.end > 0 {
-		m.str(h.start, h.end, place{states: len(m.states), field: h.field})
+		m.str(h.start, h.end, place{states: len(m.states), field: h.field, late: true})
 	}
 }
 
@@ -411,12 +506,12 @@ func (m *Masker) blob(h held) {
 
 // memberName looks at the name m.b[start:end] of a member, and reports 1 if
 // something in it is masked.
-func (m *Masker) memberName(start, end int, name []byte) int {
-	if m.clean.has(name) {
+func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
+	if escaped != others && m.hints.none(start, end) || m.clean.has(name) {
 		return 0
 	}
 	base := len(m.spans)
-	m.str(start, end, place{states: len(m.states)})
+	m.str(start, end, place{states: len(m.states), late: true})
 	if len(m.spans) == base {
 		m.name = append(m.name[:0], name...)
 		m.clean.add(name)
@@ -549,6 +644,9 @@ func (m *Masker) num(start, end int, p place) {
 		if string(raw) != "0" {
 			m.field(start, end, number)
 		}
+		return
+	}
+	if m.hints.none(p.begin(start), end) {
 		return
 	}
 	base := len(m.spans)

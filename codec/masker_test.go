@@ -290,6 +290,7 @@ func (greedy) Find(text []byte, found func(detector, start, end int)) {
 	}
 	found(0, len(text), len(text)+1)
 }
+func (greedy) Near([]byte, func(int)) bool                                   { return false }
 func (greedy) Under(name, text []byte, found func(detector, start, end int)) {}
 
 // Whatever a detector finds, a frame stays a frame, and comes to rest.

@@ -47,9 +47,11 @@ func (m *Masker) scan(text, name []byte) bool {
 	if m.isJSON(text) {
 		outer := m.b
 		m.b, m.layer = text, m.layer+1
-		for i := skipSpace(text, 0); i < len(text); {
+		hints := m.hint(text, 0)
+		for i := skipSpace(text, 0); i < len(text) && !m.hints.quiet(m); {
 			i = skipSpace(text, m.walk(i, place{states: len(m.states)}))
 		}
+		m.unhint(hints)
 		m.b, m.layer = outer, m.layer-1
 		return true
 	}

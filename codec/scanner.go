@@ -94,6 +94,21 @@ func (s *scanner) peek() byte {
 // a string, or objects and arrays one behind the other, as in a log of JSON lines.
 func (s *scanner) valid(b []byte) bool {
 	s.reset(b)
+	i := blanks(b, 0)
+	if i < len(b) && b[i] == '"' {
+		i = s.fastString(i)
+		i = blanks(b, max(i, 0))
+	} else {
+		for i >= 0 && i < len(b) && (b[i] == '{' || b[i] == '[') {
+			if i = s.fast(i, 1); i >= 0 {
+				i = blanks(b, i)
+			}
+		}
+	}
+	if i == len(b) && i > 0 {
+		return true
+	}
+	s.reset(b)
 	s.lax = true
 	s.space()
 	if s.peek() == '"' {

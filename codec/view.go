@@ -2,7 +2,9 @@ package codec
 
 import (
 	"bytes"
+	"encoding/binary"
 	"iter"
+	"math/bits"
 	"slices"
 	"unicode/utf8"
 )
@@ -77,14 +79,59 @@ func skipSpace(b []byte, i int) int {
 }
 
 func skipString(b []byte, i int) int {
-	for i++; i < len(b); i++ {
+	end, _ := stringEnd(b, i)
+	return end
+}
+
+// shortString is how many bytes of a string are looked at before a search for
+// its end is worth its start.
+const shortString = 48
+
+// An escapes says what escapes a string may have.
+type escapes uint8
+
+const (
+	unescaped escapes = iota
+	quotes            // of quotes and white space: they part text, and hide nothing in it
+	others
+)
+
+// stringEnd returns the offset behind the string at i.
+func stringEnd(b []byte, i int) (end int, escaped escapes) {
+	start := i
+	for i++; i+8 <= len(b) && i-start < shortString; {
+		x := binary.LittleEndian.Uint64(b[i:])
+		quote, slash := x^ones*'"', x^ones*'\\'
+		stop := ((quote-ones)&^quote | (slash-ones)&^slash) & highs
+		if stop == 0 {
+			i += 8
+			continue
+		}
+		if i += bits.TrailingZeros64(stop) / 8; b[i] == '"' {
+			return i + 1, escaped
+		}
+		if i+1 < len(b) && (b[i+1] == '"' || b[i+1] == 'n' || b[i+1] == 't' || b[i+1] == 'r') {
+			escaped = max(escaped, quotes)
+		} else {
+			escaped = others
+		}
+		i += 2
+	}
+	return longEnd(b, i), others
+}
+
+// longEnd returns the offset behind the string that goes on at i, which is not
+// within an escape.
+func longEnd(b []byte, i int) int {
+	from := i
+	for ; i < len(b); i++ {
 		n := bytes.IndexByte(b[i:], '"')
 		if n < 0 {
 			return len(b)
 		}
 		i += n
 		slashes := 0
-		for b[i-1-slashes] == '\\' {
+		for i-1-slashes >= from && b[i-1-slashes] == '\\' {
 			slashes++
 		}
 		if slashes%2 == 0 {

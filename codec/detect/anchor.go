@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"regexp/syntax"
+	"slices"
 )
 
 // An anchor is by what a place is known where an expression may match: four
@@ -241,6 +242,9 @@ func firstOf(elems []*syntax.Regexp) *byteSet {
 func (s sequence) rarest(parity int) (at int, cost float64) {
 	cost = 1
 	for i := -parity; i+4 <= len(s); i += 2 {
+		if slices.ContainsFunc(s[max(i, 0):i+3], (*byteSet).escapes) {
+			continue
+		}
 		c, grams := 1.0, 1
 		if i < 0 {
 			grams = 128
@@ -295,9 +299,19 @@ func common(c byte) float64 {
 	return 0.004
 }
 
+// escapes reports a set with a byte that has an escape of one letter in JSON.
+func (s *byteSet) escapes() bool {
+	return s['"'] || s['\\'] || s['\n'] || s['\r'] || s['\t'] || s['\b'] || s['\f']
+}
+
 func appendGrams(all []anchor, s sequence, back span) []anchor {
 	grams := []uint32{0}
 	for i, set := range s {
+		if i == 3 && set.escapes() { // so that the gram is found in JSON, too
+			with := *set
+			with['\\'] = true
+			set = &with
+		}
 		var seen byteSet
 		var longer []uint32
 		for c := range set {

@@ -12,6 +12,7 @@
 package detect
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 )
@@ -61,6 +62,7 @@ type Finder struct {
 	at     around // of any of digits
 	named  []byte
 	report func(detector, start, end int)
+	near   func(at int)
 }
 
 // A finding is one detector at work.
@@ -108,6 +110,46 @@ func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 	}
 	f.report = nil
 }
+
+// Near calls near with the offsets in text, in no order, within four bytes of
+// which every value lies, begins or has its name that Find or Under would find in
+// any part of text, also one that stands between quotes there, and if such a part
+// is JSON with escapes of quotes and white space. It reports false if it cannot
+// tell.
+func (f *Finder) Near(text []byte, near func(at int)) bool {
+	f.near = near
+	defer func() { f.near = nil }()
+	for i := range f.all {
+		switch w := &f.all[i]; {
+		case w.search == nil: // email
+			for at := 0; ; at++ {
+				n := bytes.IndexByte(text[at:], '@')
+				if n < 0 {
+					break
+				}
+				at += n
+				near(at)
+			}
+		case w.search.index == nil:
+			return false
+		default:
+			w.search.index.find(text, f)
+		}
+	}
+	if f.at == 0 {
+		return true
+	}
+	for start := nextDigit(text, 0); start >= 0; {
+		end := run(text, start, len(text), digit)
+		if lookAround(text, start, end)&f.at != 0 || end < len(text) && text[end]|0x20 == 'e' {
+			near(start)
+		}
+		start = nextDigit(text, end)
+	}
+	return true
+}
+
+func (f *Finder) hit(at int, _ int32) { f.near(at) }
 
 // leastDigits is the length of the shortest value that is found by its digits: ::1.
 const leastDigits = 3

@@ -57,10 +57,24 @@ func lookAround(text []byte, start, end int) (a around) {
 	case is(before, upper|lower) && start > 1 && is(text[start-2], upper|lower):
 		a |= behindLetters
 	}
-	if behind == '.' && n <= 3 || behind == ':' || before == ':' || before|0x20 >= 'a' && before|0x20 <= 'f' || behind|0x20 >= 'a' && behind|0x20 <= 'f' {
+	switch {
+	case n == 2 && (behind == ':' && twoDigits(text, end+1) || before == ':' && twoDigits(text, start-3)): // a time
+	case behind == '.' && n <= 3 && twoDots(text, end), behind == ':', before == ':' && start > 1 && isIP(text[start-2]), isBase16(before), isBase16(behind):
 		a |= besideMark
 	}
 	return a
+}
+
+func isBase16(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'f' }
+
+// twoDots reports a second dot behind the one at i, and digits between.
+func twoDots(text []byte, i int) bool {
+	end := run(text, i+1, 4, digit)
+	return end > i+1 && end < len(text) && text[end] == '.'
+}
+
+func twoDigits(text []byte, i int) bool {
+	return i >= 0 && i+1 < len(text) && is(text[i], digit) && is(text[i+1], digit)
 }
 
 // nextDigit returns the offset of the first digit in text from i on, or -1.
