@@ -287,19 +287,20 @@ const (
 	// nearBy is how far from a hint what it hints at may be.
 	nearBy = 4
 	// fewBytes is what is looked at without hints, and longStrings how many bytes
-	// there are to a quote where strings are so long that each is looked at.
+	// there are to a member where strings are so long that each is looked at.
 	fewBytes    = 256
-	longStrings = 64
+	longStrings = 96
 )
 
-var quote = []byte{'"'}
+// What stands between members; not in a string, where quotes are escaped.
+var comma, commaBlank = []byte(`,"`), []byte(`, "`)
 
 // hint finds the hints in raw, which is m.b from offset on, and returns those of
 // the JSON around it.
 func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 	outer = m.hints
 	m.hints.known = false
-	if quotes := bytes.Count(raw, quote); len(raw) < fewBytes || len(raw) > longStrings*quotes {
+	if len(raw) < fewBytes || len(raw) > longStrings*(bytes.Count(raw, comma)+bytes.Count(raw, commaBlank)) {
 		return outer
 	}
 	h := &m.hints

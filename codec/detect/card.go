@@ -8,7 +8,7 @@ var cardGroups = [][]int{{4, 4, 4, 4, 3}, {4, 4, 4, 4}, {4, 6, 5}, {4, 6, 4}}
 // and a good check digit. Digits within a longer run, a word, a UUID or a
 // decimal are none.
 func card(text []byte, start, end int) (from, to int) {
-	if end-start != 4 && end-start < 13 || !separated(text, start) {
+	if end-start != 4 && end-start < 13 || text[start] < '2' || text[start] > '6' || !separated(text, start) {
 		return 0, 0
 	}
 	if to = cardEnd(text, start, end); to == 0 {

@@ -40,7 +40,7 @@ func findEmails(text []byte, found func(start, end int)) {
 		for end > i+1 && (is(text[end-1], dash|dot) || end < len(text) && !utf8.RuneStart(text[end])) {
 			end--
 		}
-		if !isDomain(text[i+1 : end]) {
+		if !isDomain(text[i+1:end]) || isUserInfo(text, start) {
 			continue
 		}
 		found(start, end)
@@ -51,6 +51,16 @@ func findEmails(text []byte, found func(start, end int)) {
 
 func isLocal(c byte) bool {
 	return is(c, word|dash|dot) || c == '+' || c == '%' || c == '\''
+}
+
+// isUserInfo reports that what begins at i is the user, or the password, in a URL.
+func isUserInfo(text []byte, i int) bool {
+	if i == 0 || text[i-1] != '/' && text[i-1] != ':' {
+		return false
+	}
+	before := text[max(0, i-128):i]
+	n := bytes.LastIndex(before, []byte("://"))
+	return n >= 0 && !bytes.ContainsAny(before[n+3:], "/ \t\n\"'<>")
 }
 
 // fileNames end the names of files, and no domain.

@@ -273,10 +273,10 @@ func ip(text []byte, start, end int) (from, to int) {
 	switch {
 	case colons == 1 && dots == 3: // with a port
 		to = from + bytes.IndexByte(word, ':')
-	case colons < 2 && dots != 3, colons > 1 && colons < 6 && !bytes.Contains(word, []byte("::")):
+	case colons < 2 && dots != 3, dots != 0 && dots != 3, colons > 7, colons > 1 && bytes.Count(word, []byte("::")) != 1 && colons < 6:
 		return 0, 0
 	}
-	if to <= from || !separated(text, from) || from > 0 && text[from-1] == '/' && dots == 3 && from > 1 && is(text[from-2], alnum) || !ends(text, to) {
+	if to <= from || colons == 0 && !fourNumbers(text[from:to]) || !separated(text, from) || from > 0 && text[from-1] == '/' && dots == 3 && from > 1 && is(text[from-2], alnum) || !ends(text, to) {
 		return 0, 0
 	}
 	a, err := netip.ParseAddr(string(text[from:to]))
@@ -284,6 +284,22 @@ func ip(text []byte, start, end int) (from, to int) {
 		return 0, 0
 	}
 	return from, to
+}
+
+// fourNumbers reports numbers of up to three digits, with three dots.
+func fourNumbers(word []byte) bool {
+	n := 0
+	for _, c := range word {
+		switch {
+		case is(c, digit) && n < 3:
+			n++
+		case c == '.' && n > 0:
+			n = 0
+		default:
+			return false
+		}
+	}
+	return n > 0
 }
 
 func isIP(c byte) bool { return is(c, hexLower|dot) || c == ':' || 'A' <= c && c <= 'F' }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp/syntax"
 	"slices"
+	"sync/atomic"
 	"unicode"
 	"unicode/utf8"
 )
@@ -53,6 +54,7 @@ const (
 
 type inst struct {
 	op       op
+	id       uint32
 	fold     bool // opText is in either case, and text in lower
 	lazy     bool // opRun prefers fewer
 	slot     int
@@ -83,7 +85,21 @@ func compile(re *syntax.Regexp) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
+	number(start)
 	return &program{start: start, width: width(re), caps: re.MaxCap() + 1}, nil
+}
+
+// lastID is that of the instruction numbered last.
+var lastID atomic.Uint32
+
+// number gives the instructions from n on their ids.
+func number(n *inst) {
+	for ; n != nil && n.id == 0; n = n.next {
+		n.id = lastID.Add(1)
+		for _, alt := range n.alts {
+			number(alt)
+		}
+	}
 }
 
 type compiler struct{ size int }
@@ -315,6 +331,24 @@ type machine struct {
 	text  []byte
 	slots []int // offsets of groups, as regexp's FindSubmatchIndex has them
 	steps int
+
+	// Where a run or an alternation has failed, it fails again, wherever the match
+	// began: what is behind it and the text are the same.
+	failed [512]failure
+	gen    uint32 // of the text
+}
+
+// A failure is an instruction that does not lead to a match from that place.
+type failure struct {
+	gen, id uint32
+	at      int
+}
+
+// fresh forgets the text before.
+func (m *machine) fresh() { m.gen++ }
+
+func (m *machine) slot(n *inst, i int) *failure {
+	return &m.failed[(uint32(i)*31+n.id*977)%uint32(len(m.failed))]
 }
 
 // match tries p at i, and reports whether it matches there. Then m.slots holds
@@ -352,17 +386,18 @@ func (m *machine) run(n *inst, i int) bool {
 				return false
 			}
 			i += len(n.text)
-		case opRun:
-			return m.runs(n, i)
-		case opAlt:
-			last := len(n.alts) - 1
-			for _, alt := range n.alts[:last] {
-				if (alt.empty || i < len(text) && alt.first[text[i]]) && m.run(alt, i) {
-					return true
-				}
+		case opRun, opAlt:
+			f := m.slot(n, i)
+			if *f == (failure{m.gen, n.id, i}) {
+				return false
 			}
-			n = n.alts[last]
-			continue
+			if n.op == opRun && m.runs(n, i) || n.op == opAlt && m.either(n, i) {
+				return true
+			}
+			if m.steps >= 0 {
+				*f = failure{m.gen, n.id, i}
+			}
+			return false
 		case opOpen:
 			old := m.slots[n.slot]
 			m.slots[n.slot] = i
@@ -396,6 +431,16 @@ func (m *machine) run(n *inst, i int) bool {
 		}
 		n = n.next
 	}
+}
+
+// either tries the alternatives of n at i.
+func (m *machine) either(n *inst, i int) bool {
+	for _, alt := range n.alts {
+		if (alt.empty || i < len(m.text) && alt.first[m.text[i]]) && m.run(alt, i) {
+			return true
+		}
+	}
+	return false
 }
 
 // runs tries to match the run n at i, and what is behind it.
@@ -451,6 +496,7 @@ func (n *inst) textAt(text []byte, i int) bool {
 
 // search reports whether p matches anywhere in text.
 func (m *machine) search(p *program, text []byte) bool {
+	m.fresh()
 	for i := 0; i <= len(text); i++ {
 		if (p.start.empty || i < len(text) && p.start.first[text[i]]) && m.match(p, text, i) {
 			return true

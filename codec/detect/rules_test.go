@@ -1,53 +1,106 @@
 package detect
 
 import (
-	"math/bits"
+	"slices"
 	"strings"
-
-	gitleaks "github.com/zricethezav/gitleaks/v8/config"
 	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+	gitleaks "github.com/zricethezav/gitleaks/v8/config"
 )
 
+// TestRules checks that every rule of gitleaks is looked for, or that rules.toml
+// says why not; so that an update of gitleaks cannot lose one.
 func TestRules(t *testing.T) {
 	s, err := newRuleSet(gitleaks.DefaultConfig, ownRules)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ids := map[string]bool{}
-	for _, e := range s.expressions {
-		ids[e.rule.id] = true
+	found := map[string]bool{}
+	for _, x := range s.expressions {
+		found[x.rule.id] = true
+	}
+	var theirs, ours ruleFile
+	if err := toml.Unmarshal([]byte(gitleaks.DefaultConfig), &theirs); err != nil {
+		t.Fatal(err)
+	}
+	if err := toml.Unmarshal([]byte(ownRules), &ours); err != nil {
+		t.Fatal(err)
+	}
+	skipped := 0
+	for _, r := range theirs.Rules {
+		if ours.Skip[r.ID] != "" {
+			skipped++
+		} else if !found[r.ID] {
+			t.Errorf("rule %s is not looked for", r.ID)
+		}
+	}
+	if skipped != len(ours.Skip) {
+		t.Errorf("rules.toml leaves out %d rules, of which gitleaks has %d", len(ours.Skip), skipped)
+	}
+	// What a digest is by itself, only the word beside it could tell.
+	for _, u := range s.unanchored {
+		if !strings.HasPrefix(u, "sourcegraph-access-token") || !strings.Contains(u, "{40}") {
+			t.Errorf("a part of a rule is not looked for: %s", u)
+		}
 	}
 	n := 0
-	for _, b := range s.index.bits {
-		n += bits.OnesCount64(b)
+	for _, word := range s.index.bits {
+		for ; word != 0; word &= word - 1 {
+			n++
+		}
 	}
-	t.Log(len(s.expressions), len(ids), len(s.index.entries), "bits", n)
-	for _, u := range s.unanchored {
-		t.Log(u)
+	if share := float64(n) / (1 << hashBits); share > 0.03 {
+		t.Errorf("%.1f %% of the hashes are marked: too many places are looked at twice", 100*share)
 	}
-	per := map[string]int{}
-	for _, e := range s.index.entries {
-		per[s.expressions[e.id].rule.id]++
-	}
-	for id, n := range per {
-		if n > 400 {
-			t.Log(id, n)
+	t.Logf("%d rules of gitleaks, %d of them left out, and %d of ours; %d expressions, %d grams", len(theirs.Rules), skipped, len(ours.Rules), len(s.expressions), len(s.index.entries))
+}
+
+// TestWords checks the stop words of an allowance.
+func TestWords(t *testing.T) {
+	w := newWords([]string{"Example", "test_", "ab"})
+	for in, want := range map[string]bool{"an example": true, "my test_ x": true, "tes": false, "ab": false, "": false} {
+		if got := w.in([]byte(in)); got != want {
+			t.Errorf("in %q: %v", in, got)
 		}
 	}
 }
 
-type counter struct {
-	n    int
-	m    map[string]int
-	text string
-	fp   int
-}
-
-func (c *counter) hit(at int, first int32) { c.n++; c.m[c.text[at:at+4]]++ }
-func TestHits(t *testing.T) {
-
-	prose := strings.Repeat("The quick brown fox jumps over the lazy dog; order 20261123, commit "+hex[:40]+".\n", 2500)
-	c := &counter{m: map[string]int{}, text: prose}
-	secretRules().index.find([]byte(prose), c)
-	t.Log(len(prose), c.n, c.m)
+// FuzzProgram checks that a program matches where Go's regexp does, and the same.
+func FuzzProgram(f *testing.F) {
+	expressions := []string{
+		`a(b+?)(c|cd)(d*)`, `(?i)\bkey[ \t]{0,5}[:=]\s*("?)([a-z0-9]{4,8})`, `^(?:ab|a)(?:c|bcd)$`, `[^x]{2,3}?y`, `(?:(a)|b){1,3}c`, `\Bfoo\b|bar`, `(a|ab)(c|bcd)(d*)e?`, `(?s:.){0,3}?z`,
+	}
+	f.Add("xabbcdd key: abcd1234 foo", 0)
+	f.Add("KEY=\"ABCDEFGHI\" abcd", 1)
+	f.Fuzz(func(t *testing.T, text string, n int) {
+		for i := range len(text) {
+			if text[i] >= 0x80 { // classes are of bytes
+				return
+			}
+		}
+		source := expressions[uint(n)%uint(len(expressions))]
+		p, re := mustProgram(t, source)
+		var m machine
+		m.fresh()
+		for i := 0; i <= len(text); i++ {
+			if !m.match(p, []byte(text), i) {
+				continue
+			}
+			want := re.FindStringSubmatchIndex(text)
+			if want == nil || want[0] > i {
+				t.Fatalf("%s matches %q at %d, regexp %v", source, text, i, want)
+			}
+			if want[0] < i {
+				t.Fatalf("%s matches %q at %d, regexp before: %v", source, text, i, want)
+			}
+			if !slices.Equal(m.slots, want) {
+				t.Fatalf("%s in %q: %v, regexp %v", source, text, m.slots, want)
+			}
+			return
+		}
+		if want := re.FindStringSubmatchIndex(text); want != nil {
+			t.Fatalf("%s does not match %q, regexp %v", source, text, want)
+		}
+	})
 }

@@ -32,6 +32,7 @@ func (s *search) find(text []byte, found func(start, end int)) {
 func (s *search) look(text []byte, value [2]int, found func(start, end int)) {
 	s.text, s.value, s.found = text, value, found
 	s.texts++
+	s.m.fresh()
 	switch {
 	case s.index != nil && len(text) >= 4:
 		s.index.find(text, s)
