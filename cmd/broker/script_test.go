@@ -115,12 +115,16 @@ func appendFile(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o600))
 }
 
-// session sets SESSION to the id of the first session in what sessions --json
-// has printed, which is the oldest.
+// session sets SESSION to the id of the first or the last session in what
+// sessions --json has printed, newest first.
 func session(ts *testscript.TestScript, _ bool, args []string) {
 	lines := strings.Split(strings.TrimSpace(ts.ReadFile(args[1])), "\n")
+	line := lines[0]
+	if args[0] == "first" {
+		line = lines[len(lines)-1]
+	}
 	var s struct{ ID string }
-	ts.Check(json.Unmarshal([]byte(lines[len(lines)-1]), &s))
+	ts.Check(json.Unmarshal([]byte(line), &s))
 	ts.Setenv("SESSION", s.ID)
 }
 
