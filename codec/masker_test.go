@@ -97,6 +97,8 @@ func TestMask(t *testing.T) {
 			`{"mimeType":"application\/json","blob":"` + base64Of(`{"n":0,"??":"??>"}`) + `"}`},
 		{"blob of an image", `{"mimeType":"image/png","blob":"` + base64Of("to ada@example.com") + `"}`, ""},
 		{"blob that is no base64", `{"mimeType":"text/plain","blob":"to ada@example.com"}`, `{"mimeType":"text/plain","blob":"to [masked:email]"}`},
+		{"two findings far apart", `"` + strings.Repeat("x ", 9000) + `ada@example.com ` + strings.Repeat("y ", 9000) + "password=" + strings.Repeat("a1B!c2D?e3F-g4H_", 16) + `4111111111111111 "`,
+			`"` + strings.Repeat("x ", 9000) + `[masked:email] ` + strings.Repeat("y ", 9000) + `password=[masked:secrets][masked:credit_card] "`},
 		{"result is a string", `"ada@example.com"`, `"[masked:email]"`},
 		{"result is empty", `{}`, ""},
 	}

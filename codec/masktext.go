@@ -32,7 +32,11 @@ func (m *Masker) look(text, name []byte) {
 		}
 		kept, first := len(m.scratch), len(m.spans)
 		m.scratch = m.replace(m.scratch, text, m.spans[base:])
-		m.scan(m.scratch[kept:len(m.scratch):len(m.scratch)], name)
+		if masked := m.scratch[kept:len(m.scratch):len(m.scratch)]; len(masked) > 4*aroundMark {
+			m.scanMarks(masked, base, first)
+		} else {
+			m.scan(masked, name)
+		}
 		m.scratch = m.scratch[:kept]
 		if len(m.spans) == first {
 			return
@@ -40,6 +44,37 @@ func (m *Masker) look(text, name []byte) {
 		m.merge(first)
 		m.back(base, first)
 	}
+}
+
+// aroundMark is how much of a long text is looked at again on either side of
+// what was masked, in bytes.
+const aroundMark = 2 << 10
+
+// scanMarks looks at the surroundings of the marks of m.spans[base:first] in
+// masked, which is a text with these spans replaced.
+func (m *Masker) scanMarks(masked []byte, base, first int) {
+	grown := 0 // how much longer masked is than the text, up to here
+	from, to := 0, 0
+	look := func() {
+		at := len(m.spans)
+		m.find(masked[from:to:to], nil)
+		for i := range m.spans[at:] {
+			m.spans[at+i].start += from
+			m.spans[at+i].end += from
+		}
+	}
+	for i := base; i < first; i++ {
+		s := m.spans[i]
+		start := s.start + grown
+		end := start + m.markLen(s)
+		grown += end - start - (s.end - s.start)
+		if start-aroundMark > to {
+			look()
+			from = start - aroundMark
+		}
+		to = min(len(masked), end+aroundMark)
+	}
+	look()
 }
 
 // scan looks at text once, and reports whether it is JSON.
