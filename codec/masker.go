@@ -555,7 +555,7 @@ func (m *Masker) distinct(i, first int) {
 	for _, s := range all {
 		own := m.spans[:s.last+1]
 		from := s.last
-		for from > 0 && own[from-1].kind == inName && own[from-1].start > s.start {
+		for from > first && own[from-1].kind == inName && own[from-1].start > s.start {
 			from--
 		}
 		for {

@@ -216,6 +216,36 @@ func FuzzMask(f *testing.F) {
 	})
 }
 
+// blind is a Finder that gives no hints.
+type blind struct{ *detect.Finder }
+
+func (blind) Near([]byte, func(int)) bool { return false }
+
+// FuzzHints checks that nothing is lost where strings are short and only those
+// are looked at near which something may be.
+func FuzzHints(f *testing.F) {
+	f.Add(`{"a":"x \u0061da@example.com","b":[4111111111111111,"{\"c\":\"d@e.fr\"}"]}`)
+	f.Add(`{"password":"hunter2-Xyz9","t":"\nAKIAQ3EGRIOL7PZ5TXWM\t","ssn":123456789,"n":4.111111111111111e15}`)
+	f.Add(`{"api_key\n":"a8Xk2Pq9Lm4Zs7Vt1Wy6","key":"a8Xk2Pq9Lm4Zs7Vt1Wy6","x":"twitter_key = \"a8Xk2Pq9Lm4Zs7Vt1Wy6Bn3Cd\""}`)
+	f.Add(`["+44 20 7946 0958","DE89 3704 0044 0532 0130 00","fe80::1","203.0.113.7",{"ada@example.com":1}]`)
+	padding := strings.TrimSuffix(strings.Repeat(`"pad",1,`, 60), ",")
+	names := detect.Names()
+	seeing, unseeing := newMasker(names...), codec.NewMasker(blind{newFinder(names...)}, nil)
+	f.Fuzz(func(t *testing.T, raw string) {
+		var p codec.Parser
+		line := result(`{"rows":[` + padding + `],"v":` + raw + `,"t":` + string(must(json.Marshal(`[`+padding+`,`+raw+`]`))) + `}`)
+		frame, err := p.Parse(line, codec.S2C)
+		if err != nil {
+			return
+		}
+		got, _ := seeing.Mask(nil, frame)
+		want, _ := unseeing.Mask(nil, frame)
+		if !bytes.Equal(got, want) {
+			t.Fatalf("%s\nmasked with hints\n%s\nwithout\n%s", line, got, want)
+		}
+	})
+}
+
 // decode reads a frame. A number may be beyond a double.
 func decode(t *testing.T, line []byte) (v map[string]any) {
 	d := json.NewDecoder(bytes.NewReader(line))

@@ -276,7 +276,8 @@ func ip(text []byte, start, end int) (from, to int) {
 	case colons < 2 && dots != 3, dots != 0 && dots != 3, colons > 7, colons > 1 && bytes.Count(word, []byte("::")) != 1 && colons < 6:
 		return 0, 0
 	}
-	if to <= from || colons == 0 && !fourNumbers(text[from:to]) || !separated(text, from) || from > 0 && text[from-1] == '/' && dots == 3 && from > 1 && is(text[from-2], alnum) || !ends(text, to) {
+	last := text[from+bytes.LastIndexByte(text[from:to], ':')+1 : to] // of an IPv6 address, its IPv4 tail
+	if to <= from || dots == 3 && !fourNumbers(last) || colons > 1 && !sixteens(text[from:to-len(last)]) || !separated(text, from) || from > 0 && text[from-1] == '/' && dots == 3 && from > 1 && is(text[from-2], alnum) || !ends(text, to) {
 		return 0, 0
 	}
 	a, err := netip.ParseAddr(string(text[from:to]))
@@ -284,6 +285,22 @@ func ip(text []byte, start, end int) (from, to int) {
 		return 0, 0
 	}
 	return from, to
+}
+
+// sixteens reports groups of up to four digits of base 16.
+func sixteens(word []byte) bool {
+	n := 0
+	for _, c := range word {
+		switch {
+		case c == ':':
+			n = 0
+		case c == '.' || n == 4:
+			return false
+		default:
+			n++
+		}
+	}
+	return true
 }
 
 // fourNumbers reports numbers of up to three digits, with three dots.
