@@ -333,7 +333,7 @@ func (s *session) watchIdle(cancel context.CancelCauseFunc) *time.Timer {
 type view struct {
 	policy *policy.Policy
 	terms  *policy.Terms
-	masker *codec.Masker // nil if nothing is masked
+	masker *codec.Masker // nil if nothing is masked, or nothing has been yet
 }
 
 // refresh follows a policy that has been reloaded.
@@ -355,10 +355,15 @@ func (s *session) refresh(v *view) error {
 		return r
 	}
 	v.policy, v.terms, v.masker = p, t, nil
-	if t.Masking.New != nil {
-		v.masker = t.Masking.New()
-	}
 	return nil
+}
+
+// masks returns the masker of the terms, or nil if they mask nothing.
+func (v *view) masks() *codec.Masker {
+	if v.masker == nil && v.terms.Masking.New != nil {
+		v.masker = v.terms.Masking.New()
+	}
+	return v.masker
 }
 
 // pumpC2S judges what the client sends, until its end.
@@ -436,8 +441,8 @@ func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
 		return s.toServer.queue(recorder.Blocked, line)
 	}
 	passed := recorder.Delivered
-	if f.Arguments != nil && v.masker != nil && v.terms.Masking.Requests != policy.RequestsPass {
-		masked, findings := v.masker.MaskArguments(make([]byte, 0, len(line)+1), f)
+	if f.Arguments != nil && v.terms.Masking.Requests != policy.RequestsPass {
+		masked, findings := v.masks().MaskArguments(make([]byte, 0, len(line)+1), f)
 		if len(findings) > 0 {
 			// The record, too, has what the server gets, or would have got.
 			line, passed = masked, recorder.Masked
@@ -446,6 +451,9 @@ func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
 			}
 			if v.terms.Masking.Requests == policy.RequestsDeny {
 				s.log.Info("call refused: something was found in its arguments", "method", short(string(f.Method)), "rule", v.terms.Rule)
+				if f.Kind == codec.Notification { // has no answer
+					return s.toServer.queue(recorder.Blocked, line)
+				}
 				return s.refuse(line, bytes.Clone(f.ID), &Refusal{Code: CodeDenied, Rule: v.terms.Rule, Reason: "refused: the arguments hold what must not reach the server: " + kinds(findings)})
 			}
 			if f, err = p.Parse(line, codec.C2S); err != nil {
@@ -670,9 +678,9 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 	case s.room.acknowledged(f): // by the room, before
 		verdict = recorder.Blocked
 	}
-	if v.masker != nil {
+	if m := v.masks(); m != nil {
 		var findings []codec.Finding
-		if out, findings = v.masker.Mask(out[:0], f); len(findings) > 0 {
+		if out, findings = m.Mask(out[:0], f); len(findings) > 0 {
 			if verdict != recorder.Blocked {
 				verdict = recorder.Masked
 			}
@@ -691,8 +699,8 @@ func (s *session) keepBack(v *view, line []byte) error {
 	if err := s.refresh(v); err != nil {
 		return err
 	}
-	if v.masker != nil {
-		masked := v.masker.MaskText(make([]byte, 0, len(line)+1), line)
+	if m := v.masks(); m != nil {
+		masked := m.MaskText(make([]byte, 0, len(line)+1), line)
 		line = append(masked, '\n')[:len(masked)]
 	}
 	return s.toClient.queue(recorder.Blocked, line)

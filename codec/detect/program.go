@@ -334,9 +334,11 @@ type machine struct {
 
 	// Where a run or an alternation has failed, it fails again, wherever the match
 	// began: what is behind it and the text are the same.
-	failed [512]failure
-	gen    uint32 // of the text
+	failed []failure // nil until it is needed: most sessions never do
+	gen    uint32    // of the text
 }
+
+const keptFailures = 512
 
 // A failure is an instruction that does not lead to a match from that place.
 type failure struct {
@@ -348,7 +350,10 @@ type failure struct {
 func (m *machine) fresh() { m.gen++ }
 
 func (m *machine) slot(n *inst, i int) *failure {
-	return &m.failed[(uint32(i)*31+n.id*977)%uint32(len(m.failed))]
+	if m.failed == nil {
+		m.failed = make([]failure, keptFailures)
+	}
+	return &m.failed[(uint32(i)*31+n.id*977)%keptFailures]
 }
 
 // match tries p at i, and reports whether it matches there. Then m.slots holds

@@ -22,7 +22,7 @@ type search struct {
 type taken struct{ text, end int }
 
 func newSearch(rules *ruleSet) *search {
-	return &search{ruleSet: rules, taken: make([]taken, rules.count)}
+	return &search{ruleSet: rules}
 }
 
 func (s *search) find(text []byte, found func(start, end int)) {
@@ -61,12 +61,19 @@ func (s *search) hit(at int, first int32) {
 			if c := s.text[start]; !x.start.first[c] || !s.m.match(x.program, s.text, start) {
 				continue
 			}
-			if t := s.taken[x.rule.number]; t.text != s.texts || start >= t.end {
+			if t := s.takenBy(x.rule); t.text != s.texts || start >= t.end {
 				s.check(x)
 			}
 			break
 		}
 	}
+}
+
+func (s *search) takenBy(r *rule) *taken {
+	if s.taken == nil {
+		s.taken = make([]taken, s.count)
+	}
+	return &s.taken[r.number]
 }
 
 // check judges what the machine has matched, and reports it.
@@ -115,7 +122,7 @@ func (s *search) check(x *expression) {
 }
 
 func (s *search) report(r *rule, start, end int, match [2]int) {
-	s.taken[r.number] = taken{s.texts, match[1]}
+	*s.takenBy(r) = taken{s.texts, match[1]}
 	if start >= s.value[0] && end <= s.value[1] {
 		s.found(start-s.value[0], end-s.value[0])
 	}
