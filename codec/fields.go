@@ -57,9 +57,8 @@ func NewFields(list []string) (*Fields, error) {
 
 func parsePath(s string) (path, error) {
 	var p path
-	bad := fmt.Errorf("path %q: expected .name, ['name'], [n], [*], .* or ..name at byte %d", s, 0)
 	for rest := s[1:]; rest != ""; {
-		bad = fmt.Errorf("path %q: expected .name, ['name'], [n], [*], .* or ..name at byte %d", s, len(s)-len(rest))
+		bad := fmt.Errorf("path %q: expected .name, ['name'], [n], [*], .* or ..name at byte %d", s, len(s)-len(rest))
 		st := step{index: -1}
 		switch {
 		case rest[0] == '.':

@@ -34,7 +34,7 @@ var validators = map[string]func([]byte) bool{
 // be looked for, such as \w+, works and is slow.
 func Define(c Custom) (Detector, error) {
 	if c.Name == "" || strings.Trim(c.Name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") != "" {
-		return Detector{}, fmt.Errorf("name %q: expected letters, digits, _ - and .", c.Name)
+		return Detector{}, fmt.Errorf("name %q: expected letters, digits and the marks _ . -", c.Name)
 	}
 	if _, taken := builtin[c.Name]; taken {
 		return Detector{}, fmt.Errorf("name %q is taken by a detector of the broker", c.Name)

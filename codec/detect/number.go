@@ -27,8 +27,98 @@ const (
 	besideMark // what an address of a host has: up to three and a dot; or a colon or a digit of base 16 beside it
 )
 
+// What stands beside a run of digits, as far as it matters.
+const (
+	besideOther = iota
+	besideLetter
+	besideHex // a letter that is a digit of base 16
+	besidePlus
+	besideColon
+	besideDot
+	besideGap // a blank or a dash
+	besides
+)
+
+var beside = func() (t [256]uint8) {
+	for c := range t {
+		switch {
+		case isBase16(byte(c)):
+			t[c] = besideHex
+		case is(byte(c), upper|lower):
+			t[c] = besideLetter
+		}
+	}
+	t['+'], t[':'], t['.'], t[' '], t['-'] = besidePlus, besideColon, besideDot, besideGap, besideGap
+	return t
+}()
+
+// looks tells by what is before and behind it, and by its length, what a run of
+// digits may look like.
+var looks = func() (t [besides][besides][21]around) {
+	for before := range t {
+		for behind := range t[before] {
+			for n := 1; n < len(t[before][behind]); n++ {
+				a := &t[before][behind][n]
+				switch {
+				case n == 3 && behind == besideGap:
+					*a = threeDigits
+				case n == 4 && behind == besideGap:
+					*a = fourDigits
+				case n == 9:
+					*a = nineDigits
+				case n >= 13 && n <= 19:
+					*a = manyDigits
+				}
+				switch before {
+				case besidePlus:
+					*a |= behindPlus
+				case besideLetter, besideHex:
+					*a |= behindLetters
+				}
+				if behind == besideDot && n <= 3 || behind == besideColon || behind == besideHex || before == besideColon || before == besideHex {
+					*a |= besideMark
+				}
+			}
+		}
+	}
+	return t
+}()
+
 // lookAround returns what text[start:end] looks like.
-func lookAround(text []byte, start, end int) (a around) {
+func lookAround(text []byte, start, end int) around {
+	var before, behind uint8
+	if start > 0 {
+		before = beside[text[start-1]]
+	}
+	if end < len(text) {
+		behind = beside[text[end]]
+	}
+	a := looks[before][behind][min(end-start, 20)]
+	if a != 0 {
+		a = lookCloser(a, text, start, end)
+	}
+	return a
+}
+
+// lookCloser returns what of a is so, as far as little more tells.
+func lookCloser(a around, text []byte, start, end int) around {
+	if a&threeDigits != 0 && !(end+4 < len(text) && text[end+3] == text[end]) {
+		a &^= threeDigits
+	}
+	if a&fourDigits != 0 && !(end+4 < len(text) && is(text[end+1], digit) && is(text[end+3], digit) && is(text[end+4], digit)) {
+		a &^= fourDigits
+	}
+	if a&behindLetters != 0 && !(start > 1 && is(text[start-2], upper|lower)) {
+		a &^= behindLetters
+	}
+	if a&besideMark != 0 && !hasMark(text, start, end) {
+		a &^= besideMark
+	}
+	return a
+}
+
+// hasMark reports a run of digits as in an address of a host.
+func hasMark(text []byte, start, end int) bool {
 	var before, behind byte
 	if start > 0 {
 		before = text[start-1]
@@ -36,33 +126,10 @@ func lookAround(text []byte, start, end int) (a around) {
 	if end < len(text) {
 		behind = text[end]
 	}
-	n := end - start
-	switch {
-	case n == 3 && (behind == '-' || behind == ' '):
-		if end+4 < len(text) && text[end+3] == behind {
-			a = threeDigits
-		}
-	case n == 4 && (behind == '-' || behind == ' '):
-		if end+4 < len(text) && is(text[end+1], digit) && is(text[end+3], digit) && is(text[end+4], digit) {
-			a = fourDigits
-		}
-	case n == 9:
-		a = nineDigits
-	case n >= 13 && n <= 19:
-		a = manyDigits
+	if end-start == 2 && (behind == ':' && twoDigits(text, end+1) || before == ':' && twoDigits(text, start-3)) { // a time
+		return false
 	}
-	switch {
-	case before == '+':
-		a |= behindPlus
-	case is(before, upper|lower) && start > 1 && is(text[start-2], upper|lower):
-		a |= behindLetters
-	}
-	switch {
-	case n == 2 && (behind == ':' && twoDigits(text, end+1) || before == ':' && twoDigits(text, start-3)): // a time
-	case behind == '.' && n <= 3 && twoDots(text, end), behind == ':', before == ':' && start > 1 && isIP(text[start-2]), isBase16(before), isBase16(behind):
-		a |= besideMark
-	}
-	return a
+	return behind == '.' && end-start <= 3 && twoDots(text, end) || behind == ':' || before == ':' && start > 1 && isIP(text[start-2]) || isBase16(before) || isBase16(behind)
 }
 
 func isBase16(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'f' }
@@ -230,10 +297,7 @@ func isPhone(d []byte) bool {
 	case d[0] == '7':
 		return len(d) == 11
 	}
-	if two := string(d[:2]); callingCodes[two] {
-		return true
-	}
-	return callingCodes[string(d[:3])]
+	return callingCodes[string(d[:2])] || callingCodes[string(d[:3])]
 }
 
 // callingCodes are those that the ITU has assigned, but for +1 and +7.
