@@ -57,16 +57,16 @@ func (d Detector) Name() string { return d.name }
 // goroutines at a time; what is costly to make, all Finders share.
 type Finder struct {
 	names  []string
-	all    []finding // but those by digits
-	digits []finding
+	all    []active // but those by digits
+	digits []active
 	at     around // of any of digits
 	named  []byte
 	report func(detector, start, end int)
 	near   func(at int)
 }
 
-// A finding is one detector at work.
-type finding struct {
+// An active is one detector at work.
+type active struct {
 	look   // nil if it is by digits
 	by     byDigits
 	at     around
@@ -79,7 +79,7 @@ type finding struct {
 func New(detectors ...Detector) *Finder {
 	f := &Finder{}
 	for i, d := range detectors {
-		w := finding{look: d.look, by: d.by, at: d.at, found: func(start, end int) { f.report(i, start, end) }}
+		w := active{look: d.look, by: d.by, at: d.at, found: func(start, end int) { f.report(i, start, end) }}
 		if d.rules != nil {
 			w.search = newSearch(d.rules())
 			w.look = w.search.find
