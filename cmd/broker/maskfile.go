@@ -73,6 +73,7 @@ func (c *brokerConfig) masking(i int, r ruleFile, own map[string]detect.Detector
 		}
 		return m, nil
 	}
+	detect.New(detectors...) // reads the rules now, not in somebody's first answer
 	m.New = func() *codec.Masker { return codec.NewMasker(detect.New(detectors...), fields) }
 	return m, nil
 }
