@@ -33,6 +33,8 @@ function startPostgres(port) {
   chmodSync(dir, 0o700);
   const run = (command, ...args) => execFileSync(join(postgres, command), args, { ...as, cwd: dir, env: { PATH: process.env.PATH, HOME: dir }, stdio: ["pipe", "pipe", "pipe"] });
   run("initdb", "-D", join(dir, "data"), "-A", "trust", "-U", "postgres");
+  // The Toolbox has to show its password.
+  writeFileSync(join(dir, "data/pg_hba.conf"), "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n");
   const server = spawn(join(postgres, "postgres"), ["-D", join(dir, "data"), "-p", String(port), "-c", "listen_addresses=127.0.0.1", "-c", `unix_socket_directories=${dir}`], { ...as, cwd: dir, stdio: "ignore" });
   others.push({ kill: () => server.kill("SIGINT"), dir });
   const sql = (text) => execFileSync(join(postgres, "psql"), ["-h", "127.0.0.1", "-p", String(port), "-U", "postgres", "-Atqc", text], { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] }).trim();
@@ -175,6 +177,20 @@ ${house.run("token", "create", "--agent", "e2e")}servers:
     const [client, transport] = make();
     await use(name, client, transport, argument);
   }
+  // What a connection carried is what is replayed, byte for byte.
+  const frames = [
+    { id: 0, method: "initialize", params: { protocolVersion: "2025-06-18", capabilities: {}, clientInfo: { name: "e2e", version: "1" } } },
+    { method: "notifications/initialized" },
+    { id: 1, method: "tools/call", params: { name: "query", arguments: { [argument]: "SELECT * FROM customers" } } },
+  ].map((f) => JSON.stringify({ jsonrpc: "2.0", ...f }) + "\n").join("");
+  const known = new Set(house.run("sessions", "--json").trim().split("\n").map((l) => JSON.parse(l).id));
+  const received = execFileSync(house.broker, ["connect", "shop", "--broker", house.addr, "--identity", join(house.dir, "ada.pem")], { env: house.env, input: frames, encoding: "utf8", stdio: ["pipe", "pipe", "ignore"] });
+  assert.match(received, /masked:email/);
+  const { id } = house.run("sessions", "--json").trim().split("\n").map((l) => JSON.parse(l)).find((s) => !known.has(s.id));
+  assert.equal(house.run("replay", "--direction", "s2c", id), received, "s2c");
+  assert.equal(house.run("replay", "--direction", "c2s", id), frames, "c2s");
+  seen.push(received);
+
   assert.equal(db.sql("SELECT count(*) FROM customers"), "2", "the table is there");
   assert.equal(sqlite(""), "2", "the table is there");
 
