@@ -392,11 +392,38 @@ func TestMaskAllocates(t *testing.T) {
 // TestCorpus sends real traffic through: every frame is accepted and, with no
 // detector on, comes out as it went in.
 func TestCorpus(t *testing.T) {
+	frames := 0
+	var p codec.Parser
+	none, all := newMasker(), newMasker(detect.Names()...)
+	found := map[string]int{}
+	traffic(t, func(file string, d codec.Direction, line []byte) {
+		frame, err := p.Parse(line, d)
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+			return
+		}
+		frames++
+		if out, _ := none.Mask(nil, frame); !bytes.Equal(out, line) {
+			t.Errorf("%s: a frame of %d bytes is changed", file, len(line))
+		}
+		out, findings := all.Mask(nil, frame)
+		if len(findings) > 0 && !json.Valid(out) {
+			t.Errorf("%s: a masked frame is no JSON", file)
+		}
+		for _, f := range findings {
+			found[f.Detector]++
+		}
+	})
+	t.Log(frames, "frames; found", found)
+}
+
+// traffic calls frame with each frame of the captured traffic, which is valid as
+// long as the call.
+func traffic(t testing.TB, frame func(file string, d codec.Direction, line []byte)) {
 	files, _ := filepath.Glob(filepath.Join(shared(t, "mcp-corpus"), "*", "*.ndjson*"))
 	if len(files) == 0 {
 		t.Fatal("the corpus is empty")
 	}
-	frames := 0
 	for _, file := range files {
 		f, err := os.Open(file)
 		if err != nil {
@@ -413,8 +440,6 @@ func TestCorpus(t *testing.T) {
 			d = codec.S2C
 		}
 		r := codec.NewReader(in, codec.Limits{})
-		var p codec.Parser
-		none, all := newMasker(), newMasker(detect.Names()...)
 		for {
 			line, err := r.Next()
 			if err == io.EOF {
@@ -423,22 +448,10 @@ func TestCorpus(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", file, err)
 			}
-			frame, err := p.Parse(line, d)
-			if err != nil {
-				t.Errorf("%s: %v", file, err)
-				continue
-			}
-			frames++
-			if out, _ := none.Mask(nil, frame); !bytes.Equal(out, line) {
-				t.Errorf("%s: a frame of %d bytes is changed", file, len(line))
-			}
-			if out, n := all.Mask(nil, frame); len(n) > 0 && !json.Valid(out) {
-				t.Errorf("%s: a masked frame is no JSON", file)
-			}
+			frame(file, d, line)
 		}
 		f.Close()
 	}
-	t.Log(frames, "frames")
 }
 
 func shared(t testing.TB, name string) string {

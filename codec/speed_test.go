@@ -107,6 +107,51 @@ func BenchmarkParse(b *testing.B) {
 	}
 }
 
+// BenchmarkTraffic is of the captured traffic, frame by frame.
+func BenchmarkTraffic(b *testing.B) {
+	type one struct {
+		d    codec.Direction
+		line []byte
+	}
+	var all []one
+	size := 0
+	traffic(b, func(_ string, d codec.Direction, line []byte) {
+		all = append(all, one{d, bytes.Clone(line)})
+		size += len(line)
+	})
+	var p codec.Parser
+	m := newMasker(detect.Names()...)
+	var out []byte
+	valid := func() {
+		for _, f := range all {
+			json.Valid(f.line)
+		}
+	}
+	for name, work := range map[string]func(){
+		"parse": func() {
+			for _, f := range all {
+				p.Parse(f.line, f.d)
+			}
+		},
+		"mask": func() {
+			for _, f := range all {
+				if frame, err := p.Parse(f.line, f.d); err == nil && f.d == codec.S2C {
+					out, _ = m.Mask(out[:0], frame)
+				}
+			}
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(size))
+			for b.Loop() {
+				work()
+			}
+			b.StopTimer()
+			ratio(b, "×json.Valid", work, size, valid, size)
+		})
+	}
+}
+
 // patterns are the expressions of gitleaks, which a text is searched for by one
 // alternation of all.
 func patterns() string {

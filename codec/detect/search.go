@@ -257,21 +257,28 @@ func varied(value []byte) bool {
 }
 
 // entropy is Shannon's, of the bytes of value, in bits a byte.
-func entropy(value []byte) (bits float64) {
+func entropy(value []byte) float64 {
 	var counts [256]uint16
+	value = value[:min(len(value), len(timesLog)-1)]
 	for _, c := range value {
 		counts[c]++
 	}
-	n := float64(len(value))
+	sum := 0.0
 	for _, c := range value {
-		if counts[c] > 0 {
-			p := float64(counts[c]) / n
-			bits -= p * math.Log2(p)
-			counts[c] = 0
-		}
+		sum += timesLog[counts[c]]
+		counts[c] = 0
 	}
-	return bits
+	n := float64(len(value))
+	return timesLog[len(value)]/n - sum/n
 }
+
+// timesLog is n times its logarithm to the base of 2.
+var timesLog = func() (t [1 << 12]float64) {
+	for n := 2; n < len(t); n++ {
+		t[n] = float64(n) * math.Log2(float64(n))
+	}
+	return t
+}()
 
 // placeholders stand where documentation, templates and maskers leave a secret out.
 var placeholders = [][]byte{
