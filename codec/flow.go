@@ -95,10 +95,11 @@ type flow struct {
 	to    edits
 	layer int
 	// The frame itself has no layer around it, and must be read alike by everybody.
-	strict bool
-	gone   bool // what was emitted is not needed any more
-	names  int  // of long objects under way, strict only
-	fault  fault
+	strict  bool
+	gone    bool   // what was emitted is not needed any more
+	names   int    // of long objects under way, strict only
+	refused string // a name that the result must not have
+	fault   fault
 }
 
 func (f *flow) fail(code int, reason string) bool {
@@ -217,6 +218,8 @@ func (f *flow) complete(depth int) (n int, ok bool) {
 	return 0, f.fail(CodeParse, "the frame ends in its middle")
 }
 
+const mustBeHeld = "a member of the result that must be held"
+
 // value takes a value.
 func (f *flow) value(p place, depth int) bool {
 	n, ok := f.complete(depth)
@@ -224,6 +227,9 @@ func (f *flow) value(p place, depth int) bool {
 	case !ok:
 		return false
 	case n > 0:
+		if f.refused != "" && depth == 1 && Member(f.w.rest()[:n], f.refused) != nil {
+			return f.fail(CodeInvalid, mustBeHeld)
+		}
 		f.look(n, func(m *Masker) {
 			outer := m.hint(m.b, 0)
 			if !m.hints.quiet(m) {
@@ -367,6 +373,9 @@ func (f *flow) object(p place, depth int) bool {
 		name, ok := f.name(&o)
 		if !ok || !f.space() {
 			return false
+		}
+		if f.refused != "" && depth == 2 && string(name) == f.refused {
+			return f.fail(CodeInvalid, mustBeHeld)
 		}
 		if f.next() != ':' {
 			return f.fail(CodeParse, "expected : behind a name")

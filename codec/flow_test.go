@@ -46,7 +46,7 @@ func flow(m *codec.Masker, in io.Reader, held int) (out []byte, findings []codec
 		return nil, nil, false, nil
 	}
 	var p codec.Parser
-	_, _, err = p.Flow(r, m, func(part []byte, found []codec.Finding) error {
+	_, _, err = p.Flow(r, m, "", func(part []byte, found []codec.Finding) error {
 		out = append(out, part...)
 		findings = append(findings, found...)
 		return nil

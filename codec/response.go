@@ -68,15 +68,16 @@ const maxTail = 64 << 10
 // it. Neither is kept.
 //
 // At the end it returns a view of the frame with an empty value in the place of
-// its result. An error of r or of deliver it returns as it is; what is no valid
+// its result. A frame whose result has a member of the name refused is not
+// accepted, if that is not empty. An error of r or of deliver it returns as it is; what is no valid
 // frame as an [*Error], with what has arrived of it and was not delivered.
-func (p *Parser) Flow(r *Reader, m *Masker, deliver func(part []byte, findings []Finding) error) (f *Frame, rest []byte, err error) {
+func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(part []byte, findings []Finding) error) (f *Frame, rest []byte, err error) {
 	at, _, ok := longResult(r.buf[r.start:])
 	if !ok {
 		return nil, nil, errors.New("codec: not a long response")
 	}
 	out := &parts{m: m, deliver: deliver}
-	flow := flow{m: m, s: &p.s, sizes: defaultSizes, to: out, strict: true, gone: true}
+	flow := flow{m: m, s: &p.s, sizes: defaultSizes, to: out, strict: true, gone: true, refused: refused}
 	flow.w.read = func(b []byte) (int, error) {
 		if out.err != nil {
 			return 0, out.err

@@ -30,14 +30,17 @@ import (
 //
 // A record, the next behind it:
 //
-//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bit 6: the frame
-//	         began in the block before; bit 7: it goes on in the next
+//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bit 5: these are
+//	         not all the bytes of the frame, which goes on in the direction's next
+//	         record that is neither found nor blocked; bit 6: the record began in the
+//	         block before; bit 7: it goes on in the next
 //	varint   time in ns since the session's start
 //	uvarint  length
 //	…        bytes of the frame, or of a part of it
 //
-// Each block can be read without the others. A frame whose last part is missing
-// was never delivered.
+// Each block can be read without the others. A record whose last part is missing
+// was never delivered. Bit 5 is for frames that go on record as they arrive: each
+// of their records was delivered, also where the one behind it is missing.
 
 const (
 	blockVersion = 1
@@ -46,6 +49,7 @@ const (
 
 	recordS2C       = 1 << 0
 	recordVerdict   = 1 // shift
+	recordMore      = 1 << 5
 	recordBegan     = 1 << 6
 	recordContinues = 1 << 7
 
@@ -101,6 +105,9 @@ func encode(start time.Time, frames []Frame) (blocks [][]byte) {
 			began = recordBegan
 			if f.Direction == codec.S2C {
 				flags |= recordS2C
+			}
+			if f.More {
+				flags |= recordMore
 			}
 			if !last {
 				flags |= recordContinues
@@ -215,7 +222,7 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 			r.partial, r.started = append(r.partial, part...), true
 			continue
 		}
-		f := Frame{Verdict: Verdict(flags >> recordVerdict & 7), Time: r.start.Add(time.Duration(since)), Bytes: part}
+		f := Frame{Verdict: Verdict(flags >> recordVerdict & 7), Time: r.start.Add(time.Duration(since)), Bytes: part, More: flags&recordMore != 0}
 		if flags&recordS2C != 0 {
 			f.Direction = codec.S2C
 		}
