@@ -42,6 +42,7 @@ type window struct {
 	buf    []byte                      // behind at, what is not decided
 	at     int
 	behind int   // so much in front of at stays
+	size   int   // of buf, when more than a little is read
 	passed int64 // bytes in front of at, from the beginning of the text
 	err    error // of read; sticky
 }
@@ -66,7 +67,8 @@ func (w *window) more() bool {
 			w.buf = w.buf[:copy(w.buf, w.buf[from:])]
 			w.at -= from
 		} else {
-			w.buf = append(make([]byte, 0, cap(w.buf)+max(cap(w.buf)/4, 2*readSize)), w.buf...)
+			// What is longer than this at first is mostly as long as it may be.
+			w.buf = append(make([]byte, 0, max(cap(w.buf)*5/4, w.size, 2*readSize)), w.buf...)
 		}
 	}
 	n, err := w.read(w.buf[len(w.buf) : len(w.buf)+readSize])
@@ -598,7 +600,7 @@ type escape struct {
 
 func newContent(f *flow) *content {
 	t := &content{f: f}
-	t.in = flow{m: f.m, s: f.s, sizes: f.sizes, to: t, layer: f.layer + 1, gone: f.gone, w: window{read: t.read}}
+	t.in = flow{m: f.m, s: f.s, sizes: f.sizes, to: t, layer: f.layer + 1, gone: f.gone, w: window{read: t.read, size: f.sizes.value + 2*readSize}}
 	return t
 }
 

@@ -78,6 +78,7 @@ func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(part []
 	}
 	out := &parts{m: m, deliver: deliver}
 	flow := flow{m: m, s: &p.s, sizes: defaultSizes, to: out, strict: true, gone: true, refused: refused}
+	flow.w.size = flow.sizes.value + 2*readSize
 	flow.w.read = func(b []byte) (int, error) {
 		if out.err != nil {
 			return 0, out.err

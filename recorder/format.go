@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"sync"
 	"time"
 
@@ -79,16 +80,37 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
-// encode returns the blocks of frames.
-func encode(start time.Time, frames []Frame) (blocks [][]byte) {
+// An encoding is the memory in which frames become blocks.
+type encoding struct {
+	records []byte
+	sealed  []byte // the blocks, one behind the other
+	blocks  [][]byte
+}
+
+// encodings are used again: what a session records at a time takes its size three
+// times over.
+var encodings = sync.Pool{New: func() any { return new(encoding) }}
+
+// free gives back an encoding whose blocks are not needed any more.
+func (e *encoding) free() {
+	if clear(e.blocks); cap(e.sealed) > 2*blockSize { // of a rare big frame
+		e.sealed = nil
+	}
+	e.records, e.sealed, e.blocks = e.records[:0], e.sealed[:0], e.blocks[:0]
+	encodings.Put(e)
+}
+
+// encode makes the blocks of frames. They are valid until they are freed.
+func encode(start time.Time, frames []Frame) *encoding {
+	e := encodings.Get().(*encoding)
 	size := 0
 	for _, f := range frames {
 		size += recordHead + len(f.Bytes)
 	}
-	records := make([]byte, 0, min(size, blockSize))
+	records := slices.Grow(e.records, min(size, blockSize))
 	seal := func() {
 		if len(records) > 0 {
-			blocks = append(blocks, sealBlock(records))
+			e.seal(records)
 			records = records[:0]
 		}
 	}
@@ -122,23 +144,25 @@ func encode(start time.Time, frames []Frame) (blocks [][]byte) {
 		}
 	}
 	seal()
-	return blocks
+	e.records = records
+	return e
 }
 
-// sealBlock makes a block of records. What zstd does not shorten stays as it is.
-func sealBlock(records []byte) []byte {
-	b := make([]byte, 2, len(records)/2+64)
-	b[0], b[1] = blockVersion, blockZstd
-	b = binary.AppendUvarint(b, uint64(len(records)))
-	at := len(b)
-	b = append(b, 0, 0, 0, 0)
-	b = encoder().EncodeAll(records, b)
-	if len(b)-at-4 >= len(records) {
-		b[1] = blockRaw
-		b = append(b[:at+4], records...)
+// seal makes a block of records. What zstd does not shorten stays as it is.
+func (e *encoding) seal(records []byte) {
+	start := len(e.sealed)
+	out := append(e.sealed, blockVersion, blockZstd)
+	out = binary.AppendUvarint(out, uint64(len(records)))
+	at := len(out)
+	out = append(out, 0, 0, 0, 0)
+	out = encoder().EncodeAll(records, out)
+	if len(out)-at-4 >= len(records) {
+		out[start+1] = blockRaw
+		out = append(out[:at+4], records...)
 	}
-	binary.LittleEndian.PutUint32(b[at:], checksum(b[:at], b[at+4:]))
-	return b
+	binary.LittleEndian.PutUint32(out[at:], checksum(out[start:at], out[at+4:]))
+	e.sealed = out
+	e.blocks = append(e.blocks, out[start:len(out):len(out)]) // stays where it is, also when sealed moves
 }
 
 func checksum(head, payload []byte) uint32 {
