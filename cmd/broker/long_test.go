@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
-	"hash"
 	"io"
 	"net"
 	"regexp"
@@ -25,10 +24,28 @@ type longServer struct {
 	net.Listener
 	size  int
 	first chan struct{}
-	wrote hash.Hash // of what the client should get
+	wrote chan []byte // the digest of what the client should get
 }
 
 const longHead, longTail = `{"jsonrpc":"2.0","result":{"content":[{"type":"text","text":"`, `"}]},"id":1}`
+
+func startLong(t testing.TB, size int) *longServer {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &longServer{Listener: ln, size: size, first: make(chan struct{}), wrote: make(chan []byte, 1)}
+	go s.serve()
+	t.Cleanup(func() { ln.Close() })
+	return s
+}
+
+// config is that of a broker in front of it.
+func (s *longServer) config() string {
+	return "servers:\n  long: {tcp: " + s.Addr().String() + "}\n" + `policy:
+  - {name: all, groups: [analysts], servers: [long], access: allow, mask: [secrets, email, credit_card, us_ssn, iban, phone], calls: [{deny: tool == "x"}]}
+`
+}
 
 func (s *longServer) serve() {
 	for {
@@ -56,21 +73,26 @@ func (s *longServer) serve() {
 }
 
 func (s *longServer) answer(w io.Writer) {
-	both := func(real, masked string) {
-		io.WriteString(w, real)
-		io.WriteString(s.wrote, masked)
+	wrote := sha256.New()
+	both := func(real, masked string) bool {
+		io.WriteString(wrote, masked)
+		_, err := io.WriteString(w, real)
+		return err == nil
 	}
 	both(longHead, longHead)
 	line := strings.Repeat(`The quick brown fox \"jumps\" over it.\n`, 1<<20/40)
 	for n, waited := 0, false; n < s.size; n += len(line) {
-		both(line, line)
-		both(" ada@example.com ", " [masked:email] ")
+		if !both(line, line) || !both(" ada@example.com ", " [masked:email] ") {
+			return
+		}
 		if n > 4<<20 && !waited {
 			waited = true
 			<-s.first
 		}
 	}
-	both(longTail+"\n", longTail+"\n")
+	if both(longTail+"\n", longTail+"\n") {
+		s.wrote <- wrote.Sum(nil)
+	}
 }
 
 // heaps returns what the collector of a process has found in use each time, in
@@ -87,17 +109,8 @@ func (p *process) heaps() (live []int) {
 // returns how much more memory the broker had in use during the long one than
 // before, in MiB; -1 if it is not known.
 func longAnswer(t *testing.T, size, small int) (grown int) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &longServer{Listener: ln, size: size, first: make(chan struct{}), wrote: sha256.New()}
-	go server.serve()
-	t.Cleanup(func() { ln.Close() })
-
-	b := startBroker(t, t.TempDir(), "servers:\n  long: {tcp: "+ln.Addr().String()+"}\n"+`policy:
-  - {name: all, groups: [analysts], servers: [long], access: allow, mask: [secrets, email, credit_card, us_ssn, iban, phone], calls: [{deny: tool == "x"}]}
-`)
+	server := startLong(t, size)
+	b := startBroker(t, t.TempDir(), server.config())
 	c := b.dial(t, "long", dials["tls"])
 	io.WriteString(c.Conn, `{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}`+"\n")
 	in := bufio.NewReaderSize(c.Conn, 1<<20)
@@ -126,7 +139,8 @@ func longAnswer(t *testing.T, size, small int) (grown int) {
 			t.Fatal(err)
 		}
 	}
-	if !bytes.Equal(got.Sum(nil), server.wrote.Sum(nil)) {
+	wrote := <-server.wrote
+	if !bytes.Equal(got.Sum(nil), wrote) {
 		t.Error("the client got something else than what the server wrote, masked")
 	}
 	c.Conn.Close()
@@ -147,7 +161,7 @@ func longAnswer(t *testing.T, size, small int) (grown int) {
 		if err := recorder.Replay(t.Context(), tail, src, s.ID, view); err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(replayed.Sum(nil), server.wrote.Sum(nil)) {
+		if !bytes.Equal(replayed.Sum(nil), wrote) {
 			t.Error("what is on record is something else than what the client got")
 		}
 		if want := int64((size + 1<<20 - 1) / (1 << 20 / 40 * 39)); s.S2C.Frames != int64(small)+2 || s.Masked != 1 || s.Findings["email"] < want/2 {
@@ -183,3 +197,26 @@ func (b *behind) Write(p []byte) (int, error) {
 // record. What it costs in memory is for TestLongAnswerMemory, without the race
 // detector's own.
 func TestLongAnswer(t *testing.T) { longAnswer(t, 24<<20, 3) }
+
+// TestKillLong kills the broker in the middle of a long answer: what the client
+// has of it can be replayed.
+func TestKillLong(t *testing.T) {
+	server := startLong(t, 1<<30)
+	close(server.first)
+	for round, size := range []int{0, 3 << 20, 10<<20 + 17} {
+		b := startBroker(t, t.TempDir(), server.config())
+		c := b.dial(t, "long", dials["tls"])
+		io.WriteString(c, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"y"}}`+"\n")
+		if _, err := io.CopyN(io.Discard, c, int64(size)+1); err != nil {
+			t.Fatal(err)
+		}
+		b.cmd.Process.Kill()
+		b.cmd.Wait()
+		io.Copy(io.Discard, c) // what was under way
+		c.Conn.Close()
+		got, _ := c.carried()
+		if replay := b.replayed(t, "s2c", false); len(got) <= size || !bytes.HasPrefix(replay, got) || bytes.IndexByte(replay, '\n') >= 0 {
+			t.Errorf("round %d: %d bytes were received, and they are no prefix of the %d on record, or those end in a newline", round, len(got), len(replay))
+		}
+	}
+}
