@@ -31,7 +31,21 @@ type Options struct {
 	Free int64        // bytes that must stay free on its disk; if zero, 256 MiB
 	Log  *slog.Logger // if nil, nothing is logged
 	Key  string       // that signs checkpoints, as of OpenKey; if empty, nothing is signed
+	Sync Sync         // when what is on record is flushed to the disk
 }
+
+// Sync says when what is on record is flushed to the disk: that is what a loss of
+// power may take. A process that is killed loses nothing in any case.
+type Sync uint8
+
+const (
+	SyncInterval Sync = iota // every 50 ms
+	SyncAlways               // before a frame is delivered; what many sessions record at a time is flushed once
+	SyncNone                 // when the kernel likes
+)
+
+// syncInterval is how old what is not on the disk may be.
+const syncInterval = 50 * time.Millisecond
 
 // defaultFree is room for what Badger writes beside the frames: tables that it
 // merges. It writes through mapped files, where a full disk is no error but the
@@ -47,6 +61,14 @@ type Log struct {
 	failed  atomic.Bool // the last commit has failed
 	space   func() (free int64, err error)
 	fault   func() error // makes commits fail, in tests
+
+	flush     func() error
+	unflushed atomic.Pointer[error] // why what is on record cannot be flushed
+
+	unsynced atomic.Bool   // something has been committed since the last flush
+	closing  chan struct{} // closed by Close
+	once     sync.Once
+	syncing  sync.WaitGroup
 
 	room struct {
 		sync.Mutex
@@ -76,8 +98,8 @@ func Open(o Options) (*Log, error) {
 	default:
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
-	l := &Log{db: db, o: o, live: map[string]*Recording{}}
-	l.space = l.freeSpace
+	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
+	l.space, l.flush = l.freeSpace, db.Sync
 	if l.tree, err = openTree(db, o.Key); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
@@ -86,13 +108,39 @@ func Open(o Options) (*Log, error) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
+	if o.Sync == SyncInterval {
+		l.syncing.Go(l.syncNowAndThen)
+	}
 	return l, nil
+}
+
+// syncNowAndThen flushes what has been committed, until the log is closed.
+func (l *Log) syncNowAndThen() {
+	tick := time.NewTicker(syncInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.closing:
+			return
+		case <-tick.C:
+		}
+		if !l.unsynced.Swap(false) {
+			continue
+		}
+		if err := l.flush(); err != nil {
+			// What the disk has is not known any more, and the kernel does not try again.
+			err = fmt.Errorf("flush to the disk: %w; start again when it is good", err)
+			l.unflushed.Store(&err)
+			l.fail(err)
+			return
+		}
+	}
 }
 
 func badgerOptions(o Options) badger.Options {
 	return badger.DefaultOptions(o.Dir).
 		WithLogger(badgerLog{o.Log}).
-		WithSyncWrites(false). // mapped: survives the process
+		WithSyncWrites(o.Sync == SyncAlways). // mapped: survives the process
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).
 		WithCompression(options.None). // blocks are compressed
@@ -122,6 +170,8 @@ func line(format string, args []any) string {
 // Close closes the log. Recordings that have not ended stay open, and will be
 // found interrupted.
 func (l *Log) Close() error {
+	l.once.Do(func() { close(l.closing) })
+	l.syncing.Wait()
 	if err := l.db.Close(); err != nil {
 		return fmt.Errorf("close log: %w", err)
 	}
@@ -203,16 +253,22 @@ func (l *Log) commit(writes ...write) error {
 func (l *Log) write(batch []*commit) error {
 	err := l.put(batch)
 	if err == nil {
+		l.unsynced.Store(true)
 		if l.failed.CompareAndSwap(true, false) {
 			l.o.Log.Info("recorder is available again")
 		}
 		return nil
 	}
 	err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	l.fail(err)
+	return err
+}
+
+// fail makes the log unavailable.
+func (l *Log) fail(err error) {
 	if !l.failed.Swap(true) {
 		l.o.Log.Error("sessions cannot be recorded; they end, and new ones are refused", "error", err)
 	}
-	return err
 }
 
 func (l *Log) put(batch []*commit) error {
@@ -224,6 +280,9 @@ func (l *Log) put(batch []*commit) error {
 	}
 	if err := l.need(size); err != nil {
 		return err
+	}
+	if err := l.unflushed.Load(); err != nil {
+		return *err
 	}
 	if l.fault != nil {
 		if err := l.fault(); err != nil {

@@ -569,6 +569,22 @@ func FuzzBlock(f *testing.F) {
 	})
 }
 
+// TestUnflushed checks that a log whose disk does not take what is flushed takes
+// no more frames.
+func TestUnflushed(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir(), Sync: SyncNone})
+	fail := errors.New("input/output error")
+	l.flush = func() error { return fail }
+	r := start(t, l)
+	l.syncNowAndThen() // returns when it has failed
+	if err := r.Append(Frame{Bytes: []byte("x")}); !errors.Is(err, ErrUnavailable) || !errors.Is(err, fail) {
+		t.Errorf("append: %v", err)
+	}
+	if err := l.Ready(); !errors.Is(err, fail) {
+		t.Errorf("ready: %v", err)
+	}
+}
+
 // BenchmarkAppend compares a frame's way into the log with a bare Badger
 // transaction of the same bytes.
 func BenchmarkAppend(b *testing.B) {
@@ -587,16 +603,18 @@ func BenchmarkAppend(b *testing.B) {
 			r.Append(Frame{Bytes: frame})
 		}
 	})
-	b.Run("64 sessions", func(b *testing.B) {
-		l := open(b, Options{Dir: b.TempDir()})
-		b.SetParallelism(64 / runtime.GOMAXPROCS(0))
-		b.RunParallel(func(pb *testing.PB) {
-			r := start(b, l)
-			for pb.Next() {
-				r.Append(Frame{Bytes: frame})
-			}
+	for name, sync := range map[string]Sync{"64 sessions": SyncInterval, "64 sessions, sync always": SyncAlways, "64 sessions, sync none": SyncNone} {
+		b.Run(name, func(b *testing.B) {
+			l := open(b, Options{Dir: b.TempDir(), Sync: sync})
+			b.SetParallelism(64 / runtime.GOMAXPROCS(0))
+			b.RunParallel(func(pb *testing.PB) {
+				r := start(b, l)
+				for pb.Next() {
+					r.Append(Frame{Bytes: frame})
+				}
+			})
 		})
-	})
+	}
 	b.Run("16 frames an append", func(b *testing.B) {
 		r := start(b, open(b, Options{Dir: b.TempDir()}))
 		var sixteen []Frame
