@@ -56,7 +56,13 @@ func (s *search) hit(at int, first int32) {
 	for i := first; i != 0; {
 		e := &s.index.entries[i-1]
 		i = e.next
+		if !e.near.fits(s.text, at) {
+			continue
+		}
 		x := &s.expressions[e.id]
+		if t := s.takenBy(x.rule); t.text == s.texts && at-e.back.min < t.end {
+			continue
+		}
 		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
 			if c := s.text[start]; !x.start.first[c] || !s.m.match(x.program, s.text, start) {
 				continue
