@@ -382,6 +382,7 @@ type index struct {
 	first   []int32                     // by slot: the first entry of the key in entries + 1; 0: no key
 	entries []entry
 	pairs   []pair
+	likes   likes // the same
 }
 
 // A pair is two bytes that are looked for, by the rarer one.
@@ -423,6 +424,11 @@ func newIndex(of [][]anchor) *index {
 				if common(p.text[1]|0x20) < common(p.text[0]|0x20) {
 					p.rare = 1
 				}
+				if n := len(x.pairs); n < maxPairs {
+					for i := range x.likes[n][0] {
+						x.likes[n][0][i], x.likes[n][1][i] = p.text[0], p.text[1]
+					}
+				}
 				x.pairs = append(x.pairs, p)
 				continue
 			}
@@ -454,6 +460,10 @@ type hitter interface{ hit(at int, first int32) }
 
 // find tells h the places in text where a gram stands, but for odd ones.
 func (x *index) find(text []byte, h hitter) {
+	if vector && len(text) >= longText && len(x.pairs) <= maxPairs {
+		x.scan(text, h)
+		return
+	}
 	i := 0
 	for rest := text; len(rest) >= 10; rest = rest[8:] {
 		w := binary.LittleEndian.Uint64(rest) | folding

@@ -1,0 +1,154 @@
+#include "textflag.h"
+
+// What bytes are compared with: the digits from '0' on are ten, the letters from 'a' on
+// 26, and ' ' is also the bit by which letters' cases differ.
+DATA marks<>+0(SB)/8, $"0\x09 a\x19@+:"
+DATA marks<>+8(SB)/8, $".-\x00\x00\x00\x00\x00\x00"
+GLOBL marks<>(SB), RODATA|NOPTR, $16
+
+// row stores a bit for each byte of reg that is 0xff, as the row that begins at offset.
+#define row(reg, offset) \
+	VPMOVMSKB reg, AX    \
+	MOVL AX, offset(DI)
+
+// between makes the bytes of dst 0xff where those of src are from low to low+size.
+#define between(src, low, size, tmp, dst) \
+	VPSUBB   low, src, tmp  \
+	VPMINUB  size, tmp, dst \
+	VPCMPEQB tmp, dst, dst
+
+#define rowSize 528
+
+#define classes(from) \
+	VMOVDQU  from(SI), Y0 \
+	between(Y0, Y15, Y14, Y1, Y2) \
+	row(Y2, 0*rowSize+(from/8)) \
+	VPOR     Y13, Y0, Y3 \
+	between(Y3, Y12, Y11, Y4, Y5) \
+	row(Y5, 1*rowSize+(from/8)) \
+	VPCMPEQB Y10, Y0, Y1 \
+	row(Y1, 2*rowSize+(from/8)) \
+	VPCMPEQB Y9, Y0, Y2 \
+	row(Y2, 3*rowSize+(from/8)) \
+	VPCMPEQB Y8, Y0, Y3 \
+	row(Y3, 4*rowSize+(from/8)) \
+	VPCMPEQB Y7, Y0, Y4 \
+	row(Y4, 5*rowSize+(from/8)) \
+	VPCMPEQB Y6, Y0, Y1 \
+	VPCMPEQB Y13, Y0, Y2 \
+	VPOR     Y1, Y2, Y2 \
+	row(Y2, 6*rowSize+(from/8))
+
+// func classify(dst *byte, text *byte, blocks int)
+TEXT ·classify(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), DI
+	MOVQ text+8(FP), SI
+	MOVQ blocks+16(FP), CX
+	VPBROADCASTB marks<>+0(SB), Y15
+	VPBROADCASTB marks<>+1(SB), Y14
+	VPBROADCASTB marks<>+2(SB), Y13
+	VPBROADCASTB marks<>+3(SB), Y12
+	VPBROADCASTB marks<>+4(SB), Y11
+	VPBROADCASTB marks<>+5(SB), Y10
+	VPBROADCASTB marks<>+6(SB), Y9
+	VPBROADCASTB marks<>+7(SB), Y8
+	VPBROADCASTB marks<>+8(SB), Y7
+	VPBROADCASTB marks<>+9(SB), Y6
+
+block:
+	classes(0)
+	classes(32)
+	ADDQ $64, SI
+	ADDQ $8, DI
+	DECQ CX
+	JNZ  block
+	VZEROUPPER
+	RET
+
+// A gram is looked up in the table at BX: its hash is the k-th number at SP, and
+// the table's word of it that of 64 bytes further on. The bit goes into reg, from below.
+#define lookup(k, reg) \
+	MOVL 64+4*k(SP), AX \
+	MOVL (BX)(AX*4), AX \
+	MOVL 4*k(SP), DX    \
+	BTL  DX, AX         \
+	ADCL reg, reg
+
+#define pair(k, dst) \
+	VPCMPEQB 64*k(R8), Y0, Y2    \
+	VPCMPEQB 64*k+32(R8), Y1, Y3 \
+	VPAND    Y2, Y3, dst
+
+// hash stores the hashes of eight grams, and their words in the table.
+#define hash(grams, offset) \
+	VPMULLD Y14, grams, grams \
+	VPSRLD  $14, grams, Y4    \
+	VPSRLD  $19, grams, Y5    \
+	VMOVDQU Y4, offset(SP)    \
+	VMOVDQU Y5, 64+offset(SP)
+
+#define half(from) \
+	VMOVDQU from(SI), Y0      \
+	VMOVDQU from+1(SI), Y1    \
+	pair(0, Y6)               \
+	pair(1, Y7)               \
+	pair(2, Y8)               \
+	pair(3, Y9)               \
+	VPOR Y6, Y7, Y6           \
+	VPOR Y8, Y9, Y8           \
+	VPOR Y6, Y8, Y6           \
+	VPMOVMSKB Y6, AX          \
+	MOVL AX, (from/8)(R9)     \
+	VMOVDQU from+2(SI), Y1    \
+	VPOR Y15, Y0, Y0          \
+	VPOR Y15, Y1, Y1          \
+	VPUNPCKLWD Y1, Y0, Y2     \
+	VPUNPCKHWD Y1, Y0, Y3     \
+	VPERM2I128 $0x20, Y3, Y2, Y6 \
+	VPERM2I128 $0x31, Y3, Y2, Y7 \
+	hash(Y6, 0)               \
+	hash(Y7, 32)              \
+	XORL R10, R10 \
+	XORL R11, R11 \
+	lookup(7, R10) \
+	lookup(15, R11) \
+	lookup(6, R10) \
+	lookup(14, R11) \
+	lookup(5, R10) \
+	lookup(13, R11) \
+	lookup(4, R10) \
+	lookup(12, R11) \
+	lookup(3, R10) \
+	lookup(11, R11) \
+	lookup(2, R10) \
+	lookup(10, R11) \
+	lookup(1, R10) \
+	lookup(9, R11) \
+	lookup(0, R10) \
+	lookup(8, R11) \
+	MOVB R10, (from/16)(DI) \
+	MOVB R11, (from/16+1)(DI)
+
+// func mark(grams, pairs *byte, text *byte, blocks int, table *uint64, like *[maxPairs][2][32]byte)
+TEXT ·mark(SB), NOSPLIT, $128-48
+	MOVQ grams+0(FP), DI
+	MOVQ pairs+8(FP), R9
+	MOVQ text+16(FP), SI
+	MOVQ blocks+24(FP), CX
+	MOVQ table+32(FP), BX
+	MOVQ like+40(FP), R8
+	VPBROADCASTB marks<>+2(SB), Y15
+	MOVL $0x9e3779b1, AX // hashMul
+	VMOVD AX, X14
+	VPBROADCASTD X14, Y14
+
+block:
+	half(0)
+	half(32)
+	ADDQ $64, SI
+	ADDQ $4, DI
+	ADDQ $8, R9
+	DECQ CX
+	JNZ  block
+	VZEROUPPER
+	RET
