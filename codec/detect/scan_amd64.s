@@ -80,12 +80,16 @@ block:
 	VPAND    Y2, Y3, dst
 
 // hash stores the hashes of eight grams, and their words in the table.
-#define hash(grams, offset) \
+#define hash(grams) \
 	VPMULLD Y14, grams, grams \
 	VPSRLD  $14, grams, Y4    \
 	VPSRLD  $19, grams, Y5    \
-	VMOVDQU Y4, offset(SP)    \
-	VMOVDQU Y5, 64+offset(SP)
+	VPCMPEQD Y10, Y10, Y10 \
+	VPXOR Y11, Y11, Y11 \
+	VPGATHERDD Y10, (BX)(Y5*4), Y11 \
+	VPAND Y13, Y4, Y4 \
+	VPSRLVD Y4, Y11, Y11 \
+	VPSLLD $31, Y11, grams
 
 #define half(from) \
 	VMOVDQU from(SI), Y0      \
@@ -106,28 +110,14 @@ block:
 	VPUNPCKHWD Y1, Y0, Y3     \
 	VPERM2I128 $0x20, Y3, Y2, Y6 \
 	VPERM2I128 $0x31, Y3, Y2, Y7 \
-	hash(Y6, 0)               \
-	hash(Y7, 32)              \
-	XORL R10, R10 \
-	XORL R11, R11 \
-	lookup(7, R10) \
-	lookup(15, R11) \
-	lookup(6, R10) \
-	lookup(14, R11) \
-	lookup(5, R10) \
-	lookup(13, R11) \
-	lookup(4, R10) \
-	lookup(12, R11) \
-	lookup(3, R10) \
-	lookup(11, R11) \
-	lookup(2, R10) \
-	lookup(10, R11) \
-	lookup(1, R10) \
-	lookup(9, R11) \
-	lookup(0, R10) \
-	lookup(8, R11) \
-	MOVB R10, (from/16)(DI) \
-	MOVB R11, (from/16+1)(DI)
+	hash(Y6) \
+	hash(Y7) \
+	VPACKSSDW Y7, Y6, Y6 \
+	VPERMQ $0xd8, Y6, Y6 \
+	VPACKSSWB Y6, Y6, Y6 \
+	VPERMQ $0xd8, Y6, Y6 \
+	VPMOVMSKB X6, AX \
+	MOVW AX, (from/16)(DI)
 
 // func mark(grams, pairs *byte, text *byte, blocks int, table *uint64, like *[maxPairs][2][32]byte)
 TEXT ·mark(SB), NOSPLIT, $128-48
@@ -141,6 +131,9 @@ TEXT ·mark(SB), NOSPLIT, $128-48
 	MOVL $0x9e3779b1, AX // hashMul
 	VMOVD AX, X14
 	VPBROADCASTD X14, Y14
+	MOVL $31, AX
+	VMOVD AX, X13
+	VPBROADCASTD X13, Y13
 
 block:
 	half(0)
