@@ -10,6 +10,12 @@ type value struct {
 	set  *byteSet
 	n    int // 0: nothing is known
 	from span
+
+	// Up to a mark, all of a match is of words: what follows them is the mark, or is
+	// at most behind bytes behind, and so is the value.
+	words  *byteSet // nil: nothing is known of it
+	mark   int      // how far from where the match begins it is at most
+	behind int
 }
 
 const (
@@ -23,15 +29,7 @@ func valueOf(re *syntax.Regexp) (v value) {
 	case syntax.OpCapture:
 		return valueOf(re.Sub[0])
 	case syntax.OpConcat:
-		var before span
-		for _, sub := range re.Sub {
-			if v = valueOf(sub); v.n > 0 {
-				v.from = span{v.from.min + before.min, v.from.max + before.max}
-				break
-			}
-			w := width(sub)
-			before = span{before.min + w.min, before.max + w.max}
-		}
+		return valueIn(flatten(nil, re))
 	case syntax.OpAlternate:
 		v = valueOf(re.Sub[0])
 		for _, sub := range re.Sub[1:] {
@@ -42,7 +40,7 @@ func valueOf(re *syntax.Regexp) (v value) {
 			var both byteSet
 			both.add(v.set)
 			both.add(w.set)
-			v = value{&both, min(v.n, w.n), span{min(v.from.min, w.from.min), max(v.from.max, w.from.max)}}
+			v = value{set: &both, n: min(v.n, w.n), from: span{min(v.from.min, w.from.min), max(v.from.max, w.from.max)}}
 		}
 	case syntax.OpPlus, syntax.OpRepeat:
 		if set, low := repeats(re); set != nil && low >= shortValue {
@@ -55,9 +53,86 @@ func valueOf(re *syntax.Regexp) (v value) {
 	return v
 }
 
+// valueIn returns the value of elems, which follow each other.
+func valueIn(elems []*syntax.Regexp) value {
+	var before span
+	var seen byteSet // so far
+	var words *byteSet
+	mark, end := 0, 0 // of words, at most
+	for _, e := range elems {
+		w := width(e)
+		v := valueOf(e)
+		if v.n > 0 {
+			if v.from = (span{v.from.min + before.min, v.from.max + before.max}); v.from.max > farValue {
+				return value{}
+			}
+			v.words = nil
+			if mark > 0 {
+				v.words, v.mark, v.behind = words, mark, v.from.max-end
+			}
+			return v
+		}
+		own := bytesOf(e)
+		before = span{before.min + w.min, before.max + w.max}
+		switch class, low := repeats(e); {
+		case words == nil && class != nil && low == 0 && class.has(&seen):
+			words, end = class, before.max
+		case words != nil && mark == 0 && w.min > 0 && !own.meets(words):
+			mark = before.max - w.max
+		}
+		seen.add(own)
+	}
+	return value{}
+}
+
+// bytesOf returns the bytes that what re matches may have.
+func bytesOf(re *syntax.Regexp) *byteSet {
+	if class := classOf(re); class != nil {
+		return class
+	}
+	var s byteSet
+	if re.Op == syntax.OpLiteral {
+		for _, set := range finite(re)[0] {
+			s.add(set)
+		}
+		if re.Flags&syntax.FoldCase != 0 {
+			for c := 'a'; c <= 'z'; c++ {
+				s[c] = s[c] || s[c-'a'+'A']
+				s[c-'a'+'A'] = s[c]
+			}
+		}
+	}
+	for _, sub := range re.Sub {
+		s.add(bytesOf(sub))
+	}
+	return &s
+}
+
+// has reports whether all of t is in s.
+func (s *byteSet) has(t *byteSet) bool {
+	for c := range t {
+		if t[c] && !s[c] {
+			return false
+		}
+	}
+	return true
+}
+
 // in reports whether v is in text where a match begins at start.
 func (v *value) in(text []byte, start int) bool {
-	first, end := start+v.from.min, min(len(text), start+v.from.max+v.n)
+	first, last := start+v.from.min, start+v.from.max
+	if v.words != nil {
+		far := min(len(text), start+v.mark+1)
+		i := start
+		for i < far && v.words[text[i]] {
+			i++
+		}
+		if i == far {
+			return false
+		}
+		first, last = max(first, i+1), min(last, i+v.behind)
+	}
+	end := min(len(text), last+v.n)
 	// Every n bytes in a row have one of those that are n apart.
 	for i := first + v.n - 1; i < end; {
 		if !v.set[text[i]] {
