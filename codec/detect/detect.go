@@ -67,9 +67,10 @@ type Finder struct {
 	near     func(at int)
 
 	// Of the text that is scanned.
-	rows      classified
-	colonDone int // runs of digits beside colons before have been looked at
-	colonTo   int // so far is what is of an address's bytes from there on
+	rows       classified
+	colonDone  int // runs of digits beside colons before have been looked at
+	colonDigit int // where the last of them ends
+	colonTo    int // so far is what is of an address's bytes from there on
 }
 
 // An active is one detector at work.

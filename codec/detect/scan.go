@@ -194,18 +194,25 @@ func (f *Finder) digitsAt(text []byte, i int) {
 		to++
 	}
 	start := max(from, f.colonDone)
+	if start == from {
+		f.colonDigit = from - maxIP
+	}
 	f.colonTo, f.colonDone = to, to
 	for start < to {
 		end := run(text, start, to-start, digit)
 		switch {
 		case end == start:
-			end++
+			start++
+			continue
+		case start-f.colonDigit < maxIP: // ip has looked from the digit before
 		case start == from && start > 0 && is(text[start-1], digit): // longer than an address
 		case end == to && to < len(text) && is(text[to], digit): // may be of the next
 			f.colonDone = start
+			return
 		default:
 			f.digitsIn(text, start, end)
 		}
+		f.colonDigit = end - 1
 		start = end
 	}
 }
