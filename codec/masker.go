@@ -300,7 +300,7 @@ var comma, commaBlank = []byte(`,"`), []byte(`, "`)
 func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 	outer = m.hints
 	m.hints.known = false
-	if len(raw) < fewBytes || len(raw) > longStrings*(bytes.Count(raw, comma)+bytes.Count(raw, commaBlank)) {
+	if len(raw) < fewBytes || !manyMembers(raw) {
 		return outer
 	}
 	h := &m.hints
@@ -315,6 +315,19 @@ func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 		slices.Sort(own)
 	}
 	return outer
+}
+
+// manyMembers reports that raw has a member every longStrings bytes; of a long
+// text, samples tell.
+func manyMembers(raw []byte) bool {
+	const samples, size = 16, 1 << 10
+	seen, members := 0, 0
+	for i := 0; i < len(raw); i += max(size, len(raw)/samples) {
+		sample := raw[i:min(len(raw), i+size)]
+		seen += len(sample)
+		members += bytes.Count(sample, comma) + bytes.Count(sample, commaBlank)
+	}
+	return seen <= longStrings*members
 }
 
 func (m *Masker) unhint(outer hints) {

@@ -39,23 +39,17 @@ const (
 // A tail is the end of a text that is no whole block, with zeros behind it.
 type tail [3 * blockSize]byte
 
-// blocks calls scan with whole blocks of text, at most most of them, and where
-// they are; there are extra bytes behind each. It returns how many they were.
-func blocks(text []byte, most, extra int, scan func(first *byte, at, n int)) int {
-	whole := 0
+// fill returns how many whole blocks text has with extra bytes behind each, and
+// how many with those that it makes of the rest; most bounds both.
+func (t *tail) fill(text []byte, most, extra int) (whole, all int) {
 	if len(text) >= extra {
 		whole = min(most, (len(text)-extra)/blockSize)
 	}
-	if whole > 0 {
-		scan(&text[0], 0, whole)
-	}
-	all := min(most, (len(text)+blockSize-1)/blockSize)
+	all = min(most, (len(text)+blockSize-1)/blockSize)
 	if all > whole {
-		var t tail
-		copy(t[:], text[whole*blockSize:])
-		scan(&t[0], whole, all-whole)
+		clear(t[copy(t[:], text[whole*blockSize:]):])
 	}
-	return all
+	return whole, all
 }
 
 // A classified is the rows of one chunk of a text.
@@ -71,9 +65,14 @@ func (c *classified) scan(text []byte, at int) {
 		}
 		copy(c[r][:], last)
 	}
-	all := blocks(text[at:], chunkBlocks+1, 0, func(first *byte, at, n int) {
-		classify(&c[0][blockSize/8*(1+at)], first, n)
-	})
+	var t tail
+	whole, all := t.fill(text[at:], chunkBlocks+1, 0)
+	if whole > 0 {
+		classify(&c[0][blockSize/8], &text[at], whole)
+	}
+	if all > whole {
+		classify(&c[0][blockSize/8*(1+whole)], &t[0], all-whole)
+	}
 	for r := range c {
 		clear(c[r][blockSize/8*(1+all):])
 	}
@@ -233,10 +232,15 @@ type marked struct {
 // scan is find, for a long text.
 func (x *index) scan(text []byte, h hitter) {
 	var m marked
+	var t tail
 	for at := 0; at < len(text); at += chunk {
-		all := blocks(text[at:], chunkBlocks, 2, func(first *byte, at, n int) {
-			mark(&m.grams[blockSize/16*at], &m.pairs[blockSize/8*at], first, n, &x.bits[0], &x.likes)
-		})
+		whole, all := t.fill(text[at:], chunkBlocks, 2)
+		if whole > 0 {
+			mark(&m.grams[0], &m.pairs[0], &text[at], whole, &x.bits[0], &x.likes)
+		}
+		if all > whole {
+			mark(&m.grams[blockSize/16*whole], &m.pairs[blockSize/8*whole], &t[0], all-whole, &x.bits[0], &x.likes)
+		}
 		clear(m.grams[blockSize/16*all:])
 		for i := 0; i < blockSize/16*all; i += 8 {
 			for word := binary.LittleEndian.Uint64(m.grams[i:]); word != 0; word &= word - 1 {
