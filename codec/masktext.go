@@ -239,8 +239,12 @@ func put(spans []span, raw []byte, start int, escaped bool) {
 				decoded += n
 				continue
 			}
-			r, size := unescape(raw[at:])
-			n := utf8.RuneLen(r)
+			size, n := 2, 1
+			if raw[at+1] == 'u' {
+				var r rune
+				r, size = unescape(raw[at:])
+				n = utf8.RuneLen(r)
+			}
 			if !behind && decoded+n > to {
 				break
 			}
