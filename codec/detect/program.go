@@ -185,6 +185,8 @@ func (r *reacher) look(n *inst) int {
 	switch n.op {
 	case opMatch:
 		return noReach
+	case opEnd: // nothing of set is behind it, and neither there
+		return 0
 	case opSet:
 		if !n.set.meets(r.set) {
 			return 0

@@ -133,9 +133,16 @@ func (f *Finder) signs(text []byte, at int) {
 // places returns where in the window a value by digits may begin; of addresses of
 // IPv6, where there is a colon in it.
 func (f *Finder) places(c *classified, offset int) (p uint64) {
+	var colons uint64
+	if f.at&besideMark != 0 {
+		if colon := binary.LittleEndian.Uint64(c[rowColon][offset:]); colon != 0 {
+			// Two of them, or three of at least seven with one to four digits between.
+			colons = colon & (colon>>1 | soon(soon(colon)&colon)) & windowMask
+		}
+	}
 	d := binary.LittleEndian.Uint64(c[rowDigit][offset:])
 	if d == 0 {
-		return 0
+		return colons
 	}
 	start := d &^ (d << 1)
 	d2 := d & (d >> 1)
@@ -160,14 +167,7 @@ func (f *Finder) places(c *classified, offset int) (p uint64) {
 			p |= numbers(numbers(numbers(dot, d, d2)>>1&dot, d, d2)>>1&dot, d, d2)
 		}
 	}
-	p &= start
-	if f.at&besideMark != 0 {
-		if colon := binary.LittleEndian.Uint64(c[rowColon][offset:]); colon != 0 {
-			// Two of them, or three of at least seven with one to four digits between.
-			p |= colon & (colon>>1 | soon(soon(colon)&colon))
-		}
-	}
-	return p & windowMask
+	return p&start&windowMask | colons
 }
 
 // numbers returns where there are one to three digits and then something of mark.
