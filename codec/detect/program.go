@@ -23,6 +23,7 @@ type program struct {
 	start *inst
 	width span // of what it matches, in bytes
 	caps  int  // groups, the whole match included
+	begin bool // it matches at the start of a text only
 }
 
 // A span is how many bytes something is long.
@@ -132,7 +133,20 @@ func compile(re *syntax.Regexp) (*program, error) {
 		return nil, err
 	}
 	number(start)
-	return &program{start: start, width: width(re), caps: re.MaxCap() + 1}, nil
+	return &program{start: start, width: width(re), caps: re.MaxCap() + 1, begin: start.atBegin()}, nil
+}
+
+// atBegin reports that n matches at the start of a text only.
+func (n *inst) atBegin() bool {
+	switch n.op {
+	case opBegin:
+		return true
+	case opOpen:
+		return n.next.atBegin()
+	case opAlt:
+		return !slices.ContainsFunc(n.alts, func(alt *inst) bool { return !alt.atBegin() })
+	}
+	return false
 }
 
 // lastID is that of the instruction numbered last.
@@ -723,7 +737,11 @@ func (n *inst) textAt(text []byte, i int) bool {
 // search reports whether p matches anywhere in text.
 func (m *machine) search(p *program, text []byte) bool {
 	m.fresh()
-	for i := 0; i <= len(text); i++ {
+	last := len(text)
+	if p.begin {
+		last = 0
+	}
+	for i := 0; i <= last; i++ {
 		if (p.start.empty || i < len(text) && p.start.first[text[i]]) && m.match(p, text, i) {
 			return true
 		}

@@ -287,33 +287,29 @@ var timesLog = func() (t [1 << 12]float64) {
 }()
 
 // placeholders stand where documentation, templates and maskers leave a secret out.
-var placeholders = [][]byte{
-	[]byte("example"), []byte("changeme"), []byte("change_me"), []byte("placeholder"), []byte("redacted"), []byte("xxxx"),
-	[]byte("your-"), []byte("your_"), []byte("insert"), []byte("${"), []byte("{{"), []byte("$("), []byte("<"), []byte("****"),
-	[]byte("...."), []byte("[masked:"), []byte("process.env"), []byte("os.environ"), []byte("getenv"),
-}
+var placeholders = newWords([]string{
+	"example", "changeme", "change_me", "placeholder", "redacted", "xxxx", "your-", "your_", "insert", "****", "....", "[masked:", "process.env", "os.environ", "getenv",
+})
 
+// placeholder reports a value that is one, has one in it, or has what begins one: < ${ {{ $(
 func placeholder(value []byte) bool {
 	if len(value) > 128 { // nobody writes one so long
 		return false
 	}
 	var buf [128]byte
-	folded := buf[:0]
-	same := true
-	for _, c := range value {
-		same = same && c == value[0]
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		folded = append(folded, c)
-	}
-	if same {
-		return true
-	}
-	for _, p := range placeholders {
-		if bytes.Contains(folded, p) {
+	folded := buf[:len(value)]
+	same, before := true, byte(0)
+	for i, c := range value {
+		switch {
+		case 'A' <= c && c <= 'Z':
+			folded[i] = c + 'a' - 'A'
+		case c == '<', c == '{' && (before == '$' || before == '{'), c == '(' && before == '$':
 			return true
+		default:
+			folded[i] = c
 		}
+		same = same && c == value[0]
+		before = c
 	}
-	return len(value) > 0 && (value[0] == '$' || value[0] == '%' && value[len(value)-1] == '%')
+	return same || placeholders.in(folded) || value[0] == '$' || value[0] == '%' && value[len(value)-1] == '%'
 }
