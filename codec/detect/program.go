@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"bytes"
 	"fmt"
 	"regexp/syntax"
 	"slices"
@@ -21,9 +22,10 @@ import (
 // so that no text makes it slow.
 type program struct {
 	start *inst
-	width span // of what it matches, in bytes
-	caps  int  // groups, the whole match included
-	begin bool // it matches at the start of a text only
+	width span   // of what it matches, in bytes
+	caps  int    // groups, the whole match included
+	begin bool   // it matches at the start of a text only
+	head  []byte // it begins with that; nil if it may begin otherwise
 }
 
 // A span is how many bytes something is long.
@@ -133,7 +135,11 @@ func compile(re *syntax.Regexp) (*program, error) {
 		return nil, err
 	}
 	number(start)
-	return &program{start: start, width: width(re), caps: re.MaxCap() + 1, begin: start.atBegin()}, nil
+	p := &program{start: start, width: width(re), caps: re.MaxCap() + 1, begin: start.atBegin()}
+	if start.op == opText && !start.fold {
+		p.head = []byte(start.text)
+	}
+	return p, nil
 }
 
 // atBegin reports that n matches at the start of a text only.
@@ -476,7 +482,7 @@ type machine struct {
 	slots []int // offsets of groups, as regexp's FindSubmatchIndex has them
 	steps int
 
-	// Where a run or an alternation has failed, it fails again, wherever the match
+	// Where an alternation has failed, it fails again, wherever the match
 	// began: what is behind it and the text are the same.
 	failed []failure // nil until it is needed: most sessions never do
 	gen    uint32    // of the text
@@ -485,14 +491,13 @@ type machine struct {
 
 const (
 	keptFailures  = 512
-	keptStretches = 32
+	keptStretches = 64
 )
 
-// A failure is an instruction that does not lead to a match from that place; if
-// it is a run, from none from low to that place.
+// A failure is an instruction that does not lead to a match from that place.
 type failure struct {
 	gen, id uint32
-	at, low int
+	at      int
 }
 
 // fresh forgets the text before.
@@ -512,7 +517,7 @@ func (f *failure) is(m *machine, n *inst, i int) bool {
 // fails notes that n does not lead to a match from i, if that is sure.
 func (m *machine) fails(f *failure, n *inst, i int) {
 	if m.steps >= 0 {
-		*f = failure{m.gen, n.id, i, i}
+		*f = failure{m.gen, n.id, i}
 	}
 }
 
@@ -562,9 +567,6 @@ func (m *machine) run(n *inst, i int) bool {
 			}
 			return m.either(n, alts, i)
 		case opRun:
-			if n.lazy && n.reach == noReach {
-				return m.fewest(n, i)
-			}
 			low, high := m.ends(n, i)
 			if low != high {
 				return low < high && m.most(n, low, high)
@@ -638,6 +640,8 @@ type stretch struct {
 	gen, id  uint32
 	from, to int
 	closed   bool
+
+	failed, failedTo int // what is behind the run does not match at places from one to in front of the other
 }
 
 // ends returns the offsets between which the run n that begins at i can end; high
@@ -651,7 +655,7 @@ func (m *machine) ends(n *inst, i int) (low, high int) {
 	}
 	r := &m.ran[n.id%keptStretches]
 	if r.id != n.id || r.gen != m.gen || i < r.from || i > r.to {
-		*r = stretch{m.gen, n.id, i, i, false}
+		*r = stretch{gen: m.gen, id: n.id, from: i, to: i}
 	}
 	if to := r.to; !r.closed && to < far {
 		for to < far && n.set[text[to]] {
@@ -669,49 +673,32 @@ func (m *machine) ends(n *inst, i int) (low, high int) {
 }
 
 // most tries to go on behind the run n from high down to low, or up if it is lazy.
+// Where that has failed it fails again, wherever the run began.
 func (m *machine) most(n *inst, low, high int) bool {
-	f := m.slot(n, high)
-	if f.is(m, n, high) && f.low <= low {
-		return false
-	}
+	r := &m.ran[n.id%keptStretches]
+	failed, to := r.failed, r.failedTo
 	next := n.next
-	if n.lazy {
-		for j := low; j <= high; j++ {
-			if next.begins(m.text, j) && m.run(next, j) {
-				return true
-			}
-		}
-	} else {
-		for j := high; j >= low; j-- {
-			if next.begins(m.text, j) && m.run(next, j) {
-				return true
-			}
-		}
-	}
-	if m.fails(f, n, high); m.steps >= 0 {
-		f.low = low
-	}
-	return false
-}
-
-// fewest tries to go on behind the run n at i as soon as may be.
-func (m *machine) fewest(n *inst, i int) bool {
-	f := m.slot(n, i)
-	if f.is(m, n, i) {
-		return false
-	}
-	text, next := m.text, n.next
-	low, high := i+n.min, min(len(text), i+n.max)
-	for j := i; ; j++ {
-		if j >= low && next.begins(text, j) && m.run(next, j) {
+	for j := low; n.lazy && j <= high; j++ {
+		if failed <= j && j < to {
+			j = to - 1
+		} else if next.begins(m.text, j) && m.run(next, j) {
 			return true
 		}
-		if j >= high || !n.set[text[j]] {
-			m.fails(f, n, i)
-			return false
-		}
-		m.steps--
 	}
+	for j := high; !n.lazy && j >= low; j-- {
+		if failed <= j && j < to {
+			j = failed
+		} else if next.begins(m.text, j) && m.run(next, j) {
+			return true
+		}
+	}
+	if r.id == n.id && r.gen == m.gen && m.steps >= 0 {
+		if low <= to && failed <= high+1 && failed < to { // they meet
+			low, high = min(low, failed), max(high, to-1)
+		}
+		r.failed, r.failedTo = low, high+1
+	}
+	return false
 }
 
 // textAt reports whether the literal n stands at i.
@@ -737,6 +724,9 @@ func (n *inst) textAt(text []byte, i int) bool {
 // search reports whether p matches anywhere in text.
 func (m *machine) search(p *program, text []byte) bool {
 	m.fresh()
+	if p.head != nil && !bytes.Contains(text, p.head) {
+		return false
+	}
 	last := len(text)
 	if p.begin {
 		last = 0
