@@ -64,7 +64,7 @@ func (s *search) hit(at int, first int32) {
 			continue
 		}
 		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
-			if c := s.text[start]; !x.start.first[c] || x.value.n > 0 && !x.value.in(s.text, start) || !s.m.match(x.program, s.text, start) {
+			if c := s.text[start]; !x.start.first[c] || !x.value.in(s.text, start) || !s.m.match(x.program, s.text, start) {
 				continue
 			}
 			if t := s.takenBy(x.rule); t.text != s.texts || start >= t.end {

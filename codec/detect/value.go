@@ -120,6 +120,9 @@ func (s *byteSet) has(t *byteSet) bool {
 
 // in reports whether v is in text where a match begins at start.
 func (v *value) in(text []byte, start int) bool {
+	if v.n == 0 {
+		return true
+	}
 	first, last := start+v.from.min, start+v.from.max
 	if v.words != nil {
 		far := min(len(text), start+v.mark+1)
@@ -151,5 +154,5 @@ func (v *value) in(text []byte, start int) bool {
 		}
 		i = to + v.n
 	}
-	return v.n == 0
+	return false
 }
