@@ -11,11 +11,13 @@ type value struct {
 	n    int // 0: nothing is known
 	from span
 
-	// Up to a mark, all of a match is of words: what follows them is the mark, or is
-	// at most behind bytes behind, and so is the value.
+	// All of a match is of words, and then, from a byte that is not, of gap, up to
+	// where the value begins or, at most, inner bytes in front of it.
 	words  *byteSet // nil: nothing is known of it
-	mark   int      // how far from where the match begins it is at most
-	behind int
+	gap    *byteSet
+	mark   int // how far from where the match begins words end, at most
+	behind int // how far behind them the value begins, at most
+	inner  int
 }
 
 const (
@@ -56,31 +58,39 @@ func valueOf(re *syntax.Regexp) (v value) {
 // valueIn returns the value of elems, which follow each other.
 func valueIn(elems []*syntax.Regexp) value {
 	var before span
-	var seen byteSet // so far
+	var seen, gap byteSet
 	var words *byteSet
 	mark, end := 0, 0 // of words, at most
 	for _, e := range elems {
-		w := width(e)
-		v := valueOf(e)
-		if v.n > 0 {
-			if v.from = (span{v.from.min + before.min, v.from.max + before.max}); v.from.max > farValue {
+		w, own := width(e), bytesOf(e)
+		if v := valueOf(e); v.n > 0 {
+			inner := v.from.max
+			v = value{set: v.set, n: v.n, from: span{v.from.min + before.min, v.from.max + before.max}}
+			if v.from.max > farValue {
 				return value{}
 			}
-			v.words = nil
 			if mark > 0 {
-				v.words, v.mark, v.behind = words, mark, v.from.max-end
+				v.words, v.gap, v.mark, v.behind, v.inner = words, &gap, mark, v.from.max-end, inner
 			}
 			return v
 		}
-		own := bytesOf(e)
-		before = span{before.min + w.min, before.max + w.max}
-		switch class, low := repeats(e); {
-		case words == nil && class != nil && low == 0 && class.has(&seen):
-			words, end = class, before.max
-		case words != nil && mark == 0 && w.min > 0 && !own.meets(words):
-			mark = before.max - w.max
+		class, low := repeats(e)
+		switch {
+		case words != nil || w.max == 0 || before.max == 0:
+		case class != nil && low == 0 && class.has(&seen): // key[\w.-]{0,20}
+			words, end = class, before.max+w.max
+		case !own.meets(&seen): // key[ ]{0,4}[:=]
+			words, end = &byteSet{}, before.max
+			words.add(&seen)
+		}
+		if words != nil && before.max >= end {
+			gap.add(own)
+			if mark == 0 && w.min > 0 && !own.meets(words) {
+				mark = before.max
+			}
 		}
 		seen.add(own)
+		before = span{before.min + w.min, before.max + w.max}
 	}
 	return value{}
 }
@@ -134,6 +144,10 @@ func (v *value) in(text []byte, start int) bool {
 			return false
 		}
 		first, last = max(first, i+1), min(last, i+v.behind)
+		for i < last && i < len(text) && v.gap[text[i]] {
+			i++
+		}
+		last = min(last, i+v.inner)
 	}
 	end := min(len(text), last+v.n)
 	// Every n bytes in a row have one of those that are n apart.
