@@ -60,14 +60,18 @@ func (s *search) hit(at int, first int32) {
 			continue
 		}
 		x := &s.expressions[e.id]
-		if t := s.takenBy(x.rule); t.text == s.texts && at-e.back.min < t.end {
-			continue
-		}
 		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
-			if c := s.text[start]; !x.start.first[c] || !x.value.in(s.text, start) || !s.m.match(x.program, s.text, start) {
+			if c := s.text[start]; !x.start.first[c] || !x.value.in(s.text, start) {
 				continue
 			}
-			if t := s.takenBy(x.rule); t.text != s.texts || start >= t.end {
+			t := s.takenBy(x.rule)
+			if t.text == s.texts && at-e.back.min < t.end {
+				break
+			}
+			if !s.m.match(x.program, s.text, start) {
+				continue
+			}
+			if t.text != s.texts || start >= t.end {
 				s.check(x)
 			}
 			break
