@@ -10,14 +10,11 @@ const (
 	maxDomain = 253 // RFC 1035
 )
 
-// An email is an address: letters, digits and . _ - + % ' before the @, which
-// is what mailboxes have in practice, international letters too. The other marks
-// that RFC 5321 allows stand around addresses more often than in them. The domain has a dot and ends in a name, so that
-// pkg@1.2.3 and user@host are none; git@host, the account of ssh remotes, is
-// nobody's either.
-//
-// email returns the offsets of the address whose @ is at i, if there is one; what
-// is before done is none's.
+// email finds addresses: letters, digits and . _ - + % ' before the @, which is
+// what mailboxes have in practice, international letters too. The other marks
+// that RFC 5321 allows stand around addresses more often than in them. The domain
+// has a dot and ends in a name, so that pkg@1.2.3 and user@host are none;
+// git@host, the account of ssh remotes, is nobody's either.
 func email(text []byte, i, done int) (from, to int) {
 	start := i
 	for start > done && i-start < maxLocal && isLocal(text[start-1]) {

@@ -7,7 +7,7 @@ import (
 
 // Where the processor has vectors, a long text is scanned many bytes at a time: a
 // row has a bit for every byte that is a digit, a letter and so on, and where a
-// value may begin is found by comparing rows, 64 places at a time. It is looked
+// value may begin is found by comparing rows, 48 places at a time. It is looked
 // at there as elsewhere; what is found is the same.
 
 const (
