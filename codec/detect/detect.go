@@ -62,7 +62,7 @@ type Finder struct {
 	searches []active // by rules
 	digits   []active // by digits
 	at       around   // of any of digits
-	sign     *active  // by signs
+	signed   []active // by signs
 	named    []byte
 	report   func(detector, start, end int)
 	near     func(at int)
@@ -95,7 +95,7 @@ func New(detectors ...Detector) *Finder {
 			w.search = newSearch(d.rules())
 			f.searches = append(f.searches, w)
 		case d.sign != nil:
-			f.sign = &w
+			f.signed = append(f.signed, w)
 		default:
 			f.digits = append(f.digits, w)
 			f.at |= d.at
@@ -115,7 +115,7 @@ func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 		f.searches[i].search.find(text, f.searches[i].found)
 	}
 	switch {
-	case f.sign == nil && f.at == 0:
+	case len(f.signed) == 0 && f.at == 0:
 	case vector && len(text) >= longText:
 		f.scan(text)
 	default:
@@ -142,7 +142,7 @@ func (f *Finder) Near(text []byte, near func(at int)) bool {
 		}
 		x.find(text, f)
 	}
-	if f.sign != nil {
+	if len(f.signed) > 0 {
 		for at := nextSign(text, 0); at >= 0; at = nextSign(text, at+1) {
 			near(at)
 		}
@@ -195,10 +195,12 @@ func (f *Finder) digitsIn(text []byte, start, end int) {
 }
 
 func (f *Finder) bySigns(text []byte) {
-	if f.sign == nil {
+	if len(f.signed) == 0 {
 		return
 	}
-	f.sign.done = 0
+	for i := range f.signed {
+		f.signed[i].done = 0
+	}
 	for at := nextSign(text, 0); at >= 0; at = nextSign(text, at+1) {
 		f.signAt(text, at)
 	}
@@ -206,9 +208,12 @@ func (f *Finder) bySigns(text []byte) {
 
 // signAt looks around the @ at i.
 func (f *Finder) signAt(text []byte, i int) {
-	if from, to := f.sign.bySign(text, i, f.sign.done); to > 0 {
-		f.sign.done = to
-		f.sign.found(from, to)
+	for j := range f.signed {
+		w := &f.signed[j]
+		if from, to := w.bySign(text, i, w.done); to > 0 {
+			w.done = to
+			w.found(from, to)
+		}
 	}
 }
 

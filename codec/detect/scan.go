@@ -92,15 +92,15 @@ func (f *Finder) scan(text []byte) {
 	for i := range f.digits {
 		f.digits[i].done = 0
 	}
-	if f.sign != nil {
-		f.sign.done = 0
+	for i := range f.signed {
+		f.signed[i].done = 0
 	}
 	f.colonDone, f.colonTo = 0, 0
 	c := &f.rows
 	place := -8 + windowFirst // of the first bit that is decided: what is in front of a text is in no row
 	for at := 0; at < len(text); at += chunk {
 		c.scan(text, at)
-		if f.sign != nil {
+		if len(f.signed) > 0 {
 			f.signs(text, at)
 		}
 		if f.at == 0 {
