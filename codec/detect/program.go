@@ -603,14 +603,19 @@ func (m *machine) run(n *inst, i int) bool {
 				return false
 			}
 		case opWord, opNoWord:
-			before := i > 0 && is(text[i-1], alnum|under)
-			behind := i < len(text) && is(text[i], alnum|under)
-			if (before != behind) != (n.op == opWord) {
+			if wordBoundary(text, i) != (n.op == opWord) {
 				return false
 			}
 		}
 		n = n.next
 	}
+}
+
+// wordBoundary reports that a word begins or ends at i.
+func wordBoundary(text []byte, i int) bool {
+	before := i > 0 && is(text[i-1], alnum|under)
+	behind := i < len(text) && is(text[i], alnum|under)
+	return before != behind
 }
 
 // begins reports whether the program can go on with n at i, as far as one byte tells.

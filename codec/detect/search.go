@@ -61,7 +61,7 @@ func (s *search) hit(at int, first int32) {
 		}
 		x := &s.expressions[e.id]
 		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
-			if c := s.text[start]; !x.start.first[c] || !x.value.in(s.text, start) {
+			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) || !x.value.in(s.text, start) {
 				continue
 			}
 			t := s.takenBy(x.rule)
