@@ -218,8 +218,11 @@ func (m *Masker) appendMark(dst []byte, s span) []byte {
 // markLen returns the length of what takes the place of s.
 func (m *Masker) markLen(s span) int {
 	var buf [64]byte
-	if s.kind == inBlob {
+	switch s.kind {
+	case inBlob:
 		return len(m.blobs[s.n].text)
+	case inText:
+		return len(m.marks[s.detector])
 	}
 	return len(m.appendMark(buf[:0], s))
 }
@@ -312,7 +315,7 @@ var comma, commaBlank = []byte(`,"`), []byte(`, "`)
 func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 	outer = m.hints
 	m.hints.known = false
-	if len(raw) < fewBytes || len(raw) > longStrings*(bytes.Count(raw, comma)+bytes.Count(raw, commaBlank)) {
+	if len(raw) < fewBytes || !manyMembers(raw) {
 		return outer
 	}
 	h := &m.hints
@@ -327,6 +330,19 @@ func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 		slices.Sort(own)
 	}
 	return outer
+}
+
+// manyMembers reports that raw has a member every longStrings bytes; of a long
+// text, samples tell.
+func manyMembers(raw []byte) bool {
+	const samples, size = 16, 1 << 10
+	seen, members := 0, 0
+	for i := 0; i < len(raw); i += max(size, len(raw)/samples) {
+		sample := raw[i:min(len(raw), i+size)]
+		seen += len(sample)
+		members += bytes.Count(sample, comma) + bytes.Count(sample, commaBlank)
+	}
+	return seen <= longStrings*members
 }
 
 func (m *Masker) unhint(outer hints) {
