@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -212,6 +213,92 @@ func TestFlowCut(t *testing.T) {
 	}
 }
 
+// TestFlowTooLarge checks that an answer which would cost too much is refused
+// alone: the session goes on behind it.
+func TestFlowTooLarge(t *testing.T) {
+	blob := `"result":{"contents":[{"uri":"x","mimeType":"application/pdf","blob":"` + strings.Repeat("QUFB", 9<<20) + `"}]}`
+	for name, answer := range map[string]string{
+		"id in front": `{"jsonrpc":"2.0","id":1,` + blob + "}\n",
+		"id behind":   `{` + blob + `,"jsonrpc":"2.0","id":1}` + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := startFlow(t, Limits{}, masksMail(), tool("a", 1))
+			f.answer(answer)
+			if line, _ := f.in.ReadString('\n'); !strings.HasPrefix(answer, strings.TrimSpace(line)) {
+				t.Errorf("the answer that is cut is %.100q", line)
+			}
+			if line, _ := f.in.ReadString('\n'); !strings.HasPrefix(line, `{"jsonrpc":"2.0","id":1,"error":{"code":413,`) {
+				t.Errorf("behind it comes %.200q", line)
+			}
+			io.WriteString(f.client, tool("b", 2))
+			waitUntil(t, "the call arrives", func() bool {
+				for s := range f.log.Sessions(t.Context()) {
+					return s.C2S.Frames == 2
+				}
+				return false
+			})
+			f.answer(`{"jsonrpc":"2.0","id":2,"result":{}}` + "\n")
+			if line, _ := f.in.ReadString('\n'); line != `{"jsonrpc":"2.0","id":2,"result":{}}`+"\n" {
+				t.Errorf("then comes %.200q", line)
+			}
+		})
+	}
+}
+
+// TestFlowUnrecorded checks that the client can read why its session ends when the
+// log fails in the middle of a long answer, and that nothing waits for more of it.
+func TestFlowUnrecorded(t *testing.T) {
+	rec := &testRecording{out: &bytes.Buffer{}}
+	l := lane{direction: codec.S2C, rec: rec, w: rec, gone: errClientGone}
+	if err := l.part(nil, []byte(`{"jsonrpc":"2.0","id":1,"result":["a`)); err != nil {
+		t.Fatal(err)
+	}
+	rec.err = recorder.ErrUnavailable
+	if err := l.part([]codec.Finding{{Detector: "email"}}, []byte(`b`)); !errors.Is(err, recorder.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	if err := l.end(recorder.Cut); !errors.Is(err, recorder.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	l.say([]byte(`{"jsonrpc":"2.0","id":1,"error":{"code":503,"message":"why"}}`))
+	if want := `{"jsonrpc":"2.0","id":1,"result":["a` + "\n" + `{"jsonrpc":"2.0","id":1,"error":{"code":503,"message":"why"}}` + "\n"; rec.out.String() != want {
+		t.Errorf("the client reads %q, want %q", rec.out, want)
+	}
+}
+
+// TestFlowHoldsUp checks that who waits behind a long answer is let go at its end,
+// however much it is.
+func TestFlowHoldsUp(t *testing.T) {
+	rec := &testRecording{out: &bytes.Buffer{}}
+	l := lane{direction: codec.S2C, rec: rec, w: rec, gone: errClientGone}
+	if err := l.part(nil, []byte(`{`)); err != nil {
+		t.Fatal(err)
+	}
+	queued := make(chan error)
+	go func() {
+		for range 100 {
+			if err := l.queue(recorder.Answered, append(make([]byte, 0, 10001), bytes.Repeat([]byte("x"), 10000)...)); err != nil {
+				queued <- err
+				return
+			}
+		}
+		queued <- l.flush()
+	}()
+	waitUntil(t, "the queue is full", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return len(l.buf)+10000 > batchSize })
+	if rec.out.String() != "{" {
+		t.Errorf("written is %.100q", rec.out)
+	}
+	if err := l.part(nil, []byte(`}`)); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.end(recorder.Delivered); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-queued; err != nil || rec.out.Len() != 3+100*10001 || !strings.HasPrefix(rec.out.String(), "{}\nxxx") {
+		t.Errorf("%v; written are %d bytes, %.20q", err, rec.out.Len(), rec.out)
+	}
+}
+
 // sessionsEnd ends all sessions.
 func (h *harness) sessionsEnd(cause error) {
 	h.mu.Lock()
@@ -266,5 +353,22 @@ func TestFlowCancelled(t *testing.T) {
 	f.in.ReadString('\n')
 	if line, _ := f.in.ReadString('\n'); line != `{"jsonrpc":"2.0","id":2,"result":{"mail":"[masked:email]"}}`+"\n" {
 		t.Errorf("behind it comes %q", line)
+	}
+}
+
+// TestFlowCancelledBefore checks that a long answer to what had been cancelled is
+// kept back as a short one is.
+func TestFlowCancelledBefore(t *testing.T) {
+	f := startFlow(t, Limits{}, masksMail(), tool("a", 1))
+	io.WriteString(f.client, `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}`+"\n"+tool("b", 2))
+	waitUntil(t, "the call arrives", func() bool {
+		for s := range f.log.Sessions(t.Context()) {
+			return s.C2S.Frames == 3
+		}
+		return false
+	})
+	f.answer(beginning+`"}]}}`+"\n", `{"jsonrpc":"2.0","id":2,"result":{}}`+"\n")
+	if line, _ := f.in.ReadString('\n'); line != `{"jsonrpc":"2.0","id":2,"result":{}}`+"\n" {
+		t.Errorf("first comes %.100q", line)
 	}
 }

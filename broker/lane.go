@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -128,11 +129,7 @@ func (l *lane) part(found []codec.Finding, p []byte) error {
 		return err
 	}
 	f.Verdict = recorder.Masked
-	if err := l.rec.Append(recorder.Frame{Direction: l.direction, Verdict: recorder.Found, Bytes: text}, f); err != nil {
-		return err
-	}
-	l.write(p)
-	return l.err
+	return l.deliver(append(append(text, '\n'), p...), recorder.Frame{Direction: l.direction, Verdict: recorder.Found, Bytes: text}, f)
 }
 
 // end ends a frame that was delivered in parts: in order, or cut.
@@ -148,11 +145,11 @@ func (l *lane) endLocked(v recorder.Verdict) error {
 	}
 	l.under = false
 	l.closed.Broadcast()
-	if err := l.rec.Append(recorder.Frame{Direction: l.direction, Verdict: v}); err != nil {
-		return err
+	err := l.rec.Append(recorder.Frame{Direction: l.direction, Verdict: v})
+	if err == nil || v == recorder.Cut { // what comes next, the client must be able to read
+		l.write([]byte("\n"))
 	}
-	l.write([]byte("\n"))
-	return l.err
+	return cmp.Or(err, l.err)
 }
 
 // relay tells a receiver that cares how the frames that follow came.

@@ -142,7 +142,7 @@ func (l *ledger) flows(id []byte) bool {
 	defer l.mu.Unlock()
 	if id != nil {
 		r, ok := l.flying[string(l.key(id))]
-		return ok && r.flows()
+		return ok && r.flows() && !r.cancelled
 	}
 	for _, r := range l.flying {
 		if !r.flows() {
@@ -150,6 +150,23 @@ func (l *ledger) flows(id []byte) bool {
 		}
 	}
 	return len(l.flying) > 0
+}
+
+// only returns the raw id of the one request that somebody waits for, or nil if
+// there are none or several.
+func (l *ledger) only() (id []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.flying {
+		switch {
+		case r.cancelled || r.listens():
+		case id != nil:
+			return nil
+		default:
+			id = r.id
+		}
+	}
+	return id
 }
 
 // has reports whether somebody waits for the request with that raw id.

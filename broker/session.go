@@ -648,21 +648,32 @@ func (s *session) flow(r *codec.Reader, p *codec.Parser, v *view) error {
 		s.log.Warn("server answered what it was not asked, at length")
 		err = errServerFrame
 	}
-	var bad *codec.Error
-	switch {
-	case err == errSessionOver:
-		err = nil
-	case errors.As(err, &bad):
-		s.log.Warn("server sent what is not a valid frame", "error", err)
-		err = errServerFrame
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		err = errServerClosed
-	}
 	if cut := s.toClient.end(recorder.Cut); cut != nil {
 		return cmp.Or(err, cut)
 	}
 	if len(rest) > 0 {
 		s.keepBack(v, rest)
+	}
+	var bad *codec.Error
+	switch {
+	case err == errSessionOver:
+		return nil
+	case errors.As(err, &bad) && bad.Code == codec.CodeTooLarge:
+		s.log.Warn("server sent a frame that would cost too much", "error", err)
+		id := bad.ID
+		if id == nil {
+			id = s.fromClient.only()
+		}
+		if _, ok := s.fromClient.done(id); id != nil && ok {
+			s.note()
+			return s.answer(id, &Refusal{Code: CodeTooLarge, Reason: "refused: " + bad.Reason})
+		}
+		return errServerFrame
+	case errors.As(err, &bad):
+		s.log.Warn("server sent what is not a valid frame", "error", err)
+		return errServerFrame
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return errServerClosed
 	}
 	return err
 }

@@ -2,8 +2,11 @@ package codec
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
 	"hash/maphash"
 	"io"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -41,7 +44,7 @@ type window struct {
 	read   func(p []byte) (int, error) // at least a byte, or an error; io.EOF at the end
 	buf    []byte                      // behind at, what is not decided
 	at     int
-	behind int   // so much in front of at stays
+	kept   int   // so much in front of at stays
 	size   int   // of buf, when more than a little is read
 	passed int64 // bytes in front of at, from the beginning of the text
 	err    error // of read; sticky
@@ -63,7 +66,7 @@ func (w *window) more() bool {
 		return false
 	}
 	if cap(w.buf)-len(w.buf) < readSize {
-		if from := max(0, w.at-w.behind); from >= readSize {
+		if from := max(0, w.at-w.kept); from >= readSize {
 			w.buf = w.buf[:copy(w.buf, w.buf[from:])]
 			w.at -= from
 		} else {
@@ -99,10 +102,27 @@ type flow struct {
 	// The frame itself has no layer around it, and must be read alike by everybody.
 	strict  bool
 	gone    bool   // what was emitted is not needed any more
-	names   int    // of long objects under way, strict only
 	refused string // a name that the result must not have
+	outline outline
+	cost    *cost
+	cut     []byte // of a string with a fault in it: what was read and is not decided
 	fault   fault
 }
+
+// cost is what a frame takes that the sizes do not bound.
+type cost struct {
+	names int // of long objects under way
+	raw   int // bytes of long strings that are read and not decided
+}
+
+const (
+	// maxNames is how many names long objects may have at a time. Of each, a hash is
+	// kept.
+	maxNames = 2 << 20
+	// maxRaw bounds cost.raw: where each of several layers of JSON in strings writes
+	// every character as an escape, little text is long.
+	maxRaw = 16 << 20
+)
 
 func (f *flow) fail(code int, reason string) bool {
 	if f.fault.code == 0 {
@@ -222,13 +242,18 @@ func (f *flow) complete(depth int) (n int, ok bool) {
 
 const mustBeHeld = "a member of the result that must be held"
 
-// value takes a value.
-func (f *flow) value(p place, depth int) bool {
-	n, ok := f.complete(depth)
-	switch {
-	case !ok:
-		return false
-	case n > 0:
+// value takes a value. inside tells that it is an element or a member's: it is
+// not decided before what stands behind it is there.
+func (f *flow) value(p place, depth int, inside bool) bool {
+	n := 0
+	c := f.next()
+	if c != '{' && c != '[' || !f.isLong() {
+		var ok bool
+		if n, ok = f.complete(depth); !ok || n > 0 && inside && !f.delimited(n) {
+			return false
+		}
+	}
+	if n > 0 {
 		if f.refused != "" && depth == 1 && Member(f.w.rest()[:n], f.refused) != nil {
 			return f.fail(CodeInvalid, mustBeHeld)
 		}
@@ -244,7 +269,7 @@ func (f *flow) value(p place, depth int) bool {
 	if f.m != nil {
 		p.field = p.field || f.m.fields.ends(f.m.states[p.states:])
 	}
-	switch f.next() {
+	switch c {
 	case '{':
 		return f.object(p, depth+1)
 	case '[':
@@ -252,7 +277,109 @@ func (f *flow) value(p place, depth int) bool {
 	case '"':
 		return f.str(p)
 	}
-	return f.fail(CodeInvalid, "a number is too long")
+	return f.fail(CodeTooLarge, "a number is too long")
+}
+
+// delimited reports whether behind the next n bytes is what may stand behind a
+// value.
+func (f *flow) delimited(n int) bool {
+	for i := n; i < n+readSize; i++ {
+		if !f.w.need(i + 1) {
+			return f.fail(CodeParse, "the frame ends in its middle")
+		}
+		switch f.w.rest()[i] {
+		case ' ', '\t', '\n', '\r':
+		case ',', ']', '}':
+			return true
+		default:
+			return f.fail(CodeParse, "expected , or the end of an array or object")
+		}
+	}
+	return true // whoever pads so much hides nothing
+}
+
+// An outline knows where containers end, by their brackets alone. Each byte is
+// looked at once for it, however deep it lies.
+type outline struct {
+	at       int64           // what is in front has been looked at
+	open     []int64         // where the containers under way begin
+	ended    map[int64]int64 // the end of others by their beginning, but for short ones
+	inString bool
+	escaped  bool // the next byte is behind a backslash
+}
+
+// shortContainer is how long a container is at most that is scanned without being
+// asked for, in bytes.
+const shortContainer = 4 << 10
+
+// isLong reports whether the container that begins here is too long to be looked
+// at as a whole. If it is not, all of it is in the window, or the text ends in it.
+func (f *flow) isLong() bool {
+	o, start := &f.outline, f.w.passed
+	if o.at <= start {
+		*o = outline{at: start, open: o.open[:0], ended: o.ended}
+		clear(o.ended)
+	} else if end, ok := o.ended[start]; ok {
+		return end-start > int64(f.sizes.value)
+	} else if _, ok := slices.BinarySearch(o.open, start); !ok {
+		return false // it has ended, and is short
+	}
+	for o.at-start <= int64(f.sizes.value) {
+		b := f.w.buf[f.w.at+int(o.at-start):]
+		if len(b) == 0 {
+			if !f.w.more() {
+				return false
+			}
+			continue
+		}
+		if o.look(b[:min(len(b), readSize)], start) {
+			return o.at-start > int64(f.sizes.value)
+		}
+	}
+	return true
+}
+
+// look goes over b, and stops behind the container that begins at start: then it
+// reports true.
+func (o *outline) look(b []byte, start int64) bool {
+	for i := 0; i < len(b); i++ {
+		if o.escaped {
+			o.escaped = false
+			continue
+		}
+		if o.inString {
+			if i += plain(b[i:]); i == len(b) {
+				break
+			}
+			o.inString, o.escaped = b[i] != '"', b[i] == '\\'
+			continue
+		}
+		switch b[i] {
+		case '"':
+			o.inString = true
+		case '{', '[':
+			o.open = append(o.open, o.at+int64(i))
+		case '}', ']':
+			n := len(o.open) - 1
+			if n < 0 {
+				continue
+			}
+			begin, end := o.open[n], o.at+int64(i)+1
+			o.open = o.open[:n]
+			if begin == start {
+				o.at = end
+				return true
+			}
+			if end-begin > shortContainer {
+				if o.ended == nil {
+					o.ended = map[int64]int64{}
+				}
+				o.ended[begin] = end
+			}
+		}
+	}
+	o.at += int64(len(b))
+	return false
 }
 
 func (f *flow) array(p place, depth int) bool {
@@ -264,11 +391,15 @@ func (f *flow) array(p place, depth int) bool {
 		return false
 	}
 	for n := 0; f.next() != ']'; n++ {
-		if many := f.elements(p, n, depth); many > 0 {
+		many := 0
+		if c := f.next(); n > 0 || c != '[' && c != '{' || !f.isLong() { // or each level of a deep nest would try for itself
+			many = f.elements(p, n, depth)
+		}
+		if many > 0 {
 			n += many - 1
 		} else {
 			inner, behind := f.element(p, n)
-			if !f.value(inner, depth) {
+			if !f.value(inner, depth, true) {
 				return false
 			}
 			behind()
@@ -348,15 +479,42 @@ func (f *flow) elements(p place, n, depth int) (many int) {
 // An object under way that is too long to be held.
 type longObject struct {
 	place
-	names       map[uint64]bool // hashes, strict only
-	taken       map[string]bool // names with marks in them
-	numbered    int             // the last number of a mark in a name
-	media, text bool            // what has been said of data and blob so far
+	names       hashes // strict only
+	taken       hashes // of names with marks in them
+	numbered    int    // the last number of a mark in a name
+	media, text bool   // what has been said of data and blob so far
 }
 
-// maxNames is how many names long objects may have at a time. They are what of a
-// frame has to be kept.
-const maxNames = 1 << 20
+// hashes are a set, by open addressing.
+type hashes struct {
+	slots []uint64
+	n     int
+}
+
+// add reports whether h is new.
+func (s *hashes) add(h uint64) bool {
+	h |= 1 // 0 is a free slot
+	if 2*(s.n+1) > len(s.slots) {
+		old := s.slots
+		*s = hashes{slots: make([]uint64, max(2*len(old), 64))}
+		for _, h := range old {
+			if h != 0 {
+				s.add(h)
+			}
+		}
+	}
+	mask := uint64(len(s.slots) - 1)
+	for at := h >> 1 & mask; ; at = (at + 1) & mask {
+		switch s.slots[at] {
+		case 0:
+			s.slots[at] = h
+			s.n++
+			return true
+		case h:
+			return false
+		}
+	}
+}
 
 func (f *flow) object(p place, depth int) bool {
 	if depth > maxDepth {
@@ -364,7 +522,7 @@ func (f *flow) object(p place, depth int) bool {
 	}
 	f.keep(1)
 	o := longObject{place: p, numbered: 1}
-	defer func() { f.names -= len(o.names) }()
+	defer func() { f.cost.names -= o.names.n + o.taken.n }()
 	if !f.space() {
 		return false
 	}
@@ -411,7 +569,7 @@ func (f *flow) name(o *longObject) (name []byte, ok bool) {
 		return nil, false
 	}
 	if n == 0 {
-		return nil, f.fail(CodeInvalid, "a name is too long")
+		return nil, f.fail(CodeTooLarge, "a name is too long")
 	}
 	raw := f.w.rest()[:n]
 	name = Unquote(nil, raw)
@@ -420,21 +578,23 @@ func (f *flow) name(o *longObject) (name []byte, ok bool) {
 		if f.s.str(); f.s.lone {
 			return nil, f.fail(CodeInvalid, "half a surrogate pair in a name")
 		}
-		h := maphash.Bytes(seed, name)
-		if o.names[h] {
+		if !o.names.add(maphash.Bytes(seed, name)) {
 			return nil, f.fail(CodeInvalid, "duplicate name")
 		}
-		if f.names++; f.names > maxNames {
-			f.names--
-			return nil, f.fail(CodeInvalid, "too many names in a frame that is too long to be held")
+		if !f.oneMore() {
+			return nil, false
 		}
-		if o.names == nil {
-			o.names = map[uint64]bool{}
-		}
-		o.names[h] = true
 	}
 	f.look(n, func(m *Masker) { ok = f.mark(m, o, name) })
 	return name, ok
+}
+
+// oneMore counts a name.
+func (f *flow) oneMore() bool {
+	if f.cost.names++; f.cost.names > maxNames {
+		return f.fail(CodeTooLarge, "too many names in a frame that is too long to be held")
+	}
+	return true
 }
 
 // mark masks a name. No two names of an object may become the same, and what has
@@ -447,19 +607,12 @@ func (f *flow) mark(m *Masker, o *longObject, name []byte) bool {
 	}
 	m.merge(base)
 	for {
-		now := string(Unquote(nil, m.replaceAt(m.b, 0, m.spans[base:])))
+		now := Unquote(nil, m.replaceAt(m.b, 0, m.spans[base:]))
 		switch {
-		case !o.taken[now]:
-			if o.taken == nil {
-				o.taken = map[string]bool{}
-			}
-			if len(o.taken) > maxNames/16 {
-				return f.fail(CodeInvalid, "too many masked names in a frame that is too long to be held")
-			}
-			o.taken[now] = true
-			return true
+		case o.taken.add(maphash.Bytes(seed, now)):
+			return f.oneMore()
 		case !masked && f.strict:
-			return f.fail(CodeInvalid, "a name is what another became when it was masked")
+			return f.fail(CodeTooLarge, "a name is what another became when it was masked")
 		case !masked:
 			return true // in a string, names may be there twice
 		}
@@ -472,7 +625,7 @@ func (f *flow) mark(m *Masker, o *longObject, name []byte) bool {
 func (f *flow) member(o *longObject, name []byte, depth int) bool {
 	m, c := f.m, f.next()
 	if m == nil {
-		return f.value(place{}, depth)
+		return f.value(place{}, depth, true)
 	}
 	inner := place{name: name, area: o.area.inner(name), states: len(m.states), field: o.field || m.fields.named(name)}
 	m.states = m.fields.member(m.states, o.states, name)
@@ -503,7 +656,7 @@ func (f *flow) member(o *longObject, name []byte, depth int) bool {
 			}
 		}
 	}
-	return f.value(inner, depth)
+	return f.value(inner, depth, true)
 }
 
 // untouched takes a value that is only checked.
@@ -514,7 +667,7 @@ func (f *flow) untouched(depth int) bool {
 		return ok
 	}
 	if f.next() != '"' {
-		return f.fail(CodeInvalid, "a number is too long")
+		return f.fail(CodeTooLarge, "a number is too long")
 	}
 	return f.skipString()
 }
@@ -529,18 +682,21 @@ func (f *flow) blob(o *longObject, p place) bool {
 	n := 0
 	for n == 0 {
 		b := f.w.rest()
-		if n = f.scan(b, 0); n < 0 {
-			return f.fail(CodeParse, f.s.fault.reason)
-		}
-		switch {
-		case n > 0:
-		case len(b) > defaultFrame:
+		b = b[:min(len(b), defaultFrame)]
+		ended := f.w.err != nil
+		switch n = f.scan(b, 0); {
+		case n == 0 && len(b) == defaultFrame:
 			return f.fail(CodeTooLarge, "a blob is too large to be looked at")
-		case !f.w.need(2*len(b)) && len(f.w.rest()) == len(b):
-			return f.fail(CodeParse, "string without an end")
+		case n < 0 || n == 0 && ended:
+			return f.fail(CodeParse, cmp.Or(f.s.fault.reason, "string without an end"))
+		case n == 0:
+			f.w.need(min(2*len(b), defaultFrame))
 		}
 	}
-	f.look(n, func(m *Masker) { m.judge(held{end: n, field: field, media: o.media, text: o.text}, true) })
+	if !f.delimited(n) {
+		return false
+	}
+	f.look(n, func(m *Masker) { m.judge(held{end: n, field: field, media: o.media, text: o.text, unsure: true}, true) })
 	return true
 }
 
@@ -571,6 +727,7 @@ func (f *flow) skipString() bool {
 
 func (f *flow) endString(t *content) bool {
 	if t.broken {
+		f.cut = t.raw[t.rawAt:]
 		return false
 	}
 	f.keep(1)
@@ -594,68 +751,99 @@ type content struct {
 
 // An escape is one in the string.
 type escape struct {
-	at       int64 // in the text
-	raw, own uint8 // bytes in the string and in the text
+	at       uint32 // in the text, its lowest bits
+	raw, own uint8  // bytes in the string and in the text
 }
+
+// errCut is the end of a text whose string has a fault.
+var errCut = errors.New("the string has a fault")
 
 func newContent(f *flow) *content {
 	t := &content{f: f}
-	t.in = flow{m: f.m, s: f.s, sizes: f.sizes, to: t, layer: f.layer + 1, gone: f.gone, w: window{read: t.read, size: f.sizes.value + 2*readSize}}
+	t.in = flow{m: f.m, s: f.s, sizes: f.sizes, to: t, layer: f.layer + 1, gone: f.gone, cost: f.cost}
+	t.in.w = window{read: t.read, size: f.sizes.value + 2*readSize, kept: f.sizes.margin + utf8.UTFMax}
 	return t
 }
 
 // read is the source of in's window.
 func (t *content) read(dst []byte) (n int, err error) {
 	w := &t.f.w
-	for n == 0 {
-		if t.ended || t.broken {
+	for {
+		switch {
+		case t.broken && t.cut():
+			return 0, errCut
+		case t.broken: // what was taken for JSON in a text is none: it is text
+			return 0, io.EOF
+		case t.ended:
 			return 0, io.EOF
 		}
-		b := w.rest()
-		i, short := 0, len(b) == 0 && w.err == nil // what comes next decides
-		for i < len(b) && n+utf8.UTFMax <= len(dst) && !t.ended && !short {
-			k := plain(b[i:min(len(b), i+len(dst)-n)])
-			n += copy(dst[n:], b[i:i+k])
-			if i += k; i == len(b) || n+utf8.UTFMax > len(dst) {
-				break
-			}
-			switch c := b[i]; {
-			case c == '"':
-				t.ended = true
-			case c == '\\' || c >= utf8.RuneSelf:
-				short = len(b)-i < longestEscape && w.err == nil
-				if short {
-					break
-				}
-				size, r := oneRune(b[i:])
-				if size == 0 {
-					t.broken = true
-					return n, t.take(i, n)
-				}
-				own := utf8.EncodeRune(dst[n:n+utf8.UTFMax], r)
-				if c == '\\' {
-					t.escapes = append(t.escapes, escape{t.decoded + int64(n), uint8(size), uint8(own)})
-				}
-				i, n = i+size, n+own
-			case c < 0x20:
-				t.broken = true
-				return n, t.take(i, n)
-			default: // plain stopped early
-				dst[n] = c
-				i, n = i+1, n+1
-			}
-		}
+		i, n, fault := t.unquote(dst, w.rest(), w.err == nil)
 		t.take(i, n)
-		if n == 0 && !t.ended && !w.more() && !short {
+		if fault != "" {
+			t.broken = true
+			t.f.fail(CodeParse, fault)
+		}
+		if t.f.cost.raw > maxRaw {
+			t.broken = true
+			t.f.fail(CodeTooLarge, "too many escapes within escapes")
+		}
+		if n > 0 {
+			return n, nil
+		}
+		last := w.err != nil
+		if !t.ended && !t.broken && !w.more() && (last || len(w.rest()) == 0) {
 			t.broken = true
 			t.f.fail(CodeParse, "string without an end")
 		}
 	}
-	return n, nil
+}
+
+// cut reports whether the fault is the frame's, so that nothing more of it passes.
+func (t *content) cut() bool {
+	return t.f.strict || t.f.fault.code == CodeTooLarge || t.f.w.err != nil && t.f.w.err != io.EOF
+}
+
+// unquote reads i bytes of b, which goes on if more is true, as n of what they
+// stand for. It ends in front of the closing quote, which it notes, and in front
+// of a fault.
+func (t *content) unquote(dst, b []byte, more bool) (i, n int, fault string) {
+	for i < len(b) && n+utf8.UTFMax <= len(dst) {
+		k := plain(b[i:min(len(b), i+len(dst)-n)])
+		n += copy(dst[n:], b[i:i+k])
+		if i += k; i == len(b) || n+utf8.UTFMax > len(dst) {
+			break
+		}
+		c := b[i]
+		if c == '"' {
+			t.ended = true
+			break
+		}
+		if c < 0x20 {
+			return i, n, "control character in a string"
+		}
+		if c != '\\' && c < utf8.RuneSelf { // plain stopped early
+			dst[n] = c
+			i, n = i+1, n+1
+			continue
+		}
+		if more && len(b)-i < longestEscape { // what comes next decides
+			break
+		}
+		size, r := oneRune(b[i:])
+		if size == 0 {
+			return i, n, "invalid escape or UTF-8 in a string"
+		}
+		own := utf8.EncodeRune(dst[n:n+utf8.UTFMax], r)
+		if c == '\\' {
+			t.escapes = append(t.escapes, escape{uint32(t.decoded) + uint32(n), uint8(size), uint8(own)})
+		}
+		i, n = i+size, n+own
+	}
+	return i, n, ""
 }
 
 // take goes on by i bytes of the string, which are n of the text.
-func (t *content) take(i, n int) error {
+func (t *content) take(i, n int) {
 	if t.rawAt > len(t.raw)/2 {
 		t.raw = t.raw[:copy(t.raw, t.raw[t.rawAt:])]
 		t.rawAt = 0
@@ -665,12 +853,9 @@ func (t *content) take(i, n int) error {
 		t.escapeAt = 0
 	}
 	t.raw = append(t.raw, t.f.w.rest()[:i]...)
+	t.f.cost.raw += i
 	t.f.w.pass(i)
 	t.decoded += int64(n)
-	if t.broken {
-		t.f.fail(CodeParse, "invalid escape, character or UTF-8 in a string")
-	}
-	return nil
 }
 
 // oneRune reads the escape or the character beyond ASCII at the start of b, and
@@ -695,13 +880,14 @@ func oneRune(b []byte) (size int, r rune) {
 func (t *content) own(n int) []byte {
 	size := n
 	t.done += int64(n)
-	for t.escapeAt < len(t.escapes) && t.escapes[t.escapeAt].at < t.done {
+	for t.escapeAt < len(t.escapes) && int32(t.escapes[t.escapeAt].at-uint32(t.done)) < 0 {
 		e := t.escapes[t.escapeAt]
 		size += int(e.raw) - int(e.own)
 		t.escapeAt++
 	}
 	raw := t.raw[t.rawAt : t.rawAt+size]
 	t.rawAt += size
+	t.f.cost.raw -= size
 	return raw
 }
 
@@ -727,26 +913,51 @@ func (t *content) field() {
 func (t *content) look() {
 	f := &t.in
 	if f.layer <= maxLayers && f.space() {
-		switch c := f.next(); c {
+		switch f.next() {
 		case '"':
-			if f.value(place{states: len(f.m.states)}, 1) {
-				f.space()
-			}
+			f.alone()
 		case '{', '[':
-			for f.space() && (f.next() == '{' || f.next() == '[') && f.value(place{states: len(f.m.states)}, 1) {
+			for f.space() && (f.next() == '{' || f.next() == '[') && f.value(place{states: len(f.m.states)}, 1, false) {
 			}
 		}
+	}
+	if f.fault.code == CodeTooLarge {
+		t.broken = true
+		t.f.fail(CodeTooLarge, f.fault.reason)
+		return
 	}
 	f.plain()
 }
 
-// plain looks at all that is left, a window at a time.
+// alone takes a string that is all of a text, and leaves any other.
+func (f *flow) alone() {
+	n, ok := f.complete(1)
+	if !ok {
+		return
+	}
+	for i := n; n > 0 && f.w.need(i+1); i++ {
+		if c := f.w.rest()[i]; i == n+readSize || c != ' ' && c != '\t' && c != '\n' && c != '\r' {
+			return
+		}
+	}
+	if n > 0 && f.w.err != io.EOF {
+		return
+	}
+	if f.value(place{states: len(f.m.states)}, 1, false) {
+		f.space()
+	}
+}
+
+// plain looks at all that is left, a window at a time. What it has passed before
+// still stands in front of it.
 func (f *flow) plain() {
 	w, m := &f.w, f.m
-	w.behind = f.sizes.margin + utf8.UTFMax
 	running := false // a finding reached the end of what was looked at: it goes on
-	for context := 0; ; {
+	for context := inFront(w.buf[:w.at], f.sizes.margin); ; {
 		all := w.need(f.sizes.window + f.sizes.margin)
+		if !all && w.err != io.EOF {
+			return // what is left is cut: nobody knows what it would have been
+		}
 		rest := w.rest()
 		if len(rest) == 0 {
 			return
@@ -786,12 +997,17 @@ func (f *flow) plain() {
 		}
 		m.spans = m.spans[:base]
 		w.pass(at - context)
-		if context = min(at, f.sizes.margin); context > 0 {
-			for context > 0 && !utf8.RuneStart(looked[at-context]) {
-				context--
-			}
-		}
+		context = inFront(looked[:at], f.sizes.margin)
 	}
+}
+
+// inFront returns how much at the end of b is at most n bytes and no cut character.
+func inFront(b []byte, n int) int {
+	n = min(n, len(b))
+	for n > 0 && !utf8.RuneStart(b[len(b)-n]) {
+		n--
+	}
+	return n
 }
 
 // separators end what is masked of a finding that is too long to be looked at.
@@ -831,7 +1047,9 @@ func (c *collector) drop(b []byte) {
 // longString looks at the string m.b[start:end] as it would if it arrived in pieces.
 func (m *Masker) longString(start, end int) {
 	c := collector{at: start}
-	f := flow{m: m, s: &m.check, sizes: m.sizes, to: &c, layer: m.layer, w: window{buf: m.b[start:end:end], err: io.EOF}}
-	f.str(place{states: len(m.states)})
+	f := flow{m: m, s: &m.check, sizes: m.sizes, to: &c, layer: m.layer, cost: &cost{}, w: window{buf: m.b[start:end:end], err: io.EOF}}
+	if !f.str(place{states: len(m.states)}) { // it is JSON, so that it costs too much
+		c.replace(m.b[c.at:end-1], span{detector: len(m.marks) - 1, kind: inText})
+	}
 	m.spans = append(m.spans, c.spans...)
 }

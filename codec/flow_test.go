@@ -5,7 +5,9 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -35,6 +37,11 @@ func (c *choppy) Read(p []byte) (int, error) {
 	c.in = c.in[n:]
 	return n, nil
 }
+
+// slowly reads as from a connection.
+type slowly struct{ io.Reader }
+
+func (s slowly) Read(p []byte) (int, error) { return s.Reader.Read(p[:min(len(p), 32<<10)]) }
 
 // flow takes the line as it arrives from in. ok is false if it is not long.
 func flow(m *codec.Masker, in io.Reader, held int) (out []byte, findings []codec.Finding, ok bool, err error) {
@@ -108,6 +115,11 @@ func FuzzFlow(f *testing.F) {
 		if !bytes.Equal(got, want) {
 			t.Fatalf("%s\nin pieces became\n%s\nand at once\n%s", line, got, want)
 		}
+		// Cut anywhere, nothing passes that would have been another thing.
+		some, _, _, err := flow(m, &choppy{line[:len(line)*int(order)/256], pieces, 0}, 48)
+		if err == nil && some != nil || !bytes.HasPrefix(want, some) {
+			t.Fatalf("%s\ncut at %d became\n%s\nand whole\n%s\n%v", line, len(line)*int(order)/256, some, want, err)
+		}
 		slices.SortFunc(findings, byOffset)
 		wanted = slices.Clone(wanted)
 		slices.SortFunc(wanted, byOffset)
@@ -123,6 +135,7 @@ var refusedInPieces = map[string]bool{
 	"a name is too long":                               true,
 	"too much behind the result":                       true,
 	"a name is what another became when it was masked": true,
+	"too many escapes within escapes":                  true,
 }
 
 // TestFlow sends long frames through, as they are and with something to be found.
@@ -182,7 +195,7 @@ func TestFlowFaults(t *testing.T) {
 	for name, tt := range map[string]struct{ in, want string }{
 		"cut":              {`{"jsonrpc":"2.0","id":1,"result":` + pad, "unexpected EOF"},
 		"control":          {`{"jsonrpc":"2.0","id":1,"result":` + pad + ",\"\x01\"]}\n", "codec: control character in a string"},
-		"control, long":    {`{"jsonrpc":"2.0","id":1,"result":` + pad[:len(pad)-1] + "\x01" + pad[2:] + "]}\n", "codec: invalid escape, character or UTF-8 in a string"},
+		"control, long":    {`{"jsonrpc":"2.0","id":1,"result":` + pad[:len(pad)-1] + "\x01" + pad[2:] + "]}\n", "codec: control character in a string"},
 		"duplicate":        {`{"jsonrpc":"2.0","id":1,"result":{"a":` + pad + "],\"\\u0061\":1}}\n", "codec: duplicate name"},
 		"no id":            {`{"jsonrpc":"2.0","result":` + pad + "]}\n", "codec: response without an id"},
 		"method":           {`{"jsonrpc":"2.0","id":1,"result":` + pad + `],"method":"x"}` + "\n", "codec: method beside result or error"},
@@ -205,6 +218,182 @@ func TestFlowFaults(t *testing.T) {
 					t.Error("what was delivered is JSON")
 				}
 			}
+		})
+	}
+}
+
+// TestFlowContext checks that a long text that is no JSON, or not to its end, is
+// masked as a short one is: what looks like a part of JSON is none.
+func TestFlowContext(t *testing.T) {
+	m := newMasker(detect.Names()...)
+	masked := func(text string, flows bool) string {
+		t.Helper()
+		line := result(string(must(json.Marshal(text))))
+		var p codec.Parser
+		f, err := p.Parse(line, codec.S2C)
+		if err != nil {
+			t.Fatal(err)
+		}
+		once, _ := m.Mask(nil, f)
+		if flows {
+			got, _, ok, err := flow(m, slowly{bytes.NewReader(append(line, '\n'))}, 512<<10)
+			if !ok || err != nil || !bytes.Equal(got, once) {
+				t.Fatalf("in pieces it is something else: long %v, error %v", ok, err)
+			}
+		}
+		return string(once)
+	}
+	filler := strings.Repeat("\nThe quick brown fox jumps over it.", 600<<10/35)
+	for _, head := range []string{
+		`[4111 1111 1111 1111] was charged`, `[4111-1111-1111-1111] was charged`, `[123-45-6789, Ada]`, `"password": "hunter2-Xyz9", `, `"password" : 'hunter2-Xyz9', `,
+		`"api_key","x"`, `{"password": 'hunter2-Xyz9'}`, `{"password": hunter2-Xyz9}`, `{"a": 1, "password" = "hunter2-Xyz9"}`, `["password": "hunter2-Xyz9"]`,
+		`{"a":1}password=hunter2-Xyz9 `, `"postgres://a:s3cr3tPw\@db"`, `"it's \password=hunter2-Xyz9 here`, `"password=\hunter2-Xyz9 here`,
+		`"4111 1111 \1111 1111`, `"AKIAQ3EGRIO\L7PZ5TXWM `, `["user","password"]: hunter2-Xyz9`, `{"k":"AKIAQ3EGRIOL7PZ5TXWM",}`,
+	} {
+		const n = 110
+		short, long := masked(head+filler[:3000], false), masked(head+filler, true)
+		if short[:n] != long[:n] {
+			t.Errorf("%s\n short %s\n long  %s", head, short[:n], long[:n])
+		}
+	}
+	rows := `[` + strings.Repeat(`{"id":17,"name":"Widget"},`, 600<<10/26)
+	for _, tail := range []string{
+		`{"password": hunter2-Xyz9}]`, `{"password": 'hunter2-Xyz9'}]`, `{"password" = "hunter2-Xyz9"}]`, `4111 1111 1111 1111]`,
+		`4111-1111-1111-1111]`, `123-45-6789]`, `"password": "hunter2-Xyz9"]`, `"postgres://admin:s3cr3tPw\@db"]`,
+	} {
+		end := func(s string) string { return s[strings.LastIndex(s, "Widget")+8:] }
+		if short, long := end(masked(rows[:1+26*200]+tail, false)), end(masked(rows+tail, true)); short != long {
+			t.Errorf("%s\n short %s\n long  %s", tail, short, long)
+		}
+	}
+}
+
+// TestFlowCut cuts and breaks a long text in what is known for a secret only by
+// what comes behind: none of it is delivered.
+func TestFlowCut(t *testing.T) {
+	filler := strings.Repeat("The quick brown fox jumps over it. ", 1200<<10/35)
+	for _, end := range []string{`postgres://admin:s3cr3tPw`, `4111 1111 1111 111`, `ada@example`, `AKIAQ3EGRIOL7PZ5TXW`} {
+		for _, fault := range []string{"", "\x01", `\q`} {
+			for _, open := range []string{`["`, `["[\"x\",\"`, `["{\"x\":{\"y\":1,\"z\":\"`} {
+				line := `{"jsonrpc":"2.0","id":1,"result":` + open + filler + end + fault
+				out, _, ok, err := flow(newMasker(detect.Names()...), strings.NewReader(line), 512<<10)
+				if !ok || err == nil || bytes.HasSuffix(out, []byte(end)) || len(out) < 600<<10 {
+					t.Errorf("fault %q: long %v, error %v, delivered %q", fault, ok, err, out[max(0, len(out)-40):])
+				}
+			}
+		}
+	}
+}
+
+// A counter counts what is delivered, and how much memory is in use at most.
+type counter struct {
+	delivered int
+	heap      uint64
+}
+
+func flowed(in io.Reader, m *codec.Masker) (c counter, err error) {
+	r := codec.NewReader(in, codec.Limits{Held: 512 << 10})
+	if _, err := r.Next(); err != codec.ErrLong {
+		return c, err
+	}
+	var before, now runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var p codec.Parser
+	at := 0
+	_, _, err = p.Flow(r, m, "", func(part []byte, _ []codec.Finding) error {
+		if c.delivered += len(part); c.delivered-at > 4<<20 {
+			at = c.delivered
+			runtime.GC()
+			runtime.ReadMemStats(&now)
+			if now.HeapAlloc > before.HeapAlloc {
+				c.heap = max(c.heap, now.HeapAlloc-before.HeapAlloc)
+			}
+		}
+		return nil
+	})
+	return c, err
+}
+
+// TestFlowHostile sends what is made to take memory or time.
+func TestFlowHostile(t *testing.T) {
+	unicode := func(s string) string {
+		var b strings.Builder
+		for i := range len(s) {
+			fmt.Fprintf(&b, `\u%04x`, s[i])
+		}
+		return b.String()
+	}
+	// Each layer a string in which every byte is an escape: in the fourth, a byte
+	// stands for 216 of the frame.
+	unit, open := "lorem ips", `"`
+	for layer := range 4 {
+		frame := `{"jsonrpc":"2.0","id":1,"result":` + open + strings.Repeat(unit, 24<<20/len(unit)) + "x"
+		c, err := flowed(strings.NewReader(frame), newMasker("email"))
+		if c.heap > 64<<20 {
+			t.Errorf("%d layers: %d MiB are in use after %d (%v)", layer+1, c.heap>>20, c.delivered>>20, err)
+		}
+		open, unit = `"`+unicode(open), unicode(unit)
+	}
+	// Names that are marks already, and long ones.
+	var names strings.Builder
+	for i := range 200 {
+		fmt.Fprintf(&names, `"[masked:%d %s":1,`, i, strings.Repeat("x", 200<<10))
+	}
+	if c, err := flowed(strings.NewReader(`{"jsonrpc":"2.0","id":1,"result":{`+names.String()), newMasker("email")); c.heap > 16<<20 {
+		t.Errorf("names: %d MiB are in use (%v)", c.heap>>20, err)
+	}
+	// An object by e-mail addresses is no attack.
+	var mails strings.Builder
+	for i := range 100_000 {
+		fmt.Fprintf(&mails, `"user%d@example.com":{"n":1},`, i)
+	}
+	if _, _, ok, err := flow(newMasker("email"), strings.NewReader(string(result(`{`+mails.String()+`"x":1}`))+"\n"), 512<<10); !ok || err != nil {
+		t.Errorf("addresses: long %v, error %v", ok, err)
+	}
+}
+
+// BenchmarkFlow is of long frames that pass while they arrive, as they come and as
+// they are made to be slow: nested so deep that each level is long.
+func BenchmarkFlow(b *testing.B) {
+	object := `{"a1":1,"b2":2,"c3":3,"d4":4,"e5":5,"f6":6,"g7":7,"h8":8,"i9":9,"jj":10}`
+	rows := strings.TrimSuffix(strings.Repeat(object+",", 700<<10/len(object)), ",")
+	nested := func(depth int) string { return strings.Repeat("[", depth) + rows + strings.Repeat("]", depth) }
+	layers := nested(100)
+	for range 3 {
+		layers = strings.Repeat("[", 100) + string(must(json.Marshal(layers))) + strings.Repeat("]", 100)
+	}
+	quoted := string(must(json.Marshal(strings.Repeat(clean, 2<<20/len(clean)))))
+	for _, tt := range []struct {
+		name, result string
+		masked       bool
+	}{
+		{"rows", "[" + rows + "," + rows + "]", false}, {"rows-masked", "[" + rows + "," + rows + "]", true}, {"text-masked", quoted, true},
+		{"depth-20", nested(20), false}, {"depth-120", nested(120), false}, {"layers-4", layers, true},
+		{"escapes-120", strings.Repeat(`[{"\n":1},`, 120) + rows + strings.Repeat("]", 120), false},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			line := append(result(tt.result), '\n')
+			var m *codec.Masker
+			if tt.masked {
+				m = newMasker(detect.Names()...)
+			}
+			work := func() {
+				r := codec.NewReader(bytes.NewReader(line), codec.Limits{Held: 256 << 10})
+				if _, err := r.Next(); err != codec.ErrLong {
+					b.Fatal(err)
+				}
+				var p codec.Parser
+				if _, _, err := p.Flow(r, m, "", func([]byte, []codec.Finding) error { return nil }); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.SetBytes(int64(len(line)))
+			for b.Loop() {
+				work()
+			}
+			b.StopTimer()
+			ratio(b, "×json.Valid", work, len(line), func() { json.Valid(line) }, len(line))
 		})
 	}
 }

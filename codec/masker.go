@@ -473,6 +473,8 @@ func (m *Masker) object(i int, p place) int {
 	if i+1-start <= m.sizes.value {
 		data.media, blob.media = media, media
 		data.text, blob.text = text, text
+	} else {
+		blob.unsure = true
 	}
 	m.judge(data, false)
 	m.judge(blob, true)
@@ -488,13 +490,14 @@ type held struct {
 	start, end  int
 	field       bool
 	media, text bool // what its object says of it
+	unsure      bool // it may say more
 }
 
 // hold puts off the string at i, and looks at the one that was put off before:
 // an object in a string may have a name twice.
 func (m *Masker) hold(h *held, i int, p place, media, text bool) int {
 	m.release(*h)
-	*h = held{i, skipString(m.b, i), p.field || m.fields.ends(m.states[p.states:]), media, text}
+	*h = held{i, skipString(m.b, i), p.field || m.fields.ends(m.states[p.states:]), media, text, false}
 	return h.end
 }
 
@@ -502,7 +505,7 @@ func (m *Masker) hold(h *held, i int, p place, media, text bool) int {
 func (m *Masker) judge(h held, isBlob bool) {
 	switch {
 	case h.end == 0 || h.media && !h.field:
-	case isBlob && !h.media && (h.text || h.end-h.start > m.sizes.value):
+	case isBlob && !h.media && (h.text || h.unsure):
 		m.blob(h)
 	default:
 		m.release(h)

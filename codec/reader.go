@@ -93,7 +93,7 @@ func (r *Reader) Whole() { r.whole = true }
 
 // readLine reads on in the line under way; the end of it is io.EOF. wait is
 // called before the peer is waited for.
-func (r *Reader) readLine(p []byte, wait func()) (n int, err error) {
+func (r *Reader) readLine(p []byte, wait func() error) (n int, err error) {
 	for r.start == len(r.buf) {
 		if r.err == io.EOF {
 			return 0, io.ErrUnexpectedEOF
@@ -105,7 +105,9 @@ func (r *Reader) readLine(p []byte, wait func()) (n int, err error) {
 			r.buf = nil
 		}
 		r.start, r.scanned = 0, 0
-		wait()
+		if err := wait(); err != nil {
+			return 0, err
+		}
 		r.fill()
 	}
 	b := r.buf[r.start:]
@@ -120,6 +122,18 @@ func (r *Reader) readLine(p []byte, wait func()) (n int, err error) {
 	}
 	r.scanned = r.start
 	return n, err
+}
+
+// skipLine goes behind the line under way, unless it has ended.
+func (r *Reader) skipLine(ended bool) error {
+	p := make([]byte, bigBuffer)
+	for !ended {
+		_, err := r.readLine(p, func() error { return nil })
+		if ended = err == io.EOF; err != nil && !ended {
+			return err
+		}
+	}
+	return nil
 }
 
 // rest returns what is left when the stream has ended.

@@ -69,15 +69,18 @@ const maxTail = 64 << 10
 //
 // At the end it returns a view of the frame with an empty value in the place of
 // its result. A frame whose result has a member of the name refused is not
-// accepted, if that is not empty. An error of r or of deliver it returns as it is; what is no valid
-// frame as an [*Error], with what has arrived of it and was not delivered.
+// accepted, if that is not empty. An error of r or of deliver it returns as it
+// is. What is no valid frame is an [*Error], and so, with code 413, is one that
+// would cost too much: then r is behind it. rest is what has arrived of either
+// and was not delivered.
 func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(part []byte, findings []Finding) error) (f *Frame, rest []byte, err error) {
-	at, _, ok := longResult(r.buf[r.start:])
+	at, id, ok := longResult(r.buf[r.start:])
+	id = bytes.Clone(id)
 	if !ok {
 		return nil, nil, errors.New("codec: not a long response")
 	}
 	out := &parts{m: m, deliver: deliver}
-	flow := flow{m: m, s: &p.s, sizes: defaultSizes, to: out, strict: true, gone: true, refused: refused}
+	flow := flow{m: m, s: &p.s, sizes: defaultSizes, to: out, strict: true, gone: true, refused: refused, cost: &cost{}}
 	flow.w.size = flow.sizes.value + 2*readSize
 	flow.w.read = func(b []byte) (int, error) {
 		if out.err != nil {
@@ -96,12 +99,12 @@ func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(part []
 	flow.w.need(at + 1)
 	frame := append(bytes.Clone(flow.w.rest()[:at]), emptied[flow.w.rest()[at]]...)
 	flow.keep(at)
-	if flow.value(place{area: areaResult}, 1) {
+	if flow.value(place{area: areaResult}, 1, false) {
 		for flow.w.more() && len(flow.w.rest()) <= maxTail {
 		}
 		tail := flow.w.rest()
 		if len(tail) > maxTail {
-			flow.fail(CodeInvalid, "too much behind the result")
+			flow.fail(CodeTooLarge, "too much behind the result")
 		}
 		frame = append(frame, tail...)
 	}
@@ -110,10 +113,17 @@ func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(part []
 		return nil, nil, out.err
 	case flow.fault.code != 0 && (end == nil || end == io.EOF):
 		out.flush()
-		return nil, flow.w.rest(), &Error{Code: flow.fault.code, Offset: int64(flow.fault.offset), Reason: flow.fault.String()}
+		rest = append(flow.cut, flow.w.rest()...)
+		if flow.fault.code == CodeTooLarge { // it may well be a frame, and there are others behind it
+			err = r.skipLine(end == io.EOF)
+		}
+		if err == nil {
+			err = &Error{Code: flow.fault.code, ID: id, Offset: int64(flow.fault.offset), Reason: flow.fault.String()}
+		}
+		return nil, rest, err
 	case end != io.EOF:
 		out.flush()
-		return nil, flow.w.rest(), end
+		return nil, append(flow.cut, flow.w.rest()...), end
 	}
 	f, err = p.Parse(frame, S2C)
 	if err != nil {
@@ -165,9 +175,11 @@ func (p *parts) full() {
 	}
 }
 
-func (p *parts) flush() {
+// flush delivers what is decided.
+func (p *parts) flush() error {
 	if p.err == nil && len(p.out) > 0 {
 		p.err = p.deliver(p.out, p.findings)
 	}
 	p.out, p.findings = p.out[:0], p.findings[:0]
+	return p.err
 }

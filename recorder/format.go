@@ -33,16 +33,17 @@ import (
 //
 // A record, the next behind it:
 //
-//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bit 5: these are
-//	         not all the bytes of the frame, which goes on in the direction's next
-//	         record that is neither found nor blocked; bit 6: the record began in the
+//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bits 4 and 5 are of
+//	         a frame that has several records, each but the first with bit 4, each but
+//	         the last with bit 5: it goes on in the direction's next record that is
+//	         neither found nor blocked; bit 6: the record began in the
 //	         block before; bit 7: it goes on in the next
 //	varint   time in ns since the session's start
 //	uvarint  length
 //	…        bytes of the frame, or of a part of it
 //
 // Each block can be read without the others. A record whose last part is missing
-// was never delivered. Bit 5 is for frames that go on record as they arrive: each
+// was never delivered. Bits 4 and 5 are for frames that go on record as they arrive: each
 // of their records was delivered, also where the one behind it is missing.
 
 const (
@@ -52,6 +53,7 @@ const (
 
 	recordS2C       = 1 << 0
 	recordVerdict   = 1 // shift
+	recordRest      = 1 << 4
 	recordMore      = 1 << 5
 	recordBegan     = 1 << 6
 	recordContinues = 1 << 7
@@ -142,6 +144,9 @@ func encode(start time.Time, before hash, frames []Frame) *encoding {
 			if f.More {
 				flags |= recordMore
 			}
+			if f.rest {
+				flags |= recordRest
+			}
 			if !last {
 				flags |= recordContinues
 			}
@@ -229,10 +234,11 @@ func openBlock(dst, b []byte) ([]byte, error) {
 // A blockReader puts frames together from the blocks of a session in order.
 type blockReader struct {
 	start   time.Time
-	next    uint32 // the block expected
-	frames  int    // read so far
-	partial []byte // of a frame that goes on in the next block
-	started bool   // partial is the beginning of a frame
+	next    uint32  // the block expected
+	frames  int     // read so far
+	partial []byte  // of a record that goes on in the next block
+	started bool    // partial is the beginning of a record
+	open    [2]bool // by direction: more of a frame is to come
 	records []byte
 }
 
@@ -280,7 +286,15 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 			f.Bytes = append(r.partial, part...)
 			r.partial, r.started = r.partial[:0], false
 		}
-		r.frames++
+		if f.Verdict != Found && f.Verdict != Blocked {
+			if flags&recordRest != 0 && !r.open[f.Direction] {
+				continue // what is in front of it is damaged
+			}
+			r.open[f.Direction] = f.More
+		}
+		if !f.More {
+			r.frames++
+		}
 		if !yield(f, nil) {
 			return false
 		}
@@ -290,6 +304,6 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 
 // damage reports a block that cannot be read.
 func (r *blockReader) damage(yield func(Frame, error) bool, block uint32, err error) bool {
-	r.partial, r.started = r.partial[:0], false
+	r.partial, r.started, r.open = r.partial[:0], false, [2]bool{}
 	return yield(Frame{}, fmt.Errorf("%w: block %d, behind frame %d: %w", ErrDamaged, block, r.frames, err))
 }

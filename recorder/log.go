@@ -395,9 +395,10 @@ type Recording struct {
 
 	mu      sync.Mutex
 	session Session
-	next    uint32 // number of the next block
-	head    hash   // of the last
-	err     error  // of an append; sticky, for what is on record behind it is uncertain
+	next    uint32  // number of the next block
+	head    hash    // of the last
+	open    [2]bool // by direction: more of a frame is to come
+	err     error   // of an append; sticky, for what is on record behind it is uncertain
 }
 
 // ID returns the session's id.
@@ -416,8 +417,12 @@ func (r *Recording) Append(frames ...Frame) error {
 	}
 	now := time.Now()
 	for i := range frames {
-		if frames[i].Time.IsZero() {
-			frames[i].Time = now
+		f := &frames[i]
+		if f.Time.IsZero() {
+			f.Time = now
+		}
+		if f.Verdict != Found && f.Verdict != Blocked {
+			f.rest, r.open[f.Direction] = r.open[f.Direction], f.More
 		}
 	}
 	e := encode(r.session.Start, r.head, frames)

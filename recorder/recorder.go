@@ -123,10 +123,13 @@ func (s *Session) count(f *Frame) {
 	if f.More {
 		return
 	}
-	if c.Bytes++; *masked {
-		s.Masked++
+	c.Bytes++
+	if f.Verdict != Cut {
+		c.Frames++
+		if *masked {
+			s.Masked++
+		}
 	}
-	c.Frames++
 	*masked = false
 }
 
@@ -171,6 +174,8 @@ type Frame struct {
 	// they go on in the next Frame of the direction that is neither Found nor Blocked.
 	// If there is none, that is what was delivered of it when the broker died.
 	More bool
+
+	rest bool // it is not the frame's first
 }
 
 // NewID returns the id of a new session: 16 characters, which sort by time.
@@ -245,6 +250,7 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 		switch {
 		case errors.Is(err, ErrDamaged):
 			damaged = errors.Join(damaged, err)
+			out.cut()
 		case err != nil:
 			return errors.Join(out.Flush(), fmt.Errorf("session %s: %w", session, err))
 		case f.Verdict == Aliased:
@@ -295,6 +301,15 @@ func (l *lines) add(f Frame) error {
 		l.end()
 	}
 	return err
+}
+
+// cut ends the frame under way, of which the rest is lost.
+func (l *lines) cut() {
+	if l.under {
+		l.WriteByte('\n')
+		l.under = false
+	}
+	l.end()
 }
 
 // end writes what has waited.

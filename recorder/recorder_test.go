@@ -569,6 +569,67 @@ func FuzzBlock(f *testing.F) {
 	})
 }
 
+// parted is a long frame in parts, behind each the block that it makes, between
+// others of both directions.
+var parted = []Frame{
+	{Direction: codec.S2C, More: true, Bytes: []byte(`{"id":1,"result":["a",`)},
+	{Direction: codec.C2S, Bytes: []byte(`{"id":9}`)},
+	{Direction: codec.S2C, More: true, Verdict: Masked, Bytes: []byte(`"[masked:x]",`)},
+	{Direction: codec.S2C, More: true, Bytes: []byte(`"b"]}`)},
+	{Direction: codec.S2C},
+	{Direction: codec.S2C, More: true, Bytes: []byte(`{"id":2,"result":["c"]`)},
+	{Direction: codec.S2C, Verdict: Cut},
+	{Direction: codec.S2C, Bytes: []byte(`{"id":3}`)},
+}
+
+func writeParted(t *testing.T) (*Log, *Recording) {
+	l := open(t, Options{Dir: t.TempDir()})
+	r := start(t, l)
+	for _, f := range parted {
+		if err := r.Append(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return l, r
+}
+
+// TestParts replays frames that were recorded in parts, and counts them.
+func TestParts(t *testing.T) {
+	l, r := writeParted(t)
+	for want, w := range map[string]func(Frame) bool{
+		`{"id":1,"result":["a","[masked:x]","b"]}` + "\n" + `{"id":9}` + "\n" + `{"id":2,"result":["c"]` + "\n" + `{"id":3}` + "\n": nil,
+		`{"id":9}` + "\n": func(f Frame) bool { return f.Direction == codec.C2S },
+	} {
+		var out bytes.Buffer
+		if err := Replay(t.Context(), &out, l, r.ID(), View{Want: w}); err != nil || out.String() != want {
+			t.Errorf("got %q, %v, want %q", out.String(), err, want)
+		}
+	}
+	if s, err := l.session(r.ID()); err != nil || s.S2C != (Count{2, 41 + 23 + 9}) || s.C2S != (Count{1, 9}) || s.Masked != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// TestDamagedParts checks that a frame of which a part is damaged is no shorter
+// frame, and that the frame behind it is not a part of it.
+func TestDamagedParts(t *testing.T) {
+	for n, want := range map[uint32]string{
+		0: `{"id":9}` + "\n" + `{"id":2,"result":["c"]` + "\n" + `{"id":3}` + "\n",
+		2: `{"id":1,"result":["a",` + "\n" + `{"id":9}` + "\n" + `{"id":2,"result":["c"]` + "\n" + `{"id":3}` + "\n",
+		4: `{"id":1,"result":["a","[masked:x]","b"]}` + "\n" + `{"id":9}` + "\n" + `{"id":2,"result":["c"]` + "\n" + `{"id":3}` + "\n",
+		6: `{"id":1,"result":["a","[masked:x]","b"]}` + "\n" + `{"id":9}` + "\n" + `{"id":2,"result":["c"]` + "\n" + `{"id":3}` + "\n",
+	} {
+		l, r := writeParted(t)
+		if err := l.db.Update(func(txn *badger.Txn) error { return txn.Set(blockKey(r.ID(), n), []byte("x")) }); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := Replay(t.Context(), &out, l, r.ID(), View{}); !errors.Is(err, ErrDamaged) || out.String() != want {
+			t.Errorf("block %d: got %q, %v, want %q", n, out.String(), err, want)
+		}
+	}
+}
+
 // TestUnflushed checks that a log whose disk does not take what is flushed takes
 // no more frames.
 func TestUnflushed(t *testing.T) {

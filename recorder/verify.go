@@ -275,7 +275,9 @@ func (v *chain) add(b Block) bool {
 			damaged = err
 			return false
 		}
-		v.heldCount++
+		if !f.More {
+			v.heldCount++
+		}
 		v.heldLast = f.Time
 		return true
 	})
