@@ -373,20 +373,41 @@ func fastNumber(b []byte, i int) int {
 // simpleEscape are the letters of escapes that are two bytes long.
 var simpleEscape = [256]bool{'"': true, '\\': true, '/': true, 'b': true, 'f': true, 'n': true, 'r': true, 't': true}
 
+// Strings are read by stringBlocks behind their first manyBytes, if more than
+// aBlock follows: shorter ones would not pay for the call.
+const (
+	manyBytes = 32
+	aBlock    = 64
+)
+
 // fastString reads the string at i.
 func (s *scanner) fastString(i int) int {
 	b := s.b
 	s.half = false
 	i++
-	for i+8 <= len(b) {
-		x := binary.LittleEndian.Uint64(b[i:])
-		quote, slash := x^ones*'"', x^ones*'\\'
-		stop := (x | (x - ones*0x20) | (quote - ones) | (slash - ones)) & highs
-		if stop == 0 {
+	blocks := len(b) // from here on
+	if inBlocks {
+		blocks = i + manyBytes
+	}
+	for {
+		for i+8 <= len(b) && i < blocks {
+			x := binary.LittleEndian.Uint64(b[i:])
+			quote, slash := x^ones*'"', x^ones*'\\'
+			stop := (x | (x - ones*0x20) | (quote - ones) | (slash - ones)) & highs
+			if stop != 0 {
+				i += bits.TrailingZeros64(stop) / 8
+				break
+			}
 			i += 8
-			continue
 		}
-		i += bits.TrailingZeros64(stop) / 8
+		if i >= blocks && i+aBlock <= len(b) {
+			if i = stringBlocks(b, i); i < 0 {
+				return -1
+			}
+		}
+		if i >= len(b) {
+			return -1
+		}
 		switch c := b[i]; {
 		case c == '"':
 			return i + 1
@@ -401,7 +422,7 @@ func (s *scanner) fastString(i int) int {
 		case c < 0x20:
 			return -1
 		case c < 0x80:
-			i++ // the stop was a borrow
+			i++ // the stop was a borrow, or b is at its end
 		default:
 			n := runeLen(b[i:])
 			if n == 0 {
@@ -410,31 +431,6 @@ func (s *scanner) fastString(i int) int {
 			i += n
 		}
 	}
-	for i < len(b) {
-		switch c := b[i]; {
-		case c == '"':
-			return i + 1
-		case c == '\\':
-			if i++; i < len(b) && simpleEscape[b[i]] {
-				i++
-				continue
-			}
-			if i = s.fastEscape(i); i < 0 {
-				return -1
-			}
-		case c < 0x20:
-			return -1
-		case c < 0x80:
-			i++
-		default:
-			n := runeLen(b[i:])
-			if n == 0 {
-				return -1
-			}
-			i += n
-		}
-	}
-	return -1
 }
 
 // fastEscape reads \uXXXX from the u on.
