@@ -28,22 +28,62 @@ type template struct {
 }
 
 type templateName struct {
-	n, name    int       // the length of text, and of the name in it
-	head, tail [2]uint64 // the first 16 bytes of text, and which bits of them count
-	text       [32]byte
+	n, name int       // the length of text, and of the name in it
+	head    [2]uint64 // which bits of the first 16 bytes of text count
+	rest    uint32    // which bytes of text do not count, by bits
+	text    [32]byte
 }
 
 // set makes text the template's.
 func (t *templateName) set(text []byte, name int) {
 	t.text = [32]byte{}
 	t.n, t.name = copy(t.text[:], text), name
+	t.rest = ^uint32(1<<t.n - 1)
 	var mask [16]byte
 	for i := range min(t.n, len(mask)) {
 		mask[i] = 0xff
 	}
-	t.head = [2]uint64{binary.LittleEndian.Uint64(t.text[:]), binary.LittleEndian.Uint64(mask[:])}
-	t.tail = [2]uint64{binary.LittleEndian.Uint64(t.text[8:]), binary.LittleEndian.Uint64(mask[8:])}
+	t.head = [2]uint64{binary.LittleEndian.Uint64(mask[:]), binary.LittleEndian.Uint64(mask[8:])}
 }
+
+// starts reports whether b starts with the name, and goes on.
+func (t *templateName) starts(b []byte) bool {
+	if len(b) <= len(t.text) {
+		return len(b) > t.n && string(b[:t.n]) == string(t.text[:t.n])
+	}
+	x, y := binary.LittleEndian.Uint64(b)^binary.LittleEndian.Uint64(t.text[:]), binary.LittleEndian.Uint64(b[8:])^binary.LittleEndian.Uint64(t.text[8:])
+	return x&t.head[0]|y&t.head[1] == 0 && (t.n <= 16 || string(b[16:t.n]) == string(t.text[16:t.n]))
+}
+
+// A stop is where the reading of members has come to a stop.
+type stop uint8
+
+const (
+	atName stop = iota
+	atValue
+	behindValue
+	behindObject
+)
+
+// members reads members of an object from the name at i on, as long as the names
+// are those of t from the kth on and the values take no care. It returns where it
+// stopped, and the number of names of the object that it is behind then. With
+// rows, the object is an element of an array, and objects that follow are read like
+// it. It may stop anywhere before it has to.
+func (t *template) members(b []byte, i, k int, rows bool) (at, n int, s stop) {
+	if inBlocks && len(b)-i >= aMember {
+		if i, k, s = membersBlocks(b, i, t, k, rows); s != atName || len(b)-i >= aMember {
+			return i, k, s
+		}
+	}
+	if i < len(b) && k < t.n && t.names[k].starts(b[i:]) {
+		return i + t.names[k].n, k + 1, atValue
+	}
+	return i, k, atName
+}
+
+// aMember is at least how many bytes membersBlocks needs for a member.
+const aMember = 80
 
 const (
 	maxTemplate  = 24 // names
@@ -64,8 +104,12 @@ func (p *Parser) frame(line []byte) bool {
 		result
 		failure
 	)
-	seen := 0
-	for i := 1; ; i++ {
+	seen, i := 0, 1
+	if hasPrefix(line, usualStart) {
+		p.version = true
+		seen, i = version, len(usualStart)
+	}
+	for ; ; i++ {
 		i = blanks(line, i)
 		name, n := envelopeName(line[i:])
 		if n == 0 {
@@ -92,7 +136,12 @@ func (p *Parser) frame(line []byte) bool {
 			i += 5
 		case "id":
 			bit, p.s.half = id, false
-			if i = p.s.fast(i, 1); i < 0 || p.s.half {
+			if kind-'0' <= 9 {
+				i = fastNumber(line, i)
+			} else {
+				i = p.s.fast(i, 1)
+			}
+			if i < 0 || p.s.half {
 				return false
 			}
 			f.ID = line[start:i]
@@ -113,7 +162,12 @@ func (p *Parser) frame(line []byte) bool {
 			f.Params = line[start:i]
 		case "result":
 			bit = result
-			if i = p.s.fast(i, 1); i < 0 {
+			if hasPrefix(line[i:], textStart) {
+				i = p.s.fastText(i)
+			} else {
+				i = p.s.fast(i, 1)
+			}
+			if i < 0 {
 				return false
 			}
 			f.Result = line[start:i]
@@ -139,6 +193,27 @@ func (p *Parser) frame(line []byte) bool {
 			return line[i] == '}' && i+1 == len(line)
 		}
 	}
+}
+
+const (
+	usualStart = `{"jsonrpc":"2.0",`
+	textStart  = `{"content":[{"type":"text","text":"` // of what most tools answer
+	textName   = `"content":`
+)
+
+// fastText reads the result at i, which begins with textStart.
+func (s *scanner) fastText(i int) int {
+	t := &s.templates[2]
+	if t.n > 0 && string(t.names[0].text[:t.names[0].n]) == textName {
+		end := s.stringOf(i+len(textStart)-1, 0)
+		if end < 0 {
+			return -1
+		}
+		if hasPrefix(s.b[end:], "}]") {
+			return s.fastMembers(end+2, 2, 1, behindValue, false)
+		}
+	}
+	return s.fastObject(i, 2, false) // there is more to it
 }
 
 // envelopeName returns the name at the start of b as nearly everybody writes it,
@@ -313,7 +388,7 @@ func (s *scanner) fast(i, depth int) int {
 	case '"':
 		return s.fastString(i)
 	case '{':
-		return s.fastObject(i, depth+1)
+		return s.fastObject(i, depth+1, false)
 	case '[':
 		return s.fastArray(i, depth+1)
 	case 't':
@@ -373,21 +448,25 @@ func fastNumber(b []byte, i int) int {
 // simpleEscape are the letters of escapes that are two bytes long.
 var simpleEscape = [256]bool{'"': true, '\\': true, '/': true, 'b': true, 'f': true, 'n': true, 'r': true, 't': true}
 
-// Strings are read by stringBlocks behind their first manyBytes, if more than
-// aBlock follows: shorter ones would not pay for the call.
+// Strings are read by stringBlocks behind their first fewBytes: shorter ones would
+// not pay for the call. It takes aBlock bytes at a time.
 const (
-	manyBytes = 32
-	aBlock    = 64
+	fewChars = 24
+	aBlock   = 64
 )
 
 // fastString reads the string at i.
-func (s *scanner) fastString(i int) int {
+func (s *scanner) fastString(i int) int { return s.stringOf(i, fewChars) }
+
+// stringOf reads the string at i, which is probably of more than n bytes, or else
+// has escapes or what is beyond ASCII.
+func (s *scanner) stringOf(i, n int) int {
 	b := s.b
 	s.half = false
 	i++
-	blocks := len(b) // from here on
-	if inBlocks {
-		blocks = i + manyBytes
+	blocks := i + n // from here on
+	if !inBlocks || len(b) < aBlock || i < 3 {
+		blocks = len(b)
 	}
 	for {
 		for i+8 <= len(b) && i < blocks {
@@ -400,9 +479,12 @@ func (s *scanner) fastString(i int) int {
 			}
 			i += 8
 		}
-		if i >= blocks && i+aBlock <= len(b) {
+		if i >= blocks {
 			if i = stringBlocks(b, i); i < 0 {
 				return -1
+			}
+			if len(b)-i < aBlock {
+				blocks = len(b)
 			}
 		}
 		if i >= len(b) {
@@ -419,6 +501,7 @@ func (s *scanner) fastString(i int) int {
 			if i = s.fastEscape(i); i < 0 {
 				return -1
 			}
+			blocks = max(blocks, min(i+fewChars, len(b))) // it is seldom alone
 		case c < 0x20:
 			return -1
 		case c < 0x80:
@@ -486,7 +569,12 @@ func (s *scanner) fastArray(i, depth int) int {
 		if i = blanks(b, i); i >= len(b) {
 			return -1
 		}
-		if i = s.fast(i, depth); i < 0 {
+		if b[i] == '{' {
+			i = s.fastObject(i, depth+1, true)
+		} else {
+			i = s.fast(i, depth)
+		}
+		if i < 0 {
 			return -1
 		}
 		if i < len(b) && b[i] == ',' {
@@ -504,43 +592,51 @@ func (s *scanner) fastArray(i, depth int) int {
 	}
 }
 
-func (s *scanner) fastObject(i, depth int) int {
-	b := s.b
+// fastObject reads the object at i; with rows, which is for an element of an
+// array, it may read objects that follow, too.
+func (s *scanner) fastObject(i, depth int, rows bool) int {
 	if depth > maxDepth {
 		return -1
 	}
-	if i = blanks(b, i+1); i < len(b) && b[i] == '}' {
+	if i = blanks(s.b, i+1); i < len(s.b) && s.b[i] == '}' {
 		return i + 1
 	}
+	return s.fastMembers(i, depth, 0, atName, rows)
+}
+
+// fastMembers reads what is left of an object of which the first k names of the
+// template have been read.
+func (s *scanner) fastMembers(i, depth, k int, at stop, rows bool) int {
+	b := s.b
 	var t *template
 	if depth < maxTemplates {
 		t = &s.templates[depth]
 	}
-	k, same := 0, t != nil && t.n > 0 // so far, the names are the template's first k
+	same := t != nil && t.n > 0 // so far, the names are the template's first k
 	base := len(s.names.names)
 	for ; ; i++ {
-		if same && k < t.n {
-			// It is there that most of the time goes: no call, and one branch.
-			name := &t.names[k]
-			if at := b[i:]; len(at) > len(name.text) &&
-				(binary.LittleEndian.Uint64(at)^name.head[0])&name.head[1]|(binary.LittleEndian.Uint64(at[8:])^name.tail[0])&name.tail[1] == 0 &&
-				(name.n <= 16 || string(at[16:name.n]) == string(name.text[16:name.n])) {
-				i += name.n
-				k++
-				goto value
+		if same && at == atName {
+			if i, k, at = t.members(b, i, k, rows); at == atName && i < len(b) && b[i] <= ' ' {
+				i, k, at = t.members(b, blanks(b, i), k, rows)
 			}
 		}
-		if i = blanks(b, i); i >= len(b) {
-			return -1
-		}
-		if same { // no longer
-			same = false
-			for j := range k {
-				s.names.add(base, t.names[j].text[1:1+t.names[j].name])
+		switch at {
+		case behindObject:
+			return i
+		case atName:
+			if i = blanks(b, i); i >= len(b) {
+				return -1
 			}
-			t.n = k
-		}
-		{
+			if k == 0 && b[i] == '}' {
+				return i + 1 // a row without members
+			}
+			if same { // no longer
+				same = false
+				for j := range k {
+					s.names.add(base, t.names[j].text[1:1+t.names[j].name])
+				}
+				t.n = k
+			}
 			start := i
 			name := plainName(b, i)
 			if name == nil || !s.names.add(base, name) {
@@ -557,19 +653,23 @@ func (s *scanner) fastObject(i, depth int) int {
 				t.n++
 			}
 			k++
+			fallthrough
+		case atValue:
+			switch c := b[i]; {
+			case c == '"' && at == atValue && inBlocks:
+				i = s.stringOf(i, 0)
+			case c == '"':
+				i = s.stringOf(i, fewChars)
+			case c-'0' <= 9 || c == '-':
+				i = fastNumber(b, i)
+			default:
+				i = s.fast(i, depth)
+			}
+			if i < 0 {
+				return -1
+			}
 		}
-	value:
-		switch c := b[i]; {
-		case c == '"':
-			i = s.fastString(i)
-		case c-'0' <= 9 || c == '-':
-			i = fastNumber(b, i)
-		default:
-			i = s.fast(i, depth)
-		}
-		if i < 0 {
-			return -1
-		}
+		at = atName
 		if i < len(b) && b[i] == ',' {
 			continue
 		}

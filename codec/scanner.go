@@ -40,7 +40,10 @@ type fault struct {
 }
 
 func (s *scanner) reset(b []byte) {
-	s.b, s.i, s.depth, s.fault, s.place, s.lax = b, 0, 0, fault{}, "", false
+	s.b, s.i, s.depth, s.lax = b, 0, 0, false
+	if s.fault.code != 0 || s.place != "" {
+		s.fault, s.place = fault{}, ""
+	}
 	s.names.reset()
 	s.scratch = s.scratch[:0]
 	if cap(s.scratch) > bigBuffer {

@@ -17,8 +17,8 @@ func FuzzString(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		for at := range 2 * aBlock {
-			b := []byte(`"` + strings.Repeat("x", manyBytes+at))
-			b = append(append(b, in...), strings.Repeat("y", 3*aBlock-at)+`"`...)
+			b := []byte(`"` + strings.Repeat("x", fewChars+at))
+			b = append(append(b, in...), strings.Repeat("y", 2*aBlock-at)+`"`...)
 			var fast, careful scanner
 			fast.reset(b)
 			careful.reset(b)
