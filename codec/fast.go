@@ -663,7 +663,7 @@ func (s *scanner) fastMembers(i, depth, k int, at stop, rows bool) int {
 			case c-'0' <= 9 || c == '-':
 				i = fastNumber(b, i)
 			default:
-				i = s.fast(i, depth)
+				i = s.fast(blanks(b, i), depth)
 			}
 			if i < 0 {
 				return -1
