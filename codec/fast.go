@@ -90,69 +90,69 @@ const (
 	maxTemplates = 10 // depths
 )
 
+// The members of a frame, by bits.
+const (
+	hasVersion = 1 << iota
+	hasID
+	hasMethod
+	hasParams
+	hasResult
+	hasError
+)
+
 // frame reads a whole frame. It reports whether it has.
 func (p *Parser) frame(line []byte) bool {
 	f := &p.f
-	if len(line) < 2 || line[0] != '{' || len(line) > 1<<30 {
+	if len(line) < 18 || line[0] != '{' || len(line) > 1<<30 {
 		return false
 	}
-	const (
-		version = 1 << iota
-		id
-		method
-		params
-		result
-		failure
-	)
 	seen, i := 0, 1
-	if hasPrefix(line, usualStart) {
+	if string(line[:16]) == `{"jsonrpc":"2.0"` && line[16] == ',' {
 		p.version = true
-		seen, i = version, len(usualStart)
+		seen, i = hasVersion, 17
 	}
 	for ; ; i++ {
-		i = blanks(line, i)
-		name, n := envelopeName(line[i:])
+		member, n := envelopeName(line[i:])
 		if n == 0 {
-			text := plainName(line, i)
-			if text == nil {
+			if member, n = unusualName(line, i); n == 0 {
 				return false
 			}
-			if n = blanks(line, i+len(text)+2) - i; i+n >= len(line) || line[i+n] != ':' {
-				return false
-			}
-			name, n = string(text), n+1
 		}
+		if seen&member != 0 {
+			return false
+		}
+		seen |= member
 		if i = blanks(line, i+n); i >= len(line) {
 			return false
 		}
-		start, kind, bit := i, line[i], 0
-		switch name {
-		case "jsonrpc":
-			bit = version
+		start, kind := i, line[i]
+		switch member {
+		case hasVersion:
 			if i+5 > len(line) || string(line[i:i+5]) != `"2.0"` {
 				return false
 			}
 			p.version = true
 			i += 5
-		case "id":
-			bit, p.s.half = id, false
+		case hasID:
 			if kind-'0' <= 9 {
 				i = fastNumber(line, i)
 			} else {
+				p.s.half = false
 				i = p.s.fast(i, 1)
+				if p.s.half {
+					return false
+				}
 			}
-			if i < 0 || p.s.half {
+			if i < 0 {
 				return false
 			}
 			f.ID = line[start:i]
-		case "method":
-			bit = method
+		case hasMethod:
 			if f.Method = plainName(line, i); f.Method == nil {
 				return false
 			}
 			i += len(f.Method) + 2
-		case "params":
-			bit = params
+		case hasParams:
 			if kind != '{' {
 				return false
 			}
@@ -160,91 +160,102 @@ func (p *Parser) frame(line []byte) bool {
 				return false
 			}
 			f.Params = line[start:i]
-		case "result":
-			bit = result
-			if hasPrefix(line[i:], textStart) {
-				i = p.s.fastText(i)
-			} else {
-				i = p.s.fast(i, 1)
-			}
-			if i < 0 {
+		case hasResult:
+			if i = p.s.fastResult(i); i < 0 {
 				return false
 			}
 			f.Result = line[start:i]
-		case "error":
-			bit = failure
+		case hasError:
 			if i = p.s.fast(i, 1); i < 0 {
 				return false
 			}
 			f.Error = line[start:i]
 		}
-		if bit == 0 || seen&bit != 0 {
+		if i >= len(line) {
 			return false
 		}
-		seen |= bit
-		if i < len(line) && line[i] != ',' {
-			i = blanks(line, i)
-		}
-		switch {
-		case i >= len(line):
-			return false
-		case line[i] == ',':
-		default:
-			return line[i] == '}' && i+1 == len(line)
+		if line[i] != ',' {
+			if i = blanks(line, i); i >= len(line) || line[i] != ',' {
+				return i+1 == len(line) && line[i] == '}'
+			}
 		}
 	}
 }
 
-const (
-	usualStart = `{"jsonrpc":"2.0",`
-	textStart  = `{"content":[{"type":"text","text":"` // of what most tools answer
-	textName   = `"content":`
-)
-
-// fastText reads the result at i, which begins with textStart.
-func (s *scanner) fastText(i int) int {
-	t := &s.templates[2]
-	if t.n > 0 && string(t.names[0].text[:t.names[0].n]) == textName {
-		end := s.stringOf(i+len(textStart)-1, 0)
-		if end < 0 {
+// fastResult reads the result at i. Most are one text.
+func (s *scanner) fastResult(i int) int {
+	const (
+		start, middle, end = `{"content":[{"ty`, `pe":"text","text`, `":"`
+		content            = `"content":`
+	)
+	t, text := &s.templates[2], i+len(start)+len(middle)+len(end)-1
+	if b := s.b; text < len(b) && string(b[i:i+16]) == start && string(b[i+16:i+32]) == middle && string(b[i+32:i+35]) == end &&
+		t.n > 0 && string(t.names[0].text[:len(content)]) == content {
+		if behind := s.stringOf(text, 0); behind < 0 {
 			return -1
-		}
-		if hasPrefix(s.b[end:], "}]") {
-			return s.fastMembers(end+2, 2, 1, behindValue, false)
+		} else if hasPrefix(b[behind:], "}]") {
+			return s.fastMembers(behind+2, 2, 1, behindValue, false)
 		}
 	}
-	return s.fastObject(i, 2, false) // there is more to it
+	return s.fast(i, 1)
 }
 
-// envelopeName returns the name at the start of b as nearly everybody writes it,
-// and its length with quotes and colon, or 0.
-func envelopeName(b []byte) (name string, n int) {
+// envelopeName returns which member's name stands at the start of b as nearly
+// everybody writes it, and its length with quotes and colon, or 0.
+func envelopeName(b []byte) (member, n int) {
 	if len(b) < 10 {
-		return "", 0
+		return 0, 0
 	}
 	switch b[1] {
 	case 'j':
 		if string(b[:10]) == `"jsonrpc":` {
-			return "jsonrpc", 10
+			return hasVersion, 10
 		}
 	case 'i':
 		if string(b[:5]) == `"id":` {
-			return "id", 5
+			return hasID, 5
 		}
 	case 'm':
 		if string(b[:9]) == `"method":` {
-			return "method", 9
+			return hasMethod, 9
 		}
 	case 'p':
 		if string(b[:9]) == `"params":` {
-			return "params", 9
+			return hasParams, 9
 		}
 	case 'r':
 		if string(b[:9]) == `"result":` {
-			return "result", 9
+			return hasResult, 9
 		}
 	}
-	return "", 0
+	return 0, 0
+}
+
+// unusualName is envelopeName for the name behind blanks at i.
+func unusualName(b []byte, i int) (member, n int) {
+	from := i
+	i = blanks(b, i)
+	name := plainName(b, i)
+	switch string(name) {
+	case "jsonrpc":
+		member = hasVersion
+	case "id":
+		member = hasID
+	case "method":
+		member = hasMethod
+	case "params":
+		member = hasParams
+	case "result":
+		member = hasResult
+	case "error":
+		member = hasError
+	default:
+		return 0, 0
+	}
+	if i = blanks(b, i+len(name)+2); i >= len(b) || b[i] != ':' {
+		return 0, 0
+	}
+	return member, i + 1 - from
 }
 
 // fastParams reads params behind its brace.

@@ -44,7 +44,9 @@ func (s *scanner) reset(b []byte) {
 	if s.fault.code != 0 || s.place != "" {
 		s.fault, s.place = fault{}, ""
 	}
-	s.names.reset()
+	if s.names.added {
+		s.names.reset()
+	}
 	s.scratch = s.scratch[:0]
 	if cap(s.scratch) > bigBuffer {
 		s.scratch = nil
