@@ -72,7 +72,7 @@ const (
 // it. It may stop anywhere before it has to.
 func (t *template) members(b []byte, i, k int, rows bool) (at, n int, s stop) {
 	if inBlocks && len(b)-i >= aMember {
-		if i, k, s = membersBlocks(b, i, t, k, rows); s != atName || len(b)-i >= aMember {
+		if i, k, s = membersBlocks(b, i, t, k, len(b), rows); s != atName || len(b)-i >= aMember {
 			return i, k, s
 		}
 	}

@@ -46,20 +46,22 @@ type Masker struct {
 	longest int      // of marks
 	fields  *Fields
 
-	b        []byte // the JSON text that is walked: the frame, or what a string in it holds
-	layer    int
-	spans    []span // a stack: the text that is looked at has its own on top
-	hints    hints  // where in b something may be
-	text     []byte // that is looked at
-	found    func(detector, start, end int)
-	near     func(at int)
-	name     []byte // decoded
-	clean    cleanNames
-	states   []state // of paths under way: a stack
-	scratch  []byte  // a stack of decoded strings
-	blobs    []blob
-	check    scanner
-	findings []Finding
+	b         []byte // the JSON text that is walked: the frame, or what a string in it holds
+	layer     int
+	spans     []span // a stack: the text that is looked at has its own on top
+	hints     hints  // where in b something may be
+	text      []byte // that is looked at
+	found     func(detector, start, end int)
+	near      func(at int)
+	name      []byte // decoded
+	clean     cleanNames
+	depth     int
+	templates [4]template // by depth; they never have names that say how to look at others
+	states    []state     // of paths under way: a stack
+	scratch   []byte      // a stack of decoded strings
+	blobs     []blob
+	check     scanner
+	findings  []Finding
 }
 
 // A span is what is replaced in a text.
@@ -136,7 +138,7 @@ func (m *Masker) MaskArguments(dst []byte, f *Frame) (out []byte, findings []Fin
 
 func (m *Masker) start(line []byte) {
 	m.hints = hints{at: m.hints.at[:0]}
-	m.b, m.layer, m.spans, m.scratch, m.findings, m.blobs = line, 0, m.spans[:0], m.scratch[:0], m.findings[:0], m.blobs[:0]
+	m.b, m.layer, m.depth, m.spans, m.scratch, m.findings, m.blobs = line, 0, 0, m.spans[:0], m.scratch[:0], m.findings[:0], m.blobs[:0]
 }
 
 func (m *Masker) finish(dst, line []byte) ([]byte, []Finding) {
@@ -292,15 +294,21 @@ const (
 	longStrings = 96
 )
 
-// What stands between members; not in a string, where quotes are escaped.
-var comma, commaBlank = []byte(`,"`), []byte(`, "`)
+// commas returns about how many members and strings there are in raw: what stands
+// between them does not stand in a string, where quotes are escaped.
+func commas(raw []byte) int {
+	if inBlocks {
+		return commaBlocks(raw)
+	}
+	return bytes.Count(raw, []byte(`,"`)) + bytes.Count(raw, []byte(`, "`))
+}
 
 // hint finds the hints in raw, which is m.b from offset on, and returns those of
 // the JSON around it.
 func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 	outer = m.hints
 	m.hints.known = false
-	if len(raw) < fewBytes || len(raw) > longStrings*(bytes.Count(raw, comma)+bytes.Count(raw, commaBlank)) {
+	if len(raw) < fewBytes || len(raw) > longStrings*commas(raw) {
 		return outer
 	}
 	h := &m.hints
@@ -327,14 +335,19 @@ func (h *hints) quiet(m *Masker) bool {
 	return h.known && !h.escapes && len(h.at) == h.base && m.fields == nil
 }
 
+// reach leaves the hints behind that are too far before from.
+func (h *hints) reach(from int) {
+	for h.next < len(h.at) && h.at[h.next] < from-nearBy {
+		h.next++
+	}
+}
+
 // none reports that there is no hint in m.b[from:end]. It is asked in order.
 func (h *hints) none(from, end int) bool {
 	if !h.known {
 		return false
 	}
-	for h.next < len(h.at) && h.at[h.next] < from-nearBy {
-		h.next++
-	}
+	h.reach(from)
 	return h.next == len(h.at) || h.at[h.next] > end+nearBy
 }
 
@@ -406,7 +419,12 @@ func (m *Masker) object(i int, p place) int {
 	var data, blob held
 	start, first := i, len(m.spans)
 	names := 0
-	for i = skipSpace(m.b, i+1); m.b[i] != '}'; {
+	m.depth++
+	t, k := &m.templates[m.depth%len(m.templates)], 0
+	for i = skipSpace(m.b, i+1); m.b[i] != '}'; k++ {
+		if i, k = m.skim(i, t, k); m.b[i] == '}' {
+			break
+		}
 		nameStart := i
 		nameEnd, escaped := stringEnd(m.b, i)
 		name := m.b[i+1 : nameEnd-1]
@@ -415,6 +433,9 @@ func (m *Masker) object(i int, p place) int {
 		}
 		names += m.memberName(i, nameEnd, name, escaped)
 		i = skipSpace(m.b, skipSpace(m.b, nameEnd)+1) // behind the colon
+		if escaped == unescaped && m.hints.known {
+			t.learn(m.b[nameStart:i], k, name)
+		}
 		inner := place{name: name, from: nameStart, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
 		m.states = m.fields.member(m.states, p.states, name)
 		end := 0
@@ -442,6 +463,7 @@ func (m *Masker) object(i int, p place) int {
 			i = skipSpace(m.b, i+1)
 		}
 	}
+	m.depth--
 	switch {
 	case !media && text:
 		m.release(data)

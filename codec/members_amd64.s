@@ -14,18 +14,19 @@ ALL(blanks, 0x2020202020202020)
 ALL(zeros, 0x3030303030303030)
 ALL(nines, 0x0909090909090909)
 
-// func membersBlocks(b []byte, i int, t *template, k int, rows bool) (at, n int, s stop)
+// func membersBlocks(b []byte, i int, t *template, k, limit int, rows bool) (at, n int, s stop)
 //
 // SI is b, AX the offset, and CX the last one that leaves room for a name of 32
 // bytes, a value of 34 and what is behind it. DI is the kth name of the template, R8 the end of
-// its names, and R9 the first.
-TEXT ·membersBlocks(SB), NOSPLIT, $0-73
+// its names, R9 the first, and R15 where the
+// member began.
+TEXT ·membersBlocks(SB), NOSPLIT, $0-81
 	MOVQ    b_base+0(FP), SI
 	MOVQ    b_len+8(FP), CX
 	MOVQ    i+24(FP), AX
 	MOVQ    t+32(FP), R8
 	MOVQ    k+40(FP), BX
-	MOVBLZX rows+48(FP), R10
+	MOVBLZX rows+56(FP), R10
 	SUBQ    $const_aMember, CX
 	LEAQ    template_names(R8), R9
 	MOVQ    template_n(R8), R8
@@ -48,6 +49,7 @@ name:
 	ORL       templateName_rest(DI), DX
 	CMPL      DX, $-1
 	JNE       stopName
+	MOVQ      AX, R15
 	ADDQ      templateName_n(DI), AX
 	ADDQ      $templateName__size, DI
 	INCQ      BX
@@ -69,6 +71,8 @@ name:
 	LEAQ      1(DX), AX
 
 behind:
+	CMPQ    AX, limit+48(FP)
+	JGT     over
 	MOVBLZX (SI)(AX*1), DX
 	CMPL    DX, $','
 	JNE     brace
@@ -136,6 +140,8 @@ whole:
 
 ends:
 	ADDQ R13, R11
+	CMPQ R11, limit+48(FP)
+	JGT  over
 	CMPL DX, $','
 	JEQ  numberComma
 	CMPL DX, $'}'
@@ -168,6 +174,10 @@ four:
 	ADDQ $4, AX
 	JMP  behind
 
+over:
+	MOVQ R15, AX
+	DECQ BX
+
 stopName:
 	MOVB $const_atName, DX
 	JMP  done
@@ -185,7 +195,7 @@ stopEnd:
 
 done:
 	VZEROUPPER
-	MOVQ AX, at+56(FP)
-	MOVQ BX, n+64(FP)
-	MOVB DX, s+72(FP)
+	MOVQ AX, at+64(FP)
+	MOVQ BX, n+72(FP)
+	MOVB DX, s+80(FP)
 	RET

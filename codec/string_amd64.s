@@ -14,6 +14,7 @@
 ALL(quotes, 0x2222222222222222)
 ALL(slashes, 0x5c5c5c5c5c5c5c5c)
 ALL(blanks, 0x2020202020202020)
+ALL(commas, 0x2c2c2c2c2c2c2c2c)
 ALL(nibble, 0x0f0f0f0f0f0f0f0f)
 ALL(tops, 0x8080808080808080)
 
@@ -65,6 +66,20 @@ GLOBL whole<>(SB), RODATA|NOPTR, $32
 #define JOIN(second, first) \
 	SHLQ $32, second \
 	ORQ  second, first
+
+// ESCAPED makes what is behind a backslash that begins an escape of escaped, which
+// is slash and carry, and makes carry of slash that of the next block. It is
+// json_escape_scanner of simdjson: a carry of the subtraction ends a run of
+// backslashes that begins at an odd place. DI is 0xaa.
+#define ESCAPED(slash, carry, escaped, temp) \
+	ANDNQ slash, carry, temp     \
+	LEAQ  (temp)(temp*1), carry  \
+	ORQ   DI, carry              \
+	SUBQ  temp, carry            \
+	XORQ  DI, carry              \
+	XORQ  carry, escaped         \
+	ANDQ  slash, carry           \
+	SHRQ  $63, carry
 
 // LETTERS sets the bits of bytes of x that are no letter of an escape of two bytes.
 #define LETTERS(x, mask) \
@@ -172,17 +187,8 @@ masks:
 	ORQ  DX, R13
 	JZ   characters
 
-	// simdjson's json_escape_scanner: a run of backslashes that begins at an odd place is ended by
-	// a carry.
-	ANDNQ R9, DX, R15
-	LEAQ  (R15)(R15*1), DX
 	MOVQ  $0xaaaaaaaaaaaaaaaa, DI
-	ORQ   DI, DX
-	SUBQ  R15, DX
-	XORQ  DI, DX        // backslashes that begin an escape, and what ends one
-	XORQ  DX, R13       // what is behind a backslash that begins an escape
-	ANDQ  R9, DX
-	SHRQ  $63, DX
+	ESCAPED(R9, DX, R13, R15)
 	ANDNQ R8, R13, R8
 	LETTERS(Y10, DI)
 	LETTERS(Y11, R15)
@@ -256,4 +262,91 @@ done:
 wrong:
 	VZEROUPPER
 	MOVQ $-1, ret+32(FP)
+	RET
+
+// func endBlocks(b []byte, i int) (at int, done bool)
+TEXT ·endBlocks(SB), NOSPLIT, $0-41
+	MOVQ    b_base+0(FP), SI
+	MOVQ    b_len+8(FP), CX
+	MOVQ    i+24(FP), AX
+	SUBQ    $64, CX
+	XORL    DX, DX
+	MOVQ    $0xaaaaaaaaaaaaaaaa, DI
+	VMOVDQU quotes<>(SB), Y0
+	VMOVDQU slashes<>(SB), Y1
+	JMP     second
+
+onward:
+	ADDQ $64, AX
+
+second:
+	CMPQ      AX, CX
+	JGT       open
+	VMOVDQU   (SI)(AX*1), Y10
+	VMOVDQU   32(SI)(AX*1), Y11
+	AHEAD
+	VPCMPEQB  Y10, Y0, Y12
+	VPMOVMSKB Y12, R8
+	VPCMPEQB  Y11, Y0, Y12
+	VPMOVMSKB Y12, R10
+	VPCMPEQB  Y10, Y1, Y12
+	VPMOVMSKB Y12, R9
+	VPCMPEQB  Y11, Y1, Y12
+	VPMOVMSKB Y12, R11
+	JOIN(R10, R8)
+	JOIN(R11, R9)
+	MOVQ      R9, R13
+	ORQ       DX, R13
+	JZ        unescaped
+	ESCAPED(R9, DX, R13, R15)
+	ANDNQ     R8, R13, R8
+
+unescaped:
+	TESTQ  R8, R8
+	JZ     onward
+	TZCNTQ R8, R8
+	LEAQ   1(AX)(R8*1), AX
+	VZEROUPPER
+	MOVQ   AX, at+32(FP)
+	MOVB   $1, done+40(FP)
+	RET
+
+open:
+	SUBQ DX, AX
+	VZEROUPPER
+	MOVQ AX, at+32(FP)
+	MOVB $0, done+40(FP)
+	RET
+
+// func commaBlocks(b []byte) (n int)
+TEXT ·commaBlocks(SB), NOSPLIT, $0-32
+	MOVQ    b_base+0(FP), SI
+	MOVQ    b_len+8(FP), CX
+	XORL    AX, AX
+	XORL    DX, DX
+	VMOVDQU quotes<>(SB), Y0
+	VMOVDQU commas<>(SB), Y1
+	VMOVDQU blanks<>(SB), Y2
+	SUBQ    $34, CX
+
+count:
+	CMPQ      AX, CX
+	JGT       counted
+	PREFETCHT0 1024(SI)(AX*1)
+	VPCMPEQB  1(SI)(AX*1), Y0, Y10
+	VPCMPEQB  1(SI)(AX*1), Y2, Y11
+	VPCMPEQB  2(SI)(AX*1), Y0, Y12
+	VPCMPEQB  (SI)(AX*1), Y1, Y13
+	VPAND     Y11, Y12, Y12
+	VPOR      Y10, Y12, Y12
+	VPAND     Y12, Y13, Y13
+	VPMOVMSKB Y13, R8
+	POPCNTL   R8, R8
+	ADDQ      R8, DX
+	ADDQ      $32, AX
+	JMP       count
+
+counted:
+	VZEROUPPER
+	MOVQ DX, n+24(FP)
 	RET

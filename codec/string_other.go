@@ -6,6 +6,10 @@ const inBlocks = false
 
 func stringBlocks([]byte, int) int { panic("codec: no string in blocks") }
 
-func membersBlocks([]byte, int, *template, int, bool) (at, n int, s stop) {
+func endBlocks([]byte, int) (at int, done bool) { panic("codec: no string in blocks") }
+
+func commaBlocks([]byte) (n int) { panic("codec: no commas in blocks") }
+
+func membersBlocks([]byte, int, *template, int, int, bool) (at, n int, s stop) {
 	panic("codec: no members in blocks")
 }
