@@ -2,7 +2,7 @@
 
 package codec
 
-const inBlocks = false
+const inBlocks, packs = false, false
 
 func stringBlocks([]byte, int) int { panic("codec: no string in blocks") }
 
@@ -13,3 +13,5 @@ func commaBlocks([]byte) (n int) { panic("codec: no commas in blocks") }
 func membersBlocks([]byte, int, *template, int, int, bool) (at, n int, s stop) {
 	panic("codec: no members in blocks")
 }
+
+func unquoteBlocks(dst, src []byte) (i, n int) { panic("codec: no escapes in blocks") }

@@ -1,8 +1,11 @@
 package codec
 
 import (
+	"bytes"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // FuzzString checks that a string is read in blocks as it is byte by byte, where
@@ -28,6 +31,48 @@ func FuzzString(f *testing.F) {
 			}
 			if got != want || got > 0 && fast.half != careful.lone {
 				t.Fatalf("%q: ends at %d, half a pair %t; by bytes %d, %t", b, got, fast.half, want, careful.lone)
+			}
+		}
+	})
+}
+
+// FuzzUnquote checks that what goes over valid strings in blocks sees what is seen
+// byte by byte.
+func FuzzUnquote(f *testing.F) {
+	for _, s := range []string{`plain`, `\"\\\/\b\f\n\r\t`, `\\\\\\\"`, `\u00e4\ud83d\ude00\ud83d`, "ä€😀", `a\u0041\n`, `bfnrtu/"`[:7], `,\", \",`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		for at := range 2 * aBlock {
+			b := []byte(`"` + strings.Repeat("x", at))
+			b = append(append(b, in...), strings.Repeat("y", 2*aBlock-at)+`"`...)
+			end := slices.Clone(b)
+			b = append(b, `,"z", "`+strings.Repeat("z", 2*aBlock)+`"`...)
+			var s scanner
+			if s.reset(end); !s.str() || s.i != len(end) {
+				return
+			}
+			var want []byte
+			for raw := end[1 : len(end)-1]; len(raw) > 0; {
+				size := 1
+				if raw[0] == '\\' {
+					var r rune
+					r, size = unescape(raw)
+					want = utf8.AppendRune(want, r)
+				} else {
+					want = append(want, raw[0])
+				}
+				raw = raw[size:]
+			}
+			if got := Unquote([]byte("in front"), end); string(got) != "in front"+string(want) {
+				t.Fatalf("%q stands for %q, want %q", end, got, want)
+			}
+			if got := longEnd(b, 1); got != len(end) {
+				t.Fatalf("%q ends at %d", b, got)
+			}
+			b = b[:len(b)-34] // which commas need not look at
+			if got, want := commas(append(b, strings.Repeat("z", 34)...)), bytes.Count(b, []byte(`,"`))+bytes.Count(b, []byte(`, "`)); got != want {
+				t.Fatalf("%q: %d commas, want %d", b, got, want)
 			}
 		}
 	})

@@ -185,7 +185,15 @@ func Unquote(dst, raw []byte) []byte {
 	dst = slices.Grow(dst, len(b)) // no escape is shorter than what it stands for
 	out := dst[len(dst):cap(dst)]
 	i, n := 0, 0 // what of b is done, and of out
+	blocks := 0  // from here on
 	for i+8 <= len(b) {
+		if packs && i >= blocks {
+			done, put := unquoteBlocks(out[n:], b[i:])
+			i += done
+			n += put
+			blocks = i + aBlock // here is what it leaves to us
+			continue
+		}
 		x := binary.LittleEndian.Uint64(b[i:])
 		binary.LittleEndian.PutUint64(out[n:], x)
 		slash := x ^ ones*'\\'
