@@ -76,8 +76,26 @@ func (t *template) members(b []byte, i, k int, rows bool) (at, n int, s stop) {
 			return i, k, s
 		}
 	}
-	if i < len(b) && k < t.n && t.names[k].starts(b[i:]) {
-		return i + t.names[k].n, k + 1, atValue
+	for i < len(b) && k < t.n && t.names[k].starts(b[i:]) {
+		i, k = i+t.names[k].n, k+1
+		end := -1
+		switch c := b[i]; {
+		case c == '"':
+			if text := plainName(b, i); text != nil {
+				end = i + len(text) + 2
+			}
+		case c-'0' <= 9 || c == '-':
+			end = fastNumber(b, i)
+		}
+		switch {
+		case end < 0 || end >= len(b):
+			return i, k, atValue
+		case b[end] == '}':
+			return end + 1, k, behindObject
+		case b[end] != ',':
+			return end, k, behindValue
+		}
+		i = end + 1
 	}
 	return i, k, atName
 }

@@ -178,6 +178,7 @@ func (m *Masker) MaskText(dst, text []byte) []byte {
 
 // replace appends text to dst with these spans replaced.
 func (m *Masker) replace(dst, text []byte, spans []span) []byte {
+	dst = slices.Grow(dst, len(text))
 	at := 0
 	for _, s := range spans {
 		dst = append(dst, text[at:s.start]...)

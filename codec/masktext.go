@@ -220,12 +220,18 @@ func put(spans []span, raw []byte, start int, escaped bool) {
 	// advance goes to the escape or byte that the offset to lies in, or starts with.
 	advance := func(to int, behind bool) int {
 		for decoded < to {
-			size, n := 1, 1
-			if raw[at] == '\\' {
-				var r rune
-				r, size = unescape(raw[at:])
-				n = utf8.RuneLen(r)
+			if raw[at] != '\\' {
+				plain := raw[at : at+to-decoded]
+				n := bytes.IndexByte(plain, '\\')
+				if n < 0 {
+					n = len(plain)
+				}
+				at += n
+				decoded += n
+				continue
 			}
+			r, size := unescape(raw[at:])
+			n := utf8.RuneLen(r)
 			if !behind && decoded+n > to {
 				break
 			}
