@@ -21,6 +21,9 @@ func FuzzFast(f *testing.F) {
 	}
 	row := `{"jsonrpc":"2.0","id":1,"result":{"rows":[{"a":1,"b":[2]},{"a":1,"b":{}},{"a":1,"a":2},{"b":1}]}}`
 	f.Add([]byte(row), []byte(strings.Replace(row, `"a":2`, `"c":2`, 1)), true)
+	call := `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","arguments":{"a":1},"_meta":{"b":1}}}`
+	f.Add([]byte(call), []byte(strings.Replace(call, `"_meta"`, `"name":"y","_meta"`, 1)), false)
+	f.Add([]byte(call), []byte(strings.Replace(call, `}}}`, `},"name":"y"}}`, 1)), false)
 	f.Fuzz(func(t *testing.T, before, in []byte, s2c bool) {
 		d := C2S
 		if s2c {

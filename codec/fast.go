@@ -55,6 +55,27 @@ func (t *templateName) starts(b []byte) bool {
 	return x&t.head[0]|y&t.head[1] == 0 && (t.n <= 16 || string(b[16:t.n]) == string(t.text[16:t.n]))
 }
 
+// own returns the name itself.
+func (t *templateName) own() []byte { return t.text[1 : 1+t.name] }
+
+// give adds the first k names, which an object has had, to those of the object that
+// start at base, and leaves the others.
+func (t *template) give(names *nameSet, base, k int) {
+	for j := range k {
+		names.add(base, t.names[j].own())
+	}
+	t.n = k
+}
+
+// take makes text, from a name to its value, the kth of the template if all before
+// are there.
+func (t *template) take(k int, text []byte, name int) {
+	if t.n == k && k < maxTemplate && len(text) <= len(t.names[k].text) {
+		t.names[k].set(text, name)
+		t.n++
+	}
+}
+
 // A stop is where the reading of members has come to a stop.
 type stop uint8
 
@@ -212,7 +233,7 @@ func (s *scanner) fastResult(i int) int {
 		if behind := s.stringOf(text, 0); behind < 0 {
 			return -1
 		} else if hasPrefix(b[behind:], "}]") {
-			return s.fastMembers(behind+2, 2, 1, behindValue, false)
+			return s.fastMembers(behind+2, 2, t, 1, behindValue, false)
 		}
 	}
 	return s.fast(i, 1)
@@ -282,18 +303,32 @@ func (p *Parser) fastParams(line []byte, i int) int {
 	if i = blanks(line, i); i < len(line) && line[i] == '}' {
 		return i + 1
 	}
+	t := &s.params
+	k, same := 0, t.n > 0
 	base := len(s.names.names)
 	for ; ; i++ {
 		i = blanks(line, i)
-		name := plainName(line, i)
-		if name == nil || !s.names.add(base, name) {
-			return -1
+		var name []byte
+		if same && k < t.n && t.names[k].starts(line[i:]) {
+			name = t.names[k].own()
+			i += t.names[k].n
+		} else {
+			if same { // no longer
+				same = false
+				t.give(&s.names, base, k)
+			}
+			start := i
+			if name = plainName(line, i); name == nil || !s.names.add(base, name) || likeParam(name) {
+				return -1
+			}
+			if i = blanks(line, i+len(name)+2); i >= len(line) || line[i] != ':' {
+				return -1
+			}
+			i = blanks(line, i+1)
+			t.take(k, line[start:i], len(name))
 		}
-		i += len(name) + 2
-		if i = blanks(line, i); i >= len(line) || line[i] != ':' {
-			return -1
-		}
-		if i = blanks(line, i+1); i >= len(line) {
+		k++
+		if i = blanks(line, i); i >= len(line) {
 			return -1
 		}
 		start, kind := i, line[i]
@@ -303,18 +338,22 @@ func (p *Parser) fastParams(line []byte, i int) int {
 			p.nameKind, to = kind, &f.Name
 		case "uri":
 			p.uriKind, to = kind, &f.URI
-		default:
-			if likeParam(name) {
+		case "_meta":
+			if kind == '{' {
+				i = s.fastObject(i, 3, &s.meta, false)
+			} else {
+				i = s.fast(i, 2)
+			}
+			if i < 0 {
 				return -1
 			}
+			f.Meta = line[start:i]
+		default:
 			if i = s.fast(i, 2); i < 0 {
 				return -1
 			}
-			switch string(name) {
-			case "arguments":
+			if string(name) == "arguments" {
 				f.Arguments = line[start:i]
-			case "_meta":
-				f.Meta = line[start:i]
 			}
 		}
 		if to != nil {
@@ -417,7 +456,7 @@ func (s *scanner) fast(i, depth int) int {
 	case '"':
 		return s.fastString(i)
 	case '{':
-		return s.fastObject(i, depth+1, false)
+		return s.fastObject(i, depth+1, s.template(depth+1), false)
 	case '[':
 		return s.fastArray(i, depth+1)
 	case 't':
@@ -594,12 +633,13 @@ func (s *scanner) fastArray(i, depth int) int {
 	if i = blanks(b, i+1); i < len(b) && b[i] == ']' {
 		return i + 1
 	}
+	t := s.template(depth + 1)
 	for ; ; i++ {
 		if i = blanks(b, i); i >= len(b) {
 			return -1
 		}
 		if b[i] == '{' {
-			i = s.fastObject(i, depth+1, true)
+			i = s.fastObject(i, depth+1, t, true)
 		} else {
 			i = s.fast(i, depth)
 		}
@@ -621,26 +661,30 @@ func (s *scanner) fastArray(i, depth int) int {
 	}
 }
 
+// template returns that of the objects at a depth; deeper ones have none.
+func (s *scanner) template(depth int) *template {
+	if depth >= maxTemplates {
+		return nil
+	}
+	return &s.templates[depth]
+}
+
 // fastObject reads the object at i; with rows, which is for an element of an
 // array, it may read objects that follow, too.
-func (s *scanner) fastObject(i, depth int, rows bool) int {
+func (s *scanner) fastObject(i, depth int, t *template, rows bool) int {
 	if depth > maxDepth {
 		return -1
 	}
 	if i = blanks(s.b, i+1); i < len(s.b) && s.b[i] == '}' {
 		return i + 1
 	}
-	return s.fastMembers(i, depth, 0, atName, rows)
+	return s.fastMembers(i, depth, t, 0, atName, rows)
 }
 
 // fastMembers reads what is left of an object of which the first k names of the
 // template have been read.
-func (s *scanner) fastMembers(i, depth, k int, at stop, rows bool) int {
+func (s *scanner) fastMembers(i, depth int, t *template, k int, at stop, rows bool) int {
 	b := s.b
-	var t *template
-	if depth < maxTemplates {
-		t = &s.templates[depth]
-	}
 	same := t != nil && t.n > 0 // so far, the names are the template's first k
 	base := len(s.names.names)
 	for ; ; i++ {
@@ -661,10 +705,7 @@ func (s *scanner) fastMembers(i, depth, k int, at stop, rows bool) int {
 			}
 			if same { // no longer
 				same = false
-				for j := range k {
-					s.names.add(base, t.names[j].text[1:1+t.names[j].name])
-				}
-				t.n = k
+				t.give(&s.names, base, k)
 			}
 			start := i
 			name := plainName(b, i)
@@ -677,9 +718,8 @@ func (s *scanner) fastMembers(i, depth, k int, at stop, rows bool) int {
 			if i = blanks(b, i+1); i >= len(b) {
 				return -1
 			}
-			if t != nil && t.n == k && k < maxTemplate && i-start <= len(t.names[k].text) {
-				t.names[k].set(b[start:i], len(name))
-				t.n++
+			if t != nil {
+				t.take(k, b[start:i], len(name))
 			}
 			k++
 			fallthrough

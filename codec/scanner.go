@@ -24,8 +24,10 @@ type scanner struct {
 	escaped bool // it holds a backslash
 	lone    bool // it holds an escape of half a surrogate pair
 
-	half      bool // what fast has read last is such a string
-	templates [maxTemplates]template
+	half      bool                   // what fast has read last is such a string
+	templates [maxTemplates]template // by depth
+	params    template               // of params,
+	meta      template               // and of their _meta: it is as deep as arguments
 
 	lax     bool // only the syntax counts
 	names   nameSet
