@@ -1,12 +1,6 @@
 #include "go_asm.h"
 #include "textflag.h"
-
-#define ALL(name, eight) \
-	DATA name<>+0(SB)/8, $eight  \
-	DATA name<>+8(SB)/8, $eight  \
-	DATA name<>+16(SB)/8, $eight \
-	DATA name<>+24(SB)/8, $eight \
-	GLOBL name<>(SB), RODATA|NOPTR, $32
+#include "blocks_amd64.h"
 
 ALL(quotes, 0x2222222222222222)
 ALL(slashes, 0x5c5c5c5c5c5c5c5c)

@@ -1,15 +1,5 @@
 #include "textflag.h"
-
-// TABLE is for VPSHUFB, which looks up 16 bytes by a nibble in either half of a
-// register.
-#define TABLE(name, low, high) \
-	DATA name<>+0(SB)/8, $low   \
-	DATA name<>+8(SB)/8, $high  \
-	DATA name<>+16(SB)/8, $low  \
-	DATA name<>+24(SB)/8, $high \
-	GLOBL name<>(SB), RODATA|NOPTR, $32
-
-#define ALL(name, eight) TABLE(name, eight, eight)
+#include "blocks_amd64.h"
 
 ALL(quotes, 0x2222222222222222)
 ALL(slashes, 0x5c5c5c5c5c5c5c5c)
@@ -62,56 +52,37 @@ GLOBL whole<>(SB), RODATA|NOPTR, $32
 	VPOR      Y12, Y13, Y12 \
 	VPMOVMSKB Y12, mask
 
-// JOIN makes one mask of two.
-#define JOIN(second, first) \
-	SHLQ $32, second \
-	ORQ  second, first
-
-// ESCAPED makes what is behind a backslash that begins an escape of escaped, which
-// is slash and carry, and makes carry of slash that of the next block. It is
-// json_escape_scanner of simdjson: a carry of the subtraction ends a run of
-// backslashes that begins at an odd place. DI is 0xaa.
-#define ESCAPED(slash, carry, escaped, temp) \
-	ANDNQ slash, carry, temp     \
-	LEAQ  (temp)(temp*1), carry  \
-	ORQ   DI, carry              \
-	SUBQ  temp, carry            \
-	XORQ  DI, carry              \
-	XORQ  carry, escaped         \
-	ANDQ  slash, carry           \
-	SHRQ  $63, carry
-
 // LETTERS sets the bits of bytes of x that are no letter of an escape of two bytes.
 #define LETTERS(x, mask) \
-	VPSRLW    $4, x, Y12                \
-	VPAND     Y3, Y12, Y12              \
-	VPSHUFB   Y12, Y5, Y12              \
-	VPSHUFB   x, Y4, Y13                \
-	VPAND     Y12, Y13, Y12             \
-	VPCMPEQB  Y9, Y12, Y12              \
+	VPSRLW    $4, x, Y12    \
+	VPAND     Y3, Y12, Y12  \
+	VPSHUFB   Y12, Y5, Y12  \
+	VPSHUFB   x, Y4, Y13    \
+	VPAND     Y12, Y13, Y12 \
+	VPCMPEQB  Y9, Y12, Y12  \
 	VPMOVMSKB Y12, mask
 
 // UTF8 sets the bits of bytes of x, which is at AX+at, that are no error.
 #define UTF8(x, at, mask) \
-	VMOVDQU   at-1(SI)(AX*1), Y12                \
-	VPSRLW    $4, Y12, Y13              \
-	VPAND     Y3, Y13, Y13              \
-	VPSHUFB   Y13, Y6, Y13              \
-	VPAND     Y3, Y12, Y12              \
-	VPSHUFB   Y12, Y7, Y12              \
-	VPAND     Y12, Y13, Y13             \
-	VPSRLW    $4, x, Y12                \
-	VPAND     Y3, Y12, Y12              \
-	VPSHUFB   Y12, Y8, Y12              \
-	VPAND     Y12, Y13, Y13             \
-	VMOVDQU   at-2(SI)(AX*1), Y12                \
-	VPSUBUSB  three<>(SB), Y12, Y12     \
-	VMOVDQU   at-3(SI)(AX*1), Y14                \
-	VPSUBUSB  four<>(SB), Y14, Y14      \
-	VPOR      Y14, Y12, Y12             \
-	VPAND     Y12, Y15, Y12             \
-	VPXOR     Y12, Y13, Y13             \
-	VPCMPEQB  Y9, Y13, Y13              \
+	VMOVDQU   at-1(SI)(AX*1), Y12   \
+	VPSRLW    $4, Y12, Y13          \
+	VPAND     Y3, Y13, Y13          \
+	VPSHUFB   Y13, Y6, Y13          \
+	VPAND     Y3, Y12, Y12          \
+	VPSHUFB   Y12, Y7, Y12          \
+	VPAND     Y12, Y13, Y13         \
+	VPSRLW    $4, x, Y12            \
+	VPAND     Y3, Y12, Y12          \
+	VPSHUFB   Y12, Y8, Y12          \
+	VPAND     Y12, Y13, Y13         \
+	VMOVDQU   at-2(SI)(AX*1), Y12   \
+	VPSUBUSB  three<>(SB), Y12, Y12 \
+	VMOVDQU   at-3(SI)(AX*1), Y14   \
+	VPSUBUSB  four<>(SB), Y14, Y14  \
+	VPOR      Y14, Y12, Y12         \
+	VPAND     Y12, Y15, Y12         \
+	VPXOR     Y12, Y13, Y13         \
+	VPCMPEQB  Y9, Y13, Y13          \
 	VPMOVMSKB Y13, mask
 
 // func stringBlocks(b []byte, i int) int
@@ -188,7 +159,8 @@ masks:
 	JZ   characters
 
 	MOVQ  $0xaaaaaaaaaaaaaaaa, DI
-	ESCAPED(R9, DX, R13, R15)
+	ESCAPED(R9, DX, R13, R15, DI)
+	SHRQ  $63, DX
 	ANDNQ R8, R13, R8
 	LETTERS(Y10, DI)
 	LETTERS(Y11, R15)
@@ -274,12 +246,12 @@ TEXT ·endBlocks(SB), NOSPLIT, $0-41
 	MOVQ    $0xaaaaaaaaaaaaaaaa, DI
 	VMOVDQU quotes<>(SB), Y0
 	VMOVDQU slashes<>(SB), Y1
-	JMP     second
+	JMP     more
 
 onward:
 	ADDQ $64, AX
 
-second:
+more:
 	CMPQ      AX, CX
 	JGT       open
 	VMOVDQU   (SI)(AX*1), Y10
@@ -298,7 +270,8 @@ second:
 	MOVQ      R9, R13
 	ORQ       DX, R13
 	JZ        unescaped
-	ESCAPED(R9, DX, R13, R15)
+	ESCAPED(R9, DX, R13, R15, DI)
+	SHRQ      $63, DX
 	ANDNQ     R8, R13, R8
 
 unescaped:

@@ -1,13 +1,5 @@
 #include "textflag.h"
-
-#define TABLE(name, low, high) \
-	DATA name<>+0(SB)/8, $low   \
-	DATA name<>+8(SB)/8, $high  \
-	DATA name<>+16(SB)/8, $low  \
-	DATA name<>+24(SB)/8, $high \
-	GLOBL name<>(SB), RODATA|NOPTR, $32
-
-#define ALL(name, eight) TABLE(name, eight, eight)
+#include "blocks_amd64.h"
 
 ALL(slashes, 0x5c5c5c5c5c5c5c5c)
 ALL(nibble, 0x0f0f0f0f0f0f0f0f)
@@ -27,31 +19,27 @@ ALL(bits, 0x8040201008040201)
 
 // CONTROL replaces the bytes of x of which mask has a bit and that stand for others.
 #define CONTROL(x, mask) \
-	VMOVD        mask, X4     \
-	VPBROADCASTD X4, Y4       \
+	VMOVD        mask, X4             \
+	VPBROADCASTD X4, Y4               \
 	VPSHUFB      spread<>(SB), Y4, Y4 \
 	VPAND        bits<>(SB), Y4, Y4   \
 	VPCMPEQB     bits<>(SB), Y4, Y4   \
-	VPCMPGTB     Y0, x, Y5    \
-	VPAND        Y4, Y5, Y4   \
-	VPSRLW       $2, x, Y5    \
-	VPAND        Y1, Y5, Y5   \
-	VPSHUFB      Y5, Y2, Y5   \
+	VPCMPGTB     Y0, x, Y5            \
+	VPAND        Y4, Y5, Y4           \
+	VPSRLW       $2, x, Y5            \
+	VPAND        Y1, Y5, Y5           \
+	VPSHUFB      Y5, Y2, Y5           \
 	VPBLENDVB    Y4, Y5, x, x
 
-// EIGHT appends the bytes of word, which is at off in the block, that have a bit
-// in the last byte of R9.
+// EIGHT appends the bytes at off in the block that have a bit in the last byte of R9.
 #define EIGHT(off) \
-	MOVQ    off(SP), R10    \
-	MOVBLZX R9, R11         \
-	POPCNTL R11, R12        \
-	PDEPQ   R13, R11, R11   \
-	MOVQ    R11, R15        \
-	SHLQ    $8, R11         \
-	SUBQ    R15, R11        \
-	PEXTQ   R11, R10, R10   \
-	MOVQ    R10, (DI)(BX*1) \
-	ADDQ    R12, BX         \
+	MOVBLZX R9, R11           \
+	POPCNTL R11, R12          \
+	VMOVQ   (R13)(R11*8), X4  \
+	VMOVQ   off(SP), X5       \
+	VPSHUFB X4, X5, X5        \
+	VMOVQ   X5, (DI)(BX*1)    \
+	ADDQ    R12, BX           \
 	SHRQ    $8, R9
 
 // func unquoteBlocks(dst, src []byte) (i, n int)
@@ -66,7 +54,7 @@ TEXT ·unquoteBlocks(SB), NOSPLIT, $64-64
 	XORL    AX, AX
 	XORL    BX, BX
 	XORL    DX, DX
-	MOVQ    $0x0101010101010101, R13
+	LEAQ    ·packing(SB), R13
 	VMOVDQU slashes<>(SB), Y0
 	VMOVDQU nibble<>(SB), Y1
 	VMOVDQU control<>(SB), Y2
@@ -90,29 +78,21 @@ block:
 	VPMOVMSKB Y4, R9
 	VPCMPEQB  Y11, Y0, Y4
 	VPMOVMSKB Y4, R8
-	SHLQ      $32, R8
-	ORQ       R8, R9
+	JOIN(R8, R9)
 	MOVQ      R9, R12
 	ORQ       DX, R12
 	JZ        whole
 
-	// As in stringBlocks: R12 becomes what is behind a backslash that begins an
-	// escape, and R15 is for the carry of the next block.
-	MOVQ  $0xaaaaaaaaaaaaaaaa, R10
-	ANDNQ R9, DX, R11
-	LEAQ  (R11)(R11*1), R15
-	ORQ   R10, R15
-	SUBQ  R11, R15
-	XORQ  R10, R15
-	XORQ  R15, R12
-	ANDQ  R9, R15
+	// R12 becomes what is behind a backslash that begins an escape, R15 these.
+	MOVQ DX, R15
+	MOVQ $0xaaaaaaaaaaaaaaaa, R10
+	ESCAPED(R9, R15, R12, R11, R10)
 
 	VPCMPEQB  Y10, Y3, Y4
 	VPMOVMSKB Y4, R10
 	VPCMPEQB  Y11, Y3, Y4
 	VPMOVMSKB Y4, R11
-	SHLQ      $32, R11
-	ORQ       R11, R10
+	JOIN(R11, R10)
 	TESTQ     R12, R10
 	JNZ       done // \u
 
@@ -121,7 +101,7 @@ block:
 	CONTROL(Y11, R12)
 	VMOVDQU Y10, (SP)
 	VMOVDQU Y11, 32(SP)
-	MOVQ    R15, R9 // backslashes that begin an escape are left out
+	MOVQ    R15, R9 // they are left out
 	NOTQ    R9
 	MOVQ    R15, DX
 	SHRQ    $63, DX

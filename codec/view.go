@@ -187,7 +187,7 @@ func Unquote(dst, raw []byte) []byte {
 	i, n := 0, 0 // what of b is done, and of out
 	blocks := 0  // from here on
 	for i+8 <= len(b) {
-		if packs && i >= blocks {
+		if inBlocks && i >= blocks {
 			done, put := unquoteBlocks(out[n:], b[i:])
 			i += done
 			n += put
