@@ -24,12 +24,6 @@ func stringBlocks(b []byte, i int) int
 //go:noescape
 func endBlocks(b []byte, i int) (at int, done bool)
 
-// commaBlocks returns how many commas that a quote follows, perhaps behind a blank,
-// are in b but for its last 34 bytes.
-//
-//go:noescape
-func commaBlocks(b []byte) (n int)
-
 // membersBlocks is [template.members]. No member that it reads ends behind limit.
 //
 //go:noescape

@@ -516,7 +516,7 @@ func fastNumber(b []byte, i int) int {
 // simpleEscape are the letters of escapes that are two bytes long.
 var simpleEscape = [256]bool{'"': true, '\\': true, '/': true, 'b': true, 'f': true, 'n': true, 'r': true, 't': true}
 
-// Strings are read by stringBlocks behind their first fewBytes: shorter ones would
+// Strings are read by stringBlocks behind their first fewChars: shorter ones would
 // not pay for the call. It takes aBlock bytes at a time.
 const (
 	fewChars = 24

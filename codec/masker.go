@@ -295,21 +295,15 @@ const (
 	longStrings = 96
 )
 
-// commas returns about how many members and strings there are in raw: what stands
-// between them does not stand in a string, where quotes are escaped.
-func commas(raw []byte) int {
-	if inBlocks {
-		return commaBlocks(raw)
-	}
-	return bytes.Count(raw, []byte(`,"`)) + bytes.Count(raw, []byte(`, "`))
-}
+// What stands between members; not in a string, where quotes are escaped.
+var comma, commaBlank = []byte(`,"`), []byte(`, "`)
 
 // hint finds the hints in raw, which is m.b from offset on, and returns those of
 // the JSON around it.
 func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 	outer = m.hints
 	m.hints.known = false
-	if len(raw) < fewBytes || len(raw) > longStrings*commas(raw) {
+	if len(raw) < fewBytes || !manyMembers(raw) {
 		return outer
 	}
 	h := &m.hints
@@ -324,6 +318,19 @@ func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 		slices.Sort(own)
 	}
 	return outer
+}
+
+// manyMembers reports that raw has a member every longStrings bytes; of a long
+// text, samples tell.
+func manyMembers(raw []byte) bool {
+	const samples, size = 16, 1 << 10
+	seen, members := 0, 0
+	for i := 0; i < len(raw); i += max(size, len(raw)/samples) {
+		sample := raw[i:min(len(raw), i+size)]
+		seen += len(sample)
+		members += bytes.Count(sample, comma) + bytes.Count(sample, commaBlank)
+	}
+	return seen <= longStrings*members
 }
 
 func (m *Masker) unhint(outer hints) {

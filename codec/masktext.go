@@ -221,17 +221,20 @@ func put(spans []span, raw []byte, start int, escaped bool) {
 	advance := func(to int, behind bool) int {
 		for decoded < to {
 			if raw[at] != '\\' {
-				plain := raw[at : at+to-decoded]
-				n := bytes.IndexByte(plain, '\\')
+				n := bytes.IndexByte(raw[at:at+to-decoded], '\\')
 				if n < 0 {
-					n = len(plain)
+					n = to - decoded
 				}
 				at += n
 				decoded += n
 				continue
 			}
-			r, size := unescape(raw[at:])
-			n := utf8.RuneLen(r)
+			size, n := 2, 1
+			if raw[at+1] == 'u' {
+				var r rune
+				r, size = unescape(raw[at:])
+				n = utf8.RuneLen(r)
+			}
 			if !behind && decoded+n > to {
 				break
 			}

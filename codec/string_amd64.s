@@ -4,7 +4,6 @@
 ALL(quotes, 0x2222222222222222)
 ALL(slashes, 0x5c5c5c5c5c5c5c5c)
 ALL(blanks, 0x2020202020202020)
-ALL(commas, 0x2c2c2c2c2c2c2c2c)
 ALL(nibble, 0x0f0f0f0f0f0f0f0f)
 ALL(tops, 0x8080808080808080)
 
@@ -289,37 +288,4 @@ open:
 	VZEROUPPER
 	MOVQ AX, at+32(FP)
 	MOVB $0, done+40(FP)
-	RET
-
-// func commaBlocks(b []byte) (n int)
-TEXT ·commaBlocks(SB), NOSPLIT, $0-32
-	MOVQ    b_base+0(FP), SI
-	MOVQ    b_len+8(FP), CX
-	XORL    AX, AX
-	XORL    DX, DX
-	VMOVDQU quotes<>(SB), Y0
-	VMOVDQU commas<>(SB), Y1
-	VMOVDQU blanks<>(SB), Y2
-	SUBQ    $34, CX
-
-count:
-	CMPQ      AX, CX
-	JGT       counted
-	PREFETCHT0 1024(SI)(AX*1)
-	VPCMPEQB  1(SI)(AX*1), Y0, Y10
-	VPCMPEQB  1(SI)(AX*1), Y2, Y11
-	VPCMPEQB  2(SI)(AX*1), Y0, Y12
-	VPCMPEQB  (SI)(AX*1), Y1, Y13
-	VPAND     Y11, Y12, Y12
-	VPOR      Y10, Y12, Y12
-	VPAND     Y12, Y13, Y13
-	VPMOVMSKB Y13, R8
-	POPCNTL   R8, R8
-	ADDQ      R8, DX
-	ADDQ      $32, AX
-	JMP       count
-
-counted:
-	VZEROUPPER
-	MOVQ DX, n+24(FP)
 	RET

@@ -1,7 +1,6 @@
 package codec
 
 import (
-	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -39,7 +38,7 @@ func FuzzString(f *testing.F) {
 // FuzzUnquote checks that what goes over valid strings in blocks sees what is seen
 // byte by byte.
 func FuzzUnquote(f *testing.F) {
-	for _, s := range []string{`plain`, `\"\\\/\b\f\n\r\t`, `\\\\\\\"`, `\u00e4\ud83d\ude00\ud83d`, "ä€😀", `a\u0041\n`, `bfnrtu/"`[:7], `,\", \",`} {
+	for _, s := range []string{`plain`, `\"\\\/\b\f\n\r\t`, `\\\\\\\"`, `\u00e4\ud83d\ude00\ud83d`, "ä€😀", `a\u0041\n`, `bfnrtu/"`[:7]} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -69,10 +68,6 @@ func FuzzUnquote(f *testing.F) {
 			}
 			if got := longEnd(b, 1); got != len(end) {
 				t.Fatalf("%q ends at %d", b, got)
-			}
-			b = b[:len(b)-34] // which commas need not look at
-			if got, want := commas(append(b, strings.Repeat("z", 34)...)), bytes.Count(b, []byte(`,"`))+bytes.Count(b, []byte(`, "`)); got != want {
-				t.Fatalf("%q: %d commas, want %d", b, got, want)
 			}
 		}
 	})
