@@ -429,7 +429,7 @@ func (b *Broker) newSession(id string, a *admission, c *client, rec Recording, l
 	s := &session{
 		id: id, identity: a.identity, server: a.server, rule: a.terms.Rule,
 		policy: &b.policy, desk: b.o.Desk, sealer: b.o.Sealer, url: b.o.URL, faces: &b.faces,
-		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame}, handshake: b.o.Limits.Handshake, log: log,
+		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame, Held: min(b.o.Limits.Frame, heldFrame)}, handshake: b.o.Limits.Handshake, log: log,
 		client:     c.Conn,
 		toClient:   lane{direction: codec.S2C, rec: rec, w: c.Conn, gone: errClientGone},
 		toServer:   lane{direction: codec.C2S, rec: rec, gone: errServerInput},
@@ -507,6 +507,10 @@ const turnedAwayFrames = 16
 // turnedAwayFrame bounds their frames, in bytes: who is not let in shall not
 // fill the memory.
 const turnedAwayFrame = 64 << 10
+
+// heldFrame is how long a server's frame may be before a session asks whether it
+// may pass while it arrives, in bytes.
+const heldFrame = 512 << 10
 
 // answerAll answers every request with refusal, for a moment and a few frames.
 func (b *Broker) answerAll(ctx context.Context, c *client, r *lineReader, rec Recording, session string, refusal *Refusal) {

@@ -38,7 +38,9 @@ type lane struct {
 	gone      error // what a failed write means
 
 	mu     sync.Mutex
-	buf    []byte // the queued frames, a newline behind each
+	closed sync.Cond // of mu: under has become false
+	under  bool      // a frame is being delivered in parts: others are queued until its end
+	buf    []byte    // the queued frames, a newline behind each
 	frames []recorder.Frame
 	ends   []int // of each frame in buf, behind its newline
 	err    error // of a write: what the receiver has is uncertain
@@ -49,7 +51,11 @@ type lane struct {
 func (l *lane) queue(v recorder.Verdict, line []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(line) > copySize {
+	for l.under && len(l.buf)+len(line) > batchSize && l.err == nil {
+		l.closed.L = &l.mu
+		l.closed.Wait()
+	}
+	if len(line) > copySize && !l.under {
 		if err := l.flushLocked(); err != nil {
 			return err
 		}
@@ -89,7 +95,7 @@ func (l *lane) flush() error {
 }
 
 func (l *lane) flushLocked() error {
-	if len(l.frames) == 0 {
+	if len(l.frames) == 0 || l.under {
 		return l.err
 	}
 	start := 0
@@ -102,6 +108,53 @@ func (l *lane) flushLocked() error {
 	return err
 }
 
+// part delivers a part of a frame that is not held until its end, with what was
+// found in it.
+func (l *lane) part(found []codec.Finding, p []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.under {
+		if err := l.flushLocked(); err != nil {
+			return err
+		}
+		l.under = true
+	}
+	f := recorder.Frame{Direction: l.direction, Bytes: p, More: true}
+	if len(found) == 0 {
+		return l.deliver(p, f)
+	}
+	text, err := json.Marshal(found)
+	if err != nil {
+		return err
+	}
+	f.Verdict = recorder.Masked
+	if err := l.rec.Append(recorder.Frame{Direction: l.direction, Verdict: recorder.Found, Bytes: text}, f); err != nil {
+		return err
+	}
+	l.write(p)
+	return l.err
+}
+
+// end ends a frame that was delivered in parts: in order, or cut.
+func (l *lane) end(v recorder.Verdict) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.endLocked(v)
+}
+
+func (l *lane) endLocked(v recorder.Verdict) error {
+	if !l.under {
+		return l.err
+	}
+	l.under = false
+	l.closed.Broadcast()
+	if err := l.rec.Append(recorder.Frame{Direction: l.direction, Verdict: v}); err != nil {
+		return err
+	}
+	l.write([]byte("\n"))
+	return l.err
+}
+
 // relay tells a receiver that cares how the frames that follow came.
 func (l *lane) relay(line []byte) error {
 	l.mu.Lock()
@@ -109,14 +162,17 @@ func (l *lane) relay(line []byte) error {
 	if err := l.flushLocked(); err != nil {
 		return err
 	}
-	if r, ok := l.w.(interface{ Relay(line []byte) }); ok {
+	if r, ok := l.w.(relayed); ok {
 		r.Relay(line)
 	}
 	return nil
 }
 
+// relayed is a client that gets its frames by other means than a stream.
+type relayed interface{ Relay(line []byte) }
+
 // deliver records frames and writes those that are not blocked. out is all of
-// them, a newline behind each.
+// them, a newline behind each, or one part of a frame.
 func (l *lane) deliver(out []byte, frames ...recorder.Frame) error {
 	if l.err != nil {
 		return l.err
@@ -126,7 +182,7 @@ func (l *lane) deliver(out []byte, frames ...recorder.Frame) error {
 	}
 	start, end := 0, 0
 	for _, f := range frames {
-		next := end + len(f.Bytes) + 1
+		next := min(end+len(f.Bytes)+1, len(out))
 		if f.Verdict == recorder.Blocked || f.Verdict == recorder.Found {
 			l.write(out[start:end])
 			start = next
@@ -150,6 +206,8 @@ func (l *lane) write(p []byte) {
 func (l *lane) say(line []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.endLocked(recorder.Cut)
+	l.flushLocked()
 	l.rec.Append(recorder.Frame{Direction: l.direction, Verdict: recorder.Answered, Bytes: line})
 	l.write(append(line, '\n'))
 }

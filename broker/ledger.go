@@ -35,6 +35,16 @@ type request struct {
 // listens reports a request whose answer comes at the end of the session, if at all.
 func (r request) listens() bool { return r.method == "subscriptions/listen" }
 
+// flows reports a request whose answer neither the broker reads nor a rule leaves
+// anything out of: it may pass before it is whole.
+func (r request) flows() bool {
+	switch r.method {
+	case "tools/call", "resources/read", "prompts/get", "tasks/result":
+		return r.call == ""
+	}
+	return false
+}
+
 // What add says.
 type addResult uint8
 
@@ -123,6 +133,23 @@ func (l *ledger) cancel(id []byte) {
 		delete(l.flying, l.cancelled[0])
 		l.cancelled = l.cancelled[1:]
 	}
+}
+
+// flows reports whether the answer to the request with that raw id, or to any if
+// it is not known yet, may pass before it is whole.
+func (l *ledger) flows(id []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if id != nil {
+		r, ok := l.flying[string(l.key(id))]
+		return ok && r.flows()
+	}
+	for _, r := range l.flying {
+		if !r.flows() {
+			return false
+		}
+	}
+	return len(l.flying) > 0
 }
 
 // has reports whether somebody waits for the request with that raw id.

@@ -413,6 +413,10 @@ func (r *room) readWelcome(frames *codec.Reader, v *view) error {
 	var out []byte
 	for {
 		line, err := frames.Next()
+		if err == codec.ErrLong {
+			frames.Whole()
+			continue
+		}
 		if err != nil {
 			return errServerClosed
 		}

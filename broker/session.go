@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,6 +41,7 @@ var (
 
 	errServerClosed = &Refusal{Code: CodeServer, Reason: "the server has closed the session"}
 	errServerFrame  = &Refusal{Code: CodeServer, Reason: "the server sent what is not a valid frame"}
+	errSessionOver  = errors.New("the session is over")
 	errServerInput  = errors.New("the server takes no more input")
 	errServerLate   = errors.New("the server did not end after its input had")
 	errClientGone   = errors.New("the client is gone")
@@ -580,6 +582,8 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 		s.active.Store(time.Now().UnixNano())
 		var tooLarge *codec.Error
 		switch {
+		case err == codec.ErrLong:
+			err = s.flow(r, &p, v)
 		case errors.As(err, &tooLarge):
 			s.log.Warn("server sent a frame over the limit", "limit", s.limits.Frame)
 			if _, ok := s.fromClient.done(tooLarge.ID); ok {
@@ -611,6 +615,56 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 			return err
 		}
 	}
+}
+
+// flow passes a long response while it arrives. Where it must be held, because it
+// is judged as a whole or its client needs it whole, the Reader waits for it.
+func (s *session) flow(r *codec.Reader, p *codec.Parser, v *view) error {
+	_, whole := s.client.(relayed)
+	if id, ok := r.Long(); !ok || whole || !s.fromClient.flows(id) {
+		r.Whole()
+		return nil
+	}
+	if err := s.refresh(v); err != nil {
+		return err
+	}
+	refused := ""
+	if v.terms.HidesTools() { // whatever was asked, as in s2c
+		refused = "tools"
+	}
+	f, rest, err := p.Flow(r, v.masks(), refused, func(part []byte, found []codec.Finding) error {
+		if s.over.Load() {
+			return errSessionOver
+		}
+		s.active.Store(time.Now().UnixNano())
+		return s.toClient.part(found, part)
+	})
+	if err == nil {
+		req, ok := s.fromClient.done(f.ID)
+		s.note()
+		if ok && req.flows() || req.cancelled { // the rest of it is the client's to ignore
+			return s.toClient.end(recorder.Delivered)
+		}
+		s.log.Warn("server answered what it was not asked, at length")
+		err = errServerFrame
+	}
+	var bad *codec.Error
+	switch {
+	case err == errSessionOver:
+		err = nil
+	case errors.As(err, &bad):
+		s.log.Warn("server sent what is not a valid frame", "error", err)
+		err = errServerFrame
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		err = errServerClosed
+	}
+	if cut := s.toClient.end(recorder.Cut); cut != nil {
+		return cmp.Or(err, cut)
+	}
+	if len(rest) > 0 {
+		s.keepBack(v, rest)
+	}
+	return err
 }
 
 // s2c handles one line of the server. out is a buffer for what takes the line's place.

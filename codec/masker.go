@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"slices"
 	"strconv"
+	"unicode/utf8"
 )
 
 // A Finder finds sensitive values in text by several detectors. Their names are
@@ -46,22 +47,24 @@ type Masker struct {
 	longest int      // of marks
 	fields  *Fields
 
-	b         []byte // the JSON text that is walked: the frame, or what a string in it holds
-	layer     int
-	spans     []span // a stack: the text that is looked at has its own on top
-	hints     hints  // where in b something may be
-	text      []byte // that is looked at
-	found     func(detector, start, end int)
-	near      func(at int)
-	name      []byte // decoded
-	clean     cleanNames
-	depth     int
-	templates [4]template // by depth; they never have names that say how to look at others
-	states    []state     // of paths under way: a stack
-	scratch   []byte      // a stack of decoded strings
-	blobs     []blob
-	check     scanner
-	findings  []Finding
+	b        []byte // the JSON text that is walked: the frame, or what a string in it holds
+	layer    int
+	spans    []span // a stack: the text that is looked at has its own on top
+	hints    hints  // where in b something may be
+	text     []byte // that is looked at
+	found    func(detector, start, end int)
+	near     func(at int)
+	name     []byte // decoded
+	clean    cleanNames
+	states   []state // of paths under way: a stack
+	scratch  []byte  // a stack of decoded strings
+	blobs    []blob
+	check    scanner
+	findings []Finding
+	sizes    sizes
+
+	depth     int         // of the object that is walked
+	templates [4]template // by depth, for skim
 }
 
 // A span is what is replaced in a text.
@@ -108,7 +111,7 @@ const FieldDetector = "field"
 // nil. Where findings overlap, the longest gives the name; of equally long ones,
 // the detector that comes first.
 func NewMasker(finder Finder, fields *Fields) *Masker {
-	m := &Masker{finder: finder, fields: fields}
+	m := &Masker{finder: finder, fields: fields, sizes: defaultSizes}
 	for _, name := range append(slices.Clone(finder.Names()), FieldDetector) {
 		mark := "[masked:" + name + "]"
 		m.marks = append(m.marks, mark)
@@ -143,21 +146,31 @@ func (m *Masker) start(line []byte) {
 
 func (m *Masker) finish(dst, line []byte) ([]byte, []Finding) {
 	m.merge(0)
+	m.forget()
+	for _, s := range m.spans {
+		m.findings = m.appendFindings(m.findings, s, s.start)
+	}
+	return m.replace(dst, line, m.spans), m.findings
+}
+
+// forget gives back what a frame has taken in memory.
+func (m *Masker) forget() {
 	m.b, m.text = nil, nil
 	m.check.b = nil
 	if cap(m.scratch) > keptScratch {
 		m.scratch = nil
 	}
-	for _, s := range m.spans {
-		if s.kind != inBlob {
-			m.findings = append(m.findings, Finding{m.detector(s.detector), s.start})
-			continue
-		}
-		for _, d := range m.blobs[s.n].detectors {
-			m.findings = append(m.findings, Finding{m.detector(d), s.start})
-		}
+}
+
+// appendFindings appends what a span at that offset is for.
+func (m *Masker) appendFindings(found []Finding, s span, offset int) []Finding {
+	if s.kind != inBlob {
+		return append(found, Finding{m.detector(s.detector), offset})
 	}
-	return m.replace(dst, line, m.spans), m.findings
+	for _, d := range m.blobs[s.n].detectors {
+		found = append(found, Finding{m.detector(d), offset})
+	}
+	return found
 }
 
 func (m *Masker) detector(i int) string {
@@ -453,9 +466,9 @@ func (m *Masker) object(i int, p place) int {
 		case c != '"':
 			end = m.walk(i, inner)
 		case string(name) == "data":
-			end = m.hold(&data, i, inner)
+			end = m.hold(&data, i, inner, media, text)
 		case string(name) == "blob":
-			end = m.hold(&blob, i, inner)
+			end = m.hold(&blob, i, inner, media, text)
 		default:
 			switch string(name) {
 			case "type":
@@ -472,32 +485,43 @@ func (m *Masker) object(i int, p place) int {
 		}
 	}
 	m.depth--
-	switch {
-	case !media && text:
-		m.release(data)
-		m.blob(blob)
-	case !media || data.field || blob.field:
-		m.release(data)
-		m.release(blob)
+	if i+1-start <= m.sizes.value {
+		data.media, blob.media = media, media
+		data.text, blob.text = text, text
 	}
+	m.judge(data, false)
+	m.judge(blob, true)
 	if names > 0 {
 		m.distinct(start, first)
 	}
 	return i + 1
 }
 
-// A held string is looked at when its object is known.
+// A held string is looked at when its object is known. Of an object that is too
+// long to be held, only what stands in front of the string counts.
 type held struct {
-	start, end int
-	field      bool
+	start, end  int
+	field       bool
+	media, text bool // what its object says of it
 }
 
 // hold puts off the string at i, and looks at the one that was put off before:
 // an object in a string may have a name twice.
-func (m *Masker) hold(h *held, i int, p place) int {
+func (m *Masker) hold(h *held, i int, p place, media, text bool) int {
 	m.release(*h)
-	*h = held{i, skipString(m.b, i), p.field || m.fields.ends(m.states[p.states:])}
+	*h = held{i, skipString(m.b, i), p.field || m.fields.ends(m.states[p.states:]), media, text}
 	return h.end
+}
+
+// judge looks at the value of data or blob, unless it is an image or a sound.
+func (m *Masker) judge(h held, isBlob bool) {
+	switch {
+	case h.end == 0 || h.media && !h.field:
+	case isBlob && !h.media && (h.text || h.end-h.start > m.sizes.value):
+		m.blob(h)
+	default:
+		m.release(h)
+	}
 }
 
 func (m *Masker) release(h held) {
@@ -508,9 +532,6 @@ func (m *Masker) release(h held) {
 
 // blob looks at what the base64 of a string stands for.
 func (m *Masker) blob(h held) {
-	if h.end == 0 {
-		return
-	}
 	kept, base := len(m.scratch), len(m.spans)
 	raw := m.b[h.start:h.end]
 	m.scratch = Unquote(m.scratch, raw)
@@ -518,11 +539,11 @@ func (m *Masker) blob(h held) {
 	decoded := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
 	n, err := base64.StdEncoding.Decode(decoded, encoded)
 	m.scratch = m.scratch[:kept]
-	if err != nil || h.field {
+	decoded = decoded[:n]
+	if err != nil || h.field || !h.text && !utf8.Valid(decoded) { // or it only may be text
 		m.release(h)
 		return
 	}
-	decoded = decoded[:n]
 	m.look(decoded, nil)
 	if len(m.spans) == base {
 		return
@@ -648,9 +669,16 @@ func (m *Masker) decoded(raw []byte) []byte {
 func isMediaType(raw []byte) bool { return hasPrefix(raw, `"image"`) || hasPrefix(raw, `"audio"`) }
 func isMediaMIME(raw []byte) bool { return hasPrefix(raw, `"image/`) || hasPrefix(raw, `"audio/`) }
 
+// maxMIME is more than a type has, in bytes.
+const maxMIME = 128
+
 // isTextMIME reports a type whose bytes are text.
 func isTextMIME(raw []byte) bool {
-	mime := bytes.ToLower(raw[1 : skipString(raw, 0)-1])
+	n := skipString(raw, 0)
+	if n > maxMIME {
+		return false
+	}
+	mime := bytes.ToLower(raw[1 : n-1])
 	mime, _, _ = bytes.Cut(mime, []byte(";"))
 	mime = bytes.ReplaceAll(mime, []byte(`\/`), []byte("/"))
 	if hasPrefix(mime, "text/") || bytes.HasSuffix(mime, []byte("+json")) || bytes.HasSuffix(mime, []byte("+xml")) {
@@ -741,6 +769,10 @@ func (m *Masker) str(start, end int, p place) {
 		if m.text = raw[1 : len(raw)-1]; len(m.text) > 0 && !m.inMark(0, len(m.text)) {
 			m.field(start+1, end-1, inText)
 		}
+		return
+	}
+	if len(raw) > m.sizes.value {
+		m.longString(start, end)
 		return
 	}
 	base := len(m.spans)

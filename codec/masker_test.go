@@ -185,35 +185,50 @@ func FuzzMask(f *testing.F) {
 	f.Add(`{"data":"a@b.de","type":"image","mimeType":"image/png","nextCursor":"a@b.de"}`)
 	f.Add(`{"password":"hunter2-Xyz9","t":"{\"a\":\"a@b.de\"}\n[4.111111111111111e15]"}`)
 	f.Add(`"a@b.de4111111111111111 postgres://a:s3cr3tPw@db -----BEGIN PRIVATE KEY-----"`)
-	f.Fuzz(func(t *testing.T, raw string) {
-		var p codec.Parser
-		line := result(raw)
-		frame, err := p.Parse(line, codec.S2C)
-		if err != nil || len(raw) > 0 && strings.Contains(raw, `,"id"`) {
-			return
+	f.Fuzz(func(t *testing.T, raw string) { lawful(t, raw) })
+}
+
+// FuzzMaskMade checks them with JSON that has much to be found in it.
+func FuzzMaskMade(f *testing.F) {
+	for i := range 24 {
+		var seed []byte
+		for j := range 60 {
+			seed = append(seed, byte((i+5)*(j+3)*(j+13)>>1))
 		}
-		m := newMasker(detect.Names()...)
-		out, findings := m.Mask(nil, frame)
-		masked := bytes.Clone(out)
-		n := len(findings)
-		if n == 0 && !bytes.Equal(masked, line) {
-			t.Fatalf("nothing found, but\n %s\nbecame\n %s", line, masked)
-		}
-		again, err := p.Parse(append(make([]byte, 0, len(masked)+1), masked...), codec.S2C)
-		if err != nil {
-			t.Fatalf("%s\nbecame\n%s\n%v", line, masked, err)
-		}
-		if second, _ := m.Mask(nil, again); !bytes.Equal(second, masked) {
-			t.Fatalf("masking twice:\n%s\n%s\n%s", line, masked, second)
-		}
-		x, y := decode(t, line), decode(t, masked)
-		if !sameShape(x, y) {
-			t.Fatalf("another shape:\n%s\n%s", line, masked)
-		}
-		if left := leftIn(y["result"], 0); left != "" {
-			t.Fatalf("%s\nbecame\n%s\nwith %s in it", line, masked, left)
-		}
-	})
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, program []byte) { lawful(t, made(program)) })
+}
+
+// lawful masks a result and checks what must hold of it.
+func lawful(t *testing.T, raw string) {
+	var p codec.Parser
+	line := result(raw)
+	frame, err := p.Parse(line, codec.S2C)
+	if err != nil || len(raw) > 0 && strings.Contains(raw, `,"id"`) {
+		return
+	}
+	m := newMasker(detect.Names()...)
+	out, findings := m.Mask(nil, frame)
+	masked := bytes.Clone(out)
+	n := len(findings)
+	if n == 0 && !bytes.Equal(masked, line) {
+		t.Fatalf("nothing found, but\n %s\nbecame\n %s", line, masked)
+	}
+	again, err := p.Parse(append(make([]byte, 0, len(masked)+1), masked...), codec.S2C)
+	if err != nil {
+		t.Fatalf("%s\nbecame\n%s\n%v", line, masked, err)
+	}
+	if second, _ := m.Mask(nil, again); !bytes.Equal(second, masked) {
+		t.Fatalf("masking twice:\n%s\n%s\n%s", line, masked, second)
+	}
+	x, y := decode(t, line), decode(t, masked)
+	if !sameShape(x, y) {
+		t.Fatalf("another shape:\n%s\n%s", line, masked)
+	}
+	if left := leftIn(y["result"], 0); left != "" {
+		t.Fatalf("%s\nbecame\n%s\nwith %s in it", line, masked, left)
+	}
 }
 
 // blind is a Finder that gives no hints.

@@ -23,6 +23,11 @@ func (m *Masker) look(text, name []byte) {
 		m.merge(base)
 		return
 	}
+	m.settle(base, text, name)
+}
+
+// settle looks again at text, in which m.spans[base:] were found.
+func (m *Masker) settle(base int, text, name []byte) {
 	for round := 0; len(m.spans) > base; round++ {
 		m.merge(base)
 		if round == maxRounds {

@@ -2,12 +2,16 @@ package codec
 
 import (
 	"bytes"
+	"errors"
 	"io"
 )
 
 // Limits bounds what a Reader accepts. The zero value is ready for use.
 type Limits struct {
 	Frame int // largest frame, in bytes; if zero, 32 MiB
+	// Held is the largest frame that Next waits for without asking: of a longer one
+	// it returns ErrLong. If zero, it does not ask.
+	Held int
 }
 
 const defaultFrame = 32 << 20
@@ -17,10 +21,16 @@ const (
 	bigBuffer   = 64 << 10 // what is kept after a big frame has passed
 )
 
+// ErrLong is returned for a line that is longer than Limits.Held: it can be taken
+// as it arrives, by a [Parser.Flow], or waited for.
+var ErrLong = errors.New("codec: a long line is under way")
+
 // A Reader splits a stream into lines. It does not judge them.
 type Reader struct {
 	rd    io.Reader
 	limit int
+	held  int
+	whole bool // the line under way is waited for though it is longer
 
 	// buf[:start] is read, buf[start:] is not yet; no newline in buf[start:scanned].
 	buf            []byte
@@ -35,7 +45,7 @@ func NewReader(r io.Reader, l Limits) *Reader {
 	if l.Frame <= 0 {
 		l.Frame = defaultFrame
 	}
-	return &Reader{rd: r, limit: l.Frame}
+	return &Reader{rd: r, limit: l.Frame, held: l.Held}
 }
 
 // Next returns the next line without its newline, or io.EOF after the last. The
@@ -58,13 +68,16 @@ func (r *Reader) Next() ([]byte, error) {
 		if i := bytes.IndexByte(r.buf[r.scanned:], '\n'); i >= 0 {
 			line := r.buf[r.start : r.scanned+i]
 			r.start = r.scanned + i + 1
-			r.scanned = r.start
+			r.scanned, r.whole = r.start, false
 			if r.skip != nil || len(line) > r.limit {
 				return nil, r.tooLarge(line)
 			}
 			return line, nil
 		}
 		r.scanned = len(r.buf)
+		if r.held > 0 && len(r.buf)-r.start > r.held && !r.whole {
+			return nil, ErrLong
+		}
 		if len(r.buf)-r.start > r.limit || r.skip != nil {
 			r.discard()
 		}
@@ -73,6 +86,40 @@ func (r *Reader) Next() ([]byte, error) {
 		}
 		r.fill()
 	}
+}
+
+// Whole has Next wait for the end of the line of which it has returned ErrLong.
+func (r *Reader) Whole() { r.whole = true }
+
+// readLine reads on in the line under way; the end of it is io.EOF. wait is
+// called before the peer is waited for.
+func (r *Reader) readLine(p []byte, wait func()) (n int, err error) {
+	for r.start == len(r.buf) {
+		if r.err == io.EOF {
+			return 0, io.ErrUnexpectedEOF
+		}
+		if r.err != nil {
+			return 0, r.err
+		}
+		if r.buf = r.buf[:0]; cap(r.buf) > bigBuffer {
+			r.buf = nil
+		}
+		r.start, r.scanned = 0, 0
+		wait()
+		r.fill()
+	}
+	b := r.buf[r.start:]
+	i := bytes.IndexByte(b, '\n')
+	if i >= 0 {
+		b = b[:i]
+	}
+	n = copy(p, b)
+	r.start += n
+	if n == len(b) && i >= 0 {
+		r.start, err = r.start+1, io.EOF
+	}
+	r.scanned = r.start
+	return n, err
 }
 
 // rest returns what is left when the stream has ended.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,14 +31,17 @@ import (
 //
 // A record, the next behind it:
 //
-//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bit 6: the frame
-//	         began in the block before; bit 7: it goes on in the next
+//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bit 5: these are
+//	         not all the bytes of the frame, which goes on in the direction's next
+//	         record that is neither found nor blocked; bit 6: the record began in the
+//	         block before; bit 7: it goes on in the next
 //	varint   time in ns since the session's start
 //	uvarint  length
 //	…        bytes of the frame, or of a part of it
 //
-// Each block can be read without the others. A frame whose last part is missing
-// was never delivered.
+// Each block can be read without the others. A record whose last part is missing
+// was never delivered. Bit 5 is for frames that go on record as they arrive: each
+// of their records was delivered, also where the one behind it is missing.
 
 const (
 	blockVersion = 1
@@ -46,6 +50,7 @@ const (
 
 	recordS2C       = 1 << 0
 	recordVerdict   = 1 // shift
+	recordMore      = 1 << 5
 	recordBegan     = 1 << 6
 	recordContinues = 1 << 7
 
@@ -75,16 +80,37 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
-// encode returns the blocks of frames.
-func encode(start time.Time, frames []Frame) (blocks [][]byte) {
+// An encoding is the memory in which frames become blocks.
+type encoding struct {
+	records []byte
+	sealed  []byte // the blocks, one behind the other
+	blocks  [][]byte
+}
+
+// encodings are used again: what a session records at a time takes its size three
+// times over.
+var encodings = sync.Pool{New: func() any { return new(encoding) }}
+
+// free gives back an encoding whose blocks are not needed any more.
+func (e *encoding) free() {
+	if clear(e.blocks); cap(e.sealed) > 2*blockSize { // of a rare big frame
+		e.sealed = nil
+	}
+	e.records, e.sealed, e.blocks = e.records[:0], e.sealed[:0], e.blocks[:0]
+	encodings.Put(e)
+}
+
+// encode makes the blocks of frames. They are valid until they are freed.
+func encode(start time.Time, frames []Frame) *encoding {
+	e := encodings.Get().(*encoding)
 	size := 0
 	for _, f := range frames {
 		size += recordHead + len(f.Bytes)
 	}
-	records := make([]byte, 0, min(size, blockSize))
+	records := slices.Grow(e.records, min(size, blockSize))
 	seal := func() {
 		if len(records) > 0 {
-			blocks = append(blocks, sealBlock(records))
+			e.seal(records)
 			records = records[:0]
 		}
 	}
@@ -102,6 +128,9 @@ func encode(start time.Time, frames []Frame) (blocks [][]byte) {
 			if f.Direction == codec.S2C {
 				flags |= recordS2C
 			}
+			if f.More {
+				flags |= recordMore
+			}
 			if !last {
 				flags |= recordContinues
 			}
@@ -115,23 +144,25 @@ func encode(start time.Time, frames []Frame) (blocks [][]byte) {
 		}
 	}
 	seal()
-	return blocks
+	e.records = records
+	return e
 }
 
-// sealBlock makes a block of records. What zstd does not shorten stays as it is.
-func sealBlock(records []byte) []byte {
-	b := make([]byte, 2, len(records)/2+64)
-	b[0], b[1] = blockVersion, blockZstd
-	b = binary.AppendUvarint(b, uint64(len(records)))
-	at := len(b)
-	b = append(b, 0, 0, 0, 0)
-	b = encoder().EncodeAll(records, b)
-	if len(b)-at-4 >= len(records) {
-		b[1] = blockRaw
-		b = append(b[:at+4], records...)
+// seal makes a block of records. What zstd does not shorten stays as it is.
+func (e *encoding) seal(records []byte) {
+	start := len(e.sealed)
+	out := append(e.sealed, blockVersion, blockZstd)
+	out = binary.AppendUvarint(out, uint64(len(records)))
+	at := len(out)
+	out = append(out, 0, 0, 0, 0)
+	out = encoder().EncodeAll(records, out)
+	if len(out)-at-4 >= len(records) {
+		out[start+1] = blockRaw
+		out = append(out[:at+4], records...)
 	}
-	binary.LittleEndian.PutUint32(b[at:], checksum(b[:at], b[at+4:]))
-	return b
+	binary.LittleEndian.PutUint32(out[at:], checksum(out[start:at], out[at+4:]))
+	e.sealed = out
+	e.blocks = append(e.blocks, out[start:len(out):len(out)]) // stays where it is, also when sealed moves
 }
 
 func checksum(head, payload []byte) uint32 {
@@ -215,7 +246,7 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 			r.partial, r.started = append(r.partial, part...), true
 			continue
 		}
-		f := Frame{Verdict: Verdict(flags >> recordVerdict & 7), Time: r.start.Add(time.Duration(since)), Bytes: part}
+		f := Frame{Verdict: Verdict(flags >> recordVerdict & 7), Time: r.start.Add(time.Duration(since)), Bytes: part, More: flags&recordMore != 0}
 		if flags&recordS2C != 0 {
 			f.Direction = codec.S2C
 		}

@@ -352,7 +352,9 @@ func (r *Recording) Append(frames ...Frame) error {
 			frames[i].Time = now
 		}
 	}
-	blocks := encode(r.session.Start, frames)
+	e := encode(r.session.Start, frames)
+	defer e.free() // Badger has copied them when the commit is made
+	blocks := e.blocks
 	writes := make([]write, len(blocks))
 	for i, b := range blocks {
 		writes[i] = write{blockKey(r.session.ID, r.next+uint32(i)), b}

@@ -74,6 +74,8 @@ type Session struct {
 	Masked    int64     `json:"masked"`
 
 	Findings map[string]int64 `json:"findings,omitempty"` // by detector
+
+	masked [2]bool // by direction: a part of the frame under way was masked
 }
 
 // A Count is of what was delivered in one direction, newlines included.
@@ -103,15 +105,20 @@ func (s *Session) count(f *Frame) {
 		}
 		return
 	}
-	if f.Verdict == Masked {
-		s.Masked++
-	}
-	c := &s.C2S
+	c, masked := &s.C2S, &s.masked[f.Direction]
 	if f.Direction == codec.S2C {
 		c = &s.S2C
 	}
+	*masked = *masked || f.Verdict == Masked
+	c.Bytes += int64(len(f.Bytes))
+	if f.More {
+		return
+	}
+	if c.Bytes++; *masked {
+		s.Masked++
+	}
 	c.Frames++
-	c.Bytes += int64(len(f.Bytes)) + 1
+	*masked = false
 }
 
 // A Verdict is what became of a frame.
@@ -130,9 +137,12 @@ const (
 	// Found is no frame: it is a list of codec.Finding in JSON, of what was found in
 	// the frame that follows.
 	Found
+	// Cut ends a frame that was being delivered in parts: the rest did not pass. What
+	// the receiver has of it is no frame.
+	Cut
 )
 
-var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased", "found"}
+var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased", "found", "cut"}
 
 // String returns the verdict as a word.
 func (v Verdict) String() string {
@@ -148,6 +158,10 @@ type Frame struct {
 	Verdict   Verdict
 	Time      time.Time // when it was recorded; Append fills it in
 	Bytes     []byte    // as delivered, or, if blocked, as received; without its newline
+	// More: these are not all the bytes of a frame that went on record as it arrived;
+	// they go on in the next Frame of the direction that is neither Found nor Blocked.
+	// If there is none, that is what was delivered of it when the broker died.
+	More bool
 }
 
 // NewID returns the id of a new session: 16 characters, which sort by time.
@@ -195,7 +209,7 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 	if v.Want == nil {
 		v.Want = func(f Frame) bool { return f.Verdict != Blocked }
 	}
-	out := bufio.NewWriterSize(w, 64<<10)
+	out := lines{Writer: bufio.NewWriterSize(w, 64<<10)}
 	var damaged error
 	var aliases []codec.Alias
 	for f, err := range src.Frames(ctx, session) {
@@ -216,12 +230,12 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 					f.Bytes = aliases[i].Reveal(nil, f.Bytes)
 				}
 			}
-			out.Write(f.Bytes)
-			if err := out.WriteByte('\n'); err != nil {
+			if err := out.add(f); err != nil {
 				return fmt.Errorf("write replay: %w", err)
 			}
 		}
 	}
+	out.end()
 	if err := out.Flush(); err != nil {
 		return fmt.Errorf("write replay: %w", err)
 	}
@@ -229,4 +243,36 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 		return fmt.Errorf("session %s: %w", session, damaged)
 	}
 	return nil
+}
+
+// lines write frames. While one that comes in parts is under way, those of the
+// other direction wait.
+type lines struct {
+	*bufio.Writer
+	under   bool
+	of      codec.Direction
+	waiting []byte
+}
+
+func (l *lines) add(f Frame) error {
+	if l.under && f.Direction != l.of {
+		l.waiting = append(append(l.waiting, f.Bytes...), '\n')
+		return nil
+	}
+	l.of, l.under = f.Direction, f.More
+	_, err := l.Write(f.Bytes)
+	if !f.More {
+		err = errors.Join(err, l.WriteByte('\n'))
+		l.end()
+	}
+	return err
+}
+
+// end writes what has waited.
+func (l *lines) end() {
+	if l.under && len(l.waiting) > 0 { // nothing more comes of the frame under way
+		l.WriteByte('\n')
+	}
+	l.Write(l.waiting)
+	l.under, l.waiting = false, nil
 }

@@ -377,7 +377,7 @@ func TestFault(t *testing.T) {
 // A frame of which a part is damaged is no shorter frame.
 func TestDamagedPart(t *testing.T) {
 	start := time.Now()
-	blocks := encode(start, []Frame{{Bytes: []byte("a")}, {Bytes: make([]byte, 3<<20)}, {Bytes: []byte("z")}})
+	blocks := encode(start, []Frame{{Bytes: []byte("a")}, {Bytes: make([]byte, 3<<20)}, {Bytes: []byte("z")}}).blocks
 	if len(blocks) < 4 {
 		t.Fatalf("%d blocks", len(blocks))
 	}
@@ -516,7 +516,7 @@ func TestSocket(t *testing.T) {
 func TestCutAnswer(t *testing.T) {
 	var all bytes.Buffer
 	all.WriteString(`{"id":"x"}` + "\n")
-	for n, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}}) {
+	for n, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}}).blocks {
 		all.WriteByte(byte(len(b)))
 		all.Write([]byte{0, 0, 0, byte(n)})
 		all.Write(b)
@@ -542,19 +542,19 @@ func TestNoLog(t *testing.T) {
 // FuzzBlock checks that whatever is in a block, reading it ends in order, and
 // that what is encoded comes back.
 func FuzzBlock(f *testing.F) {
-	for _, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}) {
+	for _, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}).blocks {
 		f.Add(b)
 	}
-	f.Add(sealBlock([]byte{recordContinues, 0, 1, 'x', 0, 0, 255}))
+	f.Add(sealed([]byte{recordContinues, 0, 1, 'x', 0, 0, 255}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var r blockReader
 		r.read(0, in, func(Frame, error) bool { return true })
 		r = blockReader{}
-		r.read(0, sealBlock(in), func(Frame, error) bool { return true })
+		r.read(0, sealed(in), func(Frame, error) bool { return true })
 
 		var got []byte
 		r = blockReader{}
-		for n, b := range encode(time.Time{}, []Frame{{Bytes: in}}) {
+		for n, b := range encode(time.Time{}, []Frame{{Bytes: in}}).blocks {
 			r.read(uint32(n), b, func(f Frame, err error) bool {
 				if err != nil {
 					t.Fatal(err)
@@ -608,4 +608,11 @@ func BenchmarkAppend(b *testing.B) {
 		}
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*16), "ns/frame")
 	})
+}
+
+// sealed returns a block of records.
+func sealed(records []byte) []byte {
+	var e encoding
+	e.seal(records)
+	return e.blocks[0]
 }

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"example.com/broker/recorder"
+)
+
+// A longServer answers each request with a response of about size bytes, in
+// which there is an address now and then. It waits in the middle until the
+// client has something of it.
+type longServer struct {
+	net.Listener
+	size  int
+	first chan struct{}
+	wrote chan []byte // the digest of what the client should get
+}
+
+const longHead, longTail = `{"jsonrpc":"2.0","result":{"content":[{"type":"text","text":"`, `"}]},"id":1}`
+
+func startLong(t testing.TB, size int) *longServer {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &longServer{Listener: ln, size: size, first: make(chan struct{}), wrote: make(chan []byte, 1)}
+	go s.serve()
+	t.Cleanup(func() { ln.Close() })
+	return s
+}
+
+// config is that of a broker in front of it.
+func (s *longServer) config() string {
+	return "servers:\n  long: {tcp: " + s.Addr().String() + "}\n" + `policy:
+  - {name: all, groups: [analysts], servers: [long], access: allow, mask: [secrets, email, credit_card, us_ssn, iban, phone], calls: [{deny: tool == "x"}]}
+`
+}
+
+func (s *longServer) serve() {
+	for {
+		c, err := s.Accept()
+		if err != nil {
+			return
+		}
+		in := bufio.NewReader(c)
+		for {
+			request, err := in.ReadString('\n')
+			if err != nil {
+				break
+			}
+			if strings.Contains(request, `"id":1,`) {
+				s.answer(c)
+				continue
+			}
+			id := regexp.MustCompile(`"id":(\d+)`).FindStringSubmatch(request)[1]
+			noise := make([]byte, 8<<10)
+			rand.Read(noise)
+			fmt.Fprintf(c, `{"jsonrpc":"2.0","id":%s,"result":{"noise":"%x"}}`+"\n", id, noise)
+		}
+		c.Close()
+	}
+}
+
+func (s *longServer) answer(w io.Writer) {
+	wrote := sha256.New()
+	both := func(real, masked string) bool {
+		io.WriteString(wrote, masked)
+		_, err := io.WriteString(w, real)
+		return err == nil
+	}
+	both(longHead, longHead)
+	line := strings.Repeat(`The quick brown fox \"jumps\" over it.\n`, 1<<20/40)
+	for n, waited := 0, false; n < s.size; n += len(line) {
+		if !both(line, line) || !both(" ada@example.com ", " [masked:email] ") {
+			return
+		}
+		if n > 4<<20 && !waited {
+			waited = true
+			<-s.first
+		}
+	}
+	if both(longTail+"\n", longTail+"\n") {
+		s.wrote <- wrote.Sum(nil)
+	}
+}
+
+// heaps returns what the collector of a process has found in use each time, in
+// MiB, if GODEBUG has gctrace=1.
+func (p *process) heaps() (live []int) {
+	for _, m := range regexp.MustCompile(`(?m)^gc \d+ .* \d+->\d+->(\d+) MB`).FindAllStringSubmatch(p.log.String(), -1) {
+		n, _ := strconv.Atoi(m[1])
+		live = append(live, n)
+	}
+	return live
+}
+
+// longAnswer has so many small responses and one of that size pass, checks it and its recording, and
+// returns how much more memory the broker had in use during the long one than
+// before, in MiB; -1 if it is not known.
+func longAnswer(t *testing.T, size, small int) (grown int) {
+	server := startLong(t, size)
+	b := startBroker(t, t.TempDir(), server.config())
+	c := b.dial(t, "long", dials["tls"])
+	io.WriteString(c.Conn, `{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"x"}}`+"\n")
+	in := bufio.NewReaderSize(c.Conn, 1<<20)
+	if line, err := in.ReadString('\n'); err != nil || !strings.Contains(line, `"code":403`) {
+		t.Fatal(line, err)
+	}
+	for i := range small {
+		fmt.Fprintf(c.Conn, `{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"y"}}`+"\n", 1000+i)
+		if line, err := in.ReadString('\n'); err != nil || !strings.Contains(line, `"noise"`) {
+			t.Fatal(line, err)
+		}
+	}
+	idle := len(b.heaps())
+	io.WriteString(c.Conn, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"y"}}`+"\n")
+	got := sha256.New()
+	for first := true; ; first = false {
+		line, err := in.ReadSlice('\n')
+		got.Write(line)
+		if first && len(line) > 0 {
+			close(server.first)
+		}
+		if err == nil {
+			break
+		}
+		if err != bufio.ErrBufferFull {
+			t.Fatal(err)
+		}
+	}
+	wrote := <-server.wrote
+	if !bytes.Equal(got.Sum(nil), wrote) {
+		t.Error("the client got something else than what the server wrote, masked")
+	}
+	c.Conn.Close()
+	b.waitFor(t, `msg="session ended"`, 1)
+
+	src, err := recorder.OpenSource(b.dir + "/data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	for s, err := range src.Sessions(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		replayed := sha256.New()
+		view, _ := viewOf("s2c", false)
+		tail := &behind{w: replayed, lines: small + 1}
+		if err := recorder.Replay(t.Context(), tail, src, s.ID, view); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(replayed.Sum(nil), wrote) {
+			t.Error("what is on record is something else than what the client got")
+		}
+		if want := int64((size + 1<<20 - 1) / (1 << 20 / 40 * 39)); s.S2C.Frames != int64(small)+2 || s.Masked != 1 || s.Findings["email"] < want/2 {
+			t.Errorf("on record are %+v", s)
+		}
+	}
+	if heaps := b.heaps(); idle > 0 && len(heaps) > idle {
+		return slices.Max(heaps[idle:]) - heaps[idle-1]
+	}
+	return -1
+}
+
+// behind passes on what comes behind so many lines.
+type behind struct {
+	w     io.Writer
+	lines int
+}
+
+func (b *behind) Write(p []byte) (int, error) {
+	n := len(p)
+	for ; b.lines > 0; b.lines-- {
+		i := bytes.IndexByte(p, '\n')
+		if i < 0 {
+			return n, nil
+		}
+		p = p[i+1:]
+	}
+	b.w.Write(p)
+	return n, nil
+}
+
+// TestLongAnswer checks that an answer passes while it arrives, masked, and is on
+// record. What it costs in memory is for TestLongAnswerMemory, without the race
+// detector's own.
+func TestLongAnswer(t *testing.T) { longAnswer(t, 24<<20, 3) }
+
+// TestKillLong kills the broker in the middle of a long answer: what the client
+// has of it can be replayed.
+func TestKillLong(t *testing.T) {
+	server := startLong(t, 1<<30)
+	close(server.first)
+	for round, size := range []int{0, 3 << 20, 10<<20 + 17} {
+		b := startBroker(t, t.TempDir(), server.config())
+		c := b.dial(t, "long", dials["tls"])
+		io.WriteString(c, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"y"}}`+"\n")
+		if _, err := io.CopyN(io.Discard, c, int64(size)+1); err != nil {
+			t.Fatal(err)
+		}
+		b.cmd.Process.Kill()
+		b.cmd.Wait()
+		io.Copy(io.Discard, c) // what was under way
+		c.Conn.Close()
+		got, _ := c.carried()
+		if replay := b.replayed(t, "s2c", false); len(got) <= size || !bytes.HasPrefix(replay, got) || bytes.IndexByte(replay, '\n') >= 0 {
+			t.Errorf("round %d: %d bytes were received, and they are no prefix of the %d on record, or those end in a newline", round, len(got), len(replay))
+		}
+	}
+}

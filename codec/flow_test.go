@@ -1,0 +1,210 @@
+package codec_test
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"example.com/broker/codec"
+	"example.com/broker/codec/detect"
+)
+
+// A choppy reader gives pieces of these sizes, over and over.
+type choppy struct {
+	in    []byte
+	sizes []byte
+	n     int
+}
+
+func (c *choppy) Read(p []byte) (int, error) {
+	if len(c.in) == 0 {
+		return 0, io.EOF
+	}
+	size := len(c.in)
+	if len(c.sizes) > 0 {
+		size = 1 + int(c.sizes[c.n%len(c.sizes)])
+		c.n++
+	}
+	n := copy(p, c.in[:min(size, len(c.in))])
+	c.in = c.in[n:]
+	return n, nil
+}
+
+// flow takes the line as it arrives from in. ok is false if it is not long.
+func flow(m *codec.Masker, in io.Reader, held int) (out []byte, findings []codec.Finding, ok bool, err error) {
+	r := codec.NewReader(in, codec.Limits{Held: held})
+	if _, err := r.Next(); err != codec.ErrLong {
+		return nil, nil, false, nil
+	}
+	if _, ok := r.Long(); !ok {
+		return nil, nil, false, nil
+	}
+	var p codec.Parser
+	_, _, err = p.Flow(r, m, "", func(part []byte, found []codec.Finding) error {
+		out = append(out, part...)
+		findings = append(findings, found...)
+		return nil
+	})
+	return out, findings, true, err
+}
+
+func byOffset(a, b codec.Finding) int {
+	return cmp.Or(a.Offset-b.Offset, strings.Compare(a.Detector, b.Detector))
+}
+
+// FuzzFlow checks that how a frame arrives does not matter: masked in pieces, it
+// is what it is when it is masked at once.
+func FuzzFlow(f *testing.F) {
+	for i := range 24 { // a few to begin with
+		var seed []byte
+		for j := range 60 {
+			seed = append(seed, byte((i+3)*(j+7)*(j+11)>>1))
+		}
+		f.Add(seed, []byte{byte(i * 7)}, uint8(i))
+	}
+	f.Fuzz(func(t *testing.T, program, pieces []byte, order uint8) {
+		raw := made(program)
+		if strings.Contains(raw, "\n") {
+			return
+		}
+		line := []byte(`{"jsonrpc":"2.0","id":7,"result":` + raw + `}`)
+		if order%2 == 1 {
+			line = []byte(`{"result":` + raw + `,"jsonrpc":"2.0","id":7}`)
+		}
+		m := newFieldMasker([]string{"api_key", "$.rows[*].n", "$..c[1]"}, detect.Names()...)
+		m.SetSizes(128+int(order), 96+int(order), 40)
+		got, findings, ok, err := flow(m, &choppy{append(bytes.Clone(line), '\n'), pieces, 0}, 48)
+		if !ok {
+			return
+		}
+		unmasked, _, _, plainErr := flow(nil, &choppy{append(bytes.Clone(line), '\n'), pieces, 0}, 48)
+		if plainErr == nil && !bytes.Equal(unmasked, line) {
+			t.Fatalf("%s\nunmasked, became\n%s", line, unmasked)
+		}
+		var p codec.Parser
+		frame, wantErr := p.Parse(append(make([]byte, 0, len(line)+1), line...), codec.S2C)
+		if wantErr != nil {
+			if err == nil || plainErr == nil {
+				t.Fatalf("%s\nis accepted in pieces (%v, %v), but %v", line, err, plainErr, wantErr)
+			}
+			return
+		}
+		want, wanted := m.Mask(nil, frame)
+		if err != nil {
+			if e := (*codec.Error)(nil); errors.As(err, &e) && refusedInPieces[e.Reason] {
+				return
+			}
+			t.Fatalf("%s\nis refused in pieces: %v", line, err)
+		}
+		if plainErr != nil && !refusedInPieces[plainErr.(*codec.Error).Reason] {
+			t.Fatalf("%s\nis refused in pieces, unmasked: %v", line, plainErr)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("%s\nin pieces became\n%s\nand at once\n%s", line, got, want)
+		}
+		slices.SortFunc(findings, byOffset)
+		wanted = slices.Clone(wanted)
+		slices.SortFunc(wanted, byOffset)
+		if !slices.Equal(findings, wanted) {
+			t.Fatalf("%s\nfindings in pieces %v, and at once %v", line, findings, wanted)
+		}
+	})
+}
+
+// refusedInPieces are what a frame may have when it is held, and not when it is not.
+var refusedInPieces = map[string]bool{
+	"a number is too long":                             true,
+	"a name is too long":                               true,
+	"too much behind the result":                       true,
+	"a name is what another became when it was masked": true,
+}
+
+// TestFlow sends long frames through, as they are and with something to be found.
+func TestFlow(t *testing.T) {
+	text := strings.Repeat("The quick brown fox, \u00e9t\u00e9.\n", 40<<10)
+	found := text[:len(text)/2] + " ada@example.com " + text[len(text)/2:]
+	rows := strings.Repeat(`{"id":17,"name":"Widget","note":"upper\nfloor"},`, 30<<10)
+	rows = `[` + rows + `{"card":4111111111111111,"name":"x"}]`
+	quote := func(s string) string { return string(must(json.Marshal(s))) }
+	for _, tt := range []struct{ name, in, want string }{
+		{"text", quote(text), quote(text)},
+		{"text with an address", `{"content":[{"type":"text","text":` + quote(found) + `}]}`, `{"content":[{"type":"text","text":` + strings.Replace(quote(found), "ada@example.com", "[masked:email]", 1) + `}]}`},
+		{"rows", `{"structuredContent":` + rows + `}`, `{"structuredContent":` + strings.Replace(rows, "4111111111111111", "0", 1) + `}`},
+		{"rows in a text", `{"content":[{"text":` + quote(rows) + `}]}`, `{"content":[{"text":` + strings.Replace(quote(rows), "4111111111111111", "0", 1) + `}]}`},
+		{"rows in a text in a text", quote(quote(rows)), strings.Replace(quote(quote(rows)), "4111111111111111", "0", 1)},
+		{"text in rows in a text", quote(`{"a":` + quote(found) + `}`), strings.Replace(quote(`{"a":`+quote(found)+`}`), "ada@example.com", "[masked:email]", 1)},
+		{"almost JSON", quote(`{"a":[` + rows + `], ada@example.com`), strings.NewReplacer("ada@example.com", "[masked:email]", "4111111111111111", "0").Replace(quote(`{"a":[` + rows + `], ada@example.com`))},
+		{"image", `{"type":"image","mimeType":"image/png","data":` + quote(found) + `}`, ""},
+		{"blob of text", `{"uri":"x","blob":"` + base64Of(found) + `"}`, `{"uri":"x","blob":"` + base64Of(strings.Replace(found, "ada@example.com", "[masked:email]", 1)) + `"}`},
+		{"a member that is named", `{"password":` + quote(text) + `,"x":1}`, `{"password":"[masked:field]","x":1}`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.want == "" {
+				tt.want = tt.in
+			}
+			m := newFieldMasker([]string{"password"}, detect.Names()...)
+			line, want := result(tt.in), result(tt.want)
+			got, findings, ok, err := flow(m, io.MultiReader(bytes.NewReader(line), strings.NewReader("\n")), 512<<10)
+			if err != nil || !ok {
+				t.Fatalf("long %v, error %v", ok, err)
+			}
+			if !bytes.Equal(got, want) {
+				at := 0
+				for at < min(len(got), len(want)) && got[at] == want[at] {
+					at++
+				}
+				t.Fatalf("at %d of %d: got %.80q, want %.80q", at, len(want), got[max(at-20, 0):], want[max(at-20, 0):])
+			}
+			if (len(findings) > 0) != (tt.in != tt.want) {
+				t.Errorf("findings %v", findings)
+			}
+			var p codec.Parser
+			f, err := p.Parse(line, codec.S2C)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if once, _ := m.Mask(nil, f); !bytes.Equal(once, want) {
+				t.Errorf("at once it is something else")
+			}
+		})
+	}
+}
+
+// TestFlowFaults cuts and breaks long frames: what is delivered is never a frame.
+func TestFlowFaults(t *testing.T) {
+	pad := `["` + strings.Repeat("x ", 2<<20) + `"`
+	for name, tt := range map[string]struct{ in, want string }{
+		"cut":              {`{"jsonrpc":"2.0","id":1,"result":` + pad, "unexpected EOF"},
+		"control":          {`{"jsonrpc":"2.0","id":1,"result":` + pad + ",\"\x01\"]}\n", "codec: control character in a string"},
+		"control, long":    {`{"jsonrpc":"2.0","id":1,"result":` + pad[:len(pad)-1] + "\x01" + pad[2:] + "]}\n", "codec: invalid escape, character or UTF-8 in a string"},
+		"duplicate":        {`{"jsonrpc":"2.0","id":1,"result":{"a":` + pad + "],\"\\u0061\":1}}\n", "codec: duplicate name"},
+		"no id":            {`{"jsonrpc":"2.0","result":` + pad + "]}\n", "codec: response without an id"},
+		"method":           {`{"jsonrpc":"2.0","id":1,"result":` + pad + `],"method":"x"}` + "\n", "codec: method beside result or error"},
+		"twice":            {`{"jsonrpc":"2.0","id":1,"result":` + pad + `],"result":1}` + "\n", "codec: duplicate name"},
+		"two frames":       {`{"jsonrpc":"2.0","id":1,"result":` + pad + `]}{}` + "\n", "codec: bytes behind the frame"},
+		"comma":            {`{"jsonrpc":"2.0","id":1,"result":` + pad + `,]}` + "\n", "codec: expected a value"},
+		"brace":            {`{"jsonrpc":"2.0","id":1,"result":` + pad + `}}` + "\n", "codec: expected , or ] in an array"},
+		"tail":             {`{"jsonrpc":"2.0","id":1,"result":` + pad + `],"x":` + pad + `]}` + "\n", "codec: too much behind the result"},
+		"deep":             {`{"jsonrpc":"2.0","id":1,"result":` + pad + `,` + strings.Repeat("[", 130) + strings.Repeat("]", 130) + "]}\n", "codec: nested too deep"},
+		"carriage return":  {`{"jsonrpc":"2.0","id":1,"result":` + pad + ",\r1]}\n", "codec: "},
+		"half a surrogate": {`{"jsonrpc":"2.0","id":1,"result":{"a":` + pad + "],\"\\ud800\":1}}\n", "codec: half a surrogate pair in a name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, m := range []*codec.Masker{nil, newMasker(detect.Names()...)} {
+				out, _, ok, err := flow(m, iotest.HalfReader(strings.NewReader(tt.in)), 512<<10)
+				if !ok || err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+					t.Errorf("long %v, error %v, want %s", ok, err, tt.want)
+				}
+				if json.Valid(out) {
+					t.Error("what was delivered is JSON")
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,173 @@
+package codec
+
+import (
+	"bytes"
+	"errors"
+	"io"
+)
+
+// Long reports whether the line of which Next has returned ErrLong is a response
+// that is long for its result, as far as can be told, and the id that it answers,
+// if that is in front of the result. [Parser.Flow] can take it.
+func (r *Reader) Long() (id []byte, ok bool) {
+	_, id, ok = longResult(r.buf[r.start:])
+	return id, ok
+}
+
+// longResult returns the offset of the result that the beginning of a frame goes
+// on in. A frame that is written in an unusual way has none.
+func longResult(line []byte) (at int, id []byte, ok bool) {
+	if line[0] != '{' {
+		return 0, nil, false
+	}
+	s := &scanner{b: line}
+	for i := 1; ; i++ {
+		i = blanks(line, i)
+		name := plainName(line, i)
+		if name == nil {
+			return 0, nil, false
+		}
+		if i = blanks(line, i+len(name)+2); i >= len(line) || line[i] != ':' {
+			return 0, nil, false
+		}
+		if i = blanks(line, i+1); i >= len(line) {
+			return 0, nil, false
+		}
+		start := i
+		i = s.fast(i, 1)
+		switch string(name) {
+		case "result":
+			c := line[start]
+			return start, id, i < 0 && (c == '{' || c == '[' || c == '"')
+		case "id":
+			if i > 0 {
+				id = line[start:i:i]
+			}
+		case "method", "params", "error":
+			return 0, nil, false
+		}
+		if i < 0 {
+			return 0, nil, false
+		}
+		if i = blanks(line, i); i >= len(line) || line[i] != ',' {
+			return 0, nil, false
+		}
+	}
+}
+
+// emptied are values without what is in them, by their first byte.
+var emptied = map[byte]string{'{': "{}", '[': "[]", '"': `""`}
+
+// maxTail bounds what stands behind a long result, in bytes.
+const maxTail = 64 << 10
+
+// Flow takes the response of which r has said that it is [Reader.Long]: it is
+// checked, masked by m, which may be nil, and given to deliver, a part at a time
+// and without its newline. What Flow keeps of it is a few MiB, however long it
+// is, and names of objects. findings are of the part, or of what is left out in
+// it. Neither is kept.
+//
+// At the end it returns a view of the frame with an empty value in the place of
+// its result. A frame whose result has a member of the name refused is not
+// accepted, if that is not empty. An error of r or of deliver it returns as it is; what is no valid
+// frame as an [*Error], with what has arrived of it and was not delivered.
+func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(part []byte, findings []Finding) error) (f *Frame, rest []byte, err error) {
+	at, _, ok := longResult(r.buf[r.start:])
+	if !ok {
+		return nil, nil, errors.New("codec: not a long response")
+	}
+	out := &parts{m: m, deliver: deliver}
+	flow := flow{m: m, s: &p.s, sizes: defaultSizes, to: out, strict: true, gone: true, refused: refused}
+	flow.w.size = flow.sizes.value + 2*readSize
+	flow.w.read = func(b []byte) (int, error) {
+		if out.err != nil {
+			return 0, out.err
+		}
+		return r.readLine(b, out.flush)
+	}
+	if m != nil {
+		flow.sizes = m.sizes
+		m.start(nil)
+		if m.states = m.states[:0]; m.fields != nil {
+			m.states = m.fields.begin(m.states)
+		}
+		defer m.forget()
+	}
+	flow.w.need(at + 1)
+	frame := append(bytes.Clone(flow.w.rest()[:at]), emptied[flow.w.rest()[at]]...)
+	flow.keep(at)
+	if flow.value(place{area: areaResult}, 1) {
+		for flow.w.more() && len(flow.w.rest()) <= maxTail {
+		}
+		tail := flow.w.rest()
+		if len(tail) > maxTail {
+			flow.fail(CodeInvalid, "too much behind the result")
+		}
+		frame = append(frame, tail...)
+	}
+	switch end := flow.w.err; {
+	case out.err != nil:
+		return nil, nil, out.err
+	case flow.fault.code != 0 && (end == nil || end == io.EOF):
+		out.flush()
+		return nil, flow.w.rest(), &Error{Code: flow.fault.code, Offset: int64(flow.fault.offset), Reason: flow.fault.String()}
+	case end != io.EOF:
+		out.flush()
+		return nil, flow.w.rest(), end
+	}
+	f, err = p.Parse(frame, S2C)
+	if err != nil {
+		out.flush()
+		return nil, flow.w.rest(), err
+	}
+	flow.keep(len(flow.w.rest()))
+	if out.flush(); out.err != nil {
+		return nil, nil, out.err
+	}
+	return f, nil, nil
+}
+
+// partSize is about how many bytes are delivered at a time.
+const partSize = 128 << 10
+
+// parts take what becomes of a frame, and deliver it.
+type parts struct {
+	m        *Masker
+	deliver  func(part []byte, findings []Finding) error
+	out      []byte
+	findings []Finding
+	passed   int   // bytes of the frame
+	err      error // of deliver; sticky
+}
+
+func (p *parts) keep(b []byte) {
+	p.passed += len(b)
+	for len(b) > 0 {
+		n := min(len(b), max(partSize-len(p.out), 1))
+		p.out = append(p.out, b[:n]...)
+		b = b[n:]
+		p.full()
+	}
+}
+
+func (p *parts) replace(b []byte, s span) {
+	p.findings = p.m.appendFindings(p.findings, s, p.passed)
+	p.passed += len(b)
+	p.out = p.m.appendMark(p.out, s)
+	p.full()
+}
+
+func (p *parts) drop(b []byte) { p.passed += len(b) }
+
+func (p *parts) full() {
+	if len(p.out) >= partSize {
+		p.flush()
+	}
+}
+
+func (p *parts) flush() {
+	if p.err == nil && len(p.out) > 0 {
+		p.err = p.deliver(p.out, p.findings)
+	}
+	p.out, p.findings = p.out[:0], p.findings[:0]
+}
