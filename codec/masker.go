@@ -222,8 +222,11 @@ func (m *Masker) appendMark(dst []byte, s span) []byte {
 // markLen returns the length of what takes the place of s.
 func (m *Masker) markLen(s span) int {
 	var buf [64]byte
-	if s.kind == inBlob {
+	switch s.kind {
+	case inBlob:
 		return len(m.blobs[s.n].text)
+	case inText:
+		return len(m.marks[s.detector])
 	}
 	return len(m.appendMark(buf[:0], s))
 }

@@ -36,11 +36,15 @@ func (m *Masker) settle(base int, text, name []byte) {
 			return
 		}
 		kept, first := len(m.scratch), len(m.spans)
-		m.scratch = m.replace(m.scratch, text, m.spans[base:])
-		if masked := m.scratch[kept:len(m.scratch):len(m.scratch)]; len(masked) > 4*aroundMark {
-			m.scanMarks(masked, base, first)
+		size := len(text)
+		for _, s := range m.spans[base:] {
+			size += m.markLen(s) - (s.end - s.start)
+		}
+		if size > 4*aroundMark {
+			m.scanMarks(text, base, first)
 		} else {
-			m.scan(masked, name)
+			m.scratch = m.replace(m.scratch, text, m.spans[base:])
+			m.scan(m.scratch[kept:len(m.scratch):len(m.scratch)], name)
 		}
 		m.scratch = m.scratch[:kept]
 		if len(m.spans) == first {
@@ -55,31 +59,37 @@ func (m *Masker) settle(base int, text, name []byte) {
 // what was masked, in bytes.
 const aroundMark = 2 << 10
 
-// scanMarks looks at the surroundings of the marks of m.spans[base:first] in
-// masked, which is a text with these spans replaced.
-func (m *Masker) scanMarks(masked []byte, base, first int) {
-	grown := 0 // how much longer masked is than the text, up to here
-	from, to := 0, 0
-	look := func() {
+// scanMarks looks at the surroundings of the marks of m.spans[base:first] in text
+// with these spans replaced. Only they are written.
+func (m *Masker) scanMarks(text []byte, base, first int) {
+	kept := len(m.scratch)
+	grown := 0           // how much longer the text is with marks, up to here
+	from, behind := 0, 0 // where in it what is to be looked at begins, and in text how far it is written
+	look := func(end int) {
+		m.scratch = append(m.scratch, text[behind:end]...)
 		at := len(m.spans)
-		m.find(masked[from:to:to], nil)
+		m.find(m.scratch[kept:len(m.scratch):len(m.scratch)], nil)
 		for i := range m.spans[at:] {
 			m.spans[at+i].start += from
 			m.spans[at+i].end += from
 		}
+		m.scratch = m.scratch[:kept]
 	}
 	for i := base; i < first; i++ {
 		s := m.spans[i]
 		start := s.start + grown
-		end := start + m.markLen(s)
-		grown += end - start - (s.end - s.start)
-		if start-aroundMark > to {
-			look()
-			from = start - aroundMark
+		if i == base || start-aroundMark > behind+grown+aroundMark {
+			if i > base {
+				look(behind + aroundMark)
+			}
+			from = max(0, start-aroundMark)
+			behind = from - grown
 		}
-		to = min(len(masked), end+aroundMark)
+		m.scratch = m.appendMark(append(m.scratch, text[behind:s.start]...), s)
+		behind = s.end
+		grown += m.markLen(s) - (s.end - s.start)
 	}
-	look()
+	look(min(len(text), behind+aroundMark))
 }
 
 // scan looks at text once, and reports whether it is JSON.

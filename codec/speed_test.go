@@ -222,6 +222,33 @@ func BenchmarkMask(b *testing.B) {
 	}
 }
 
+// BenchmarkMaskWorst is of texts that are made to be slow: of what begins a value,
+// over and over, or of values that are none in the end.
+func BenchmarkMaskWorst(b *testing.B) {
+	for _, tt := range []struct{ name, text string }{
+		{"digits", "1234567890"}, {"digits-apart", "1 22 333 4444 "}, {"signs", "@"}, {"addresses-in-urls", "/a@b.cd"}, {"colons", "::"}, {"base-16", "1:a:"}, {"versions", "1.2.3."},
+		{"base64", "kD3/x+Zq8SKAb0eyJT7"}, {"eyJ", "eyJ"}, {"two-thirds-of-a-token", "eyJhbGciOiJIUzI1NiJ9.eyJhbGciOiJIUzI1NiJ9 "}, {"dashes", "-"},
+		{"open-keys", "-----BEGIN PRIVATE KEY-----a-b-c-"}, {"name-and-blanks", "password" + strings.Repeat(" ", 24)}, {"name-and-mark", "key="},
+		{"names-in-a-value", strings.Repeat("key=", 40) + " "}, {"names-in-quotes", `"secret": "`}, {"same-values", "token=aaaaaaaaaaaaaaaaaaaaaaaa "}, {"words-as-values", "access_key = correct.horse.battery "},
+		{"prefixes", "sk-ant-ghp_hf_xoxb-AKIA"}, {"unended", "ABSKm+h+"}, {"users-in-urls", "http://a:"}, {"options", "--user=1:"}, {"elements", `<add key="password"value="1bb 1abbbbaa"/`},
+		{"keywords", "adafruit asana bitbucket discord "}, {"tokens", "glft-7J93w--__50_5__B_L_a "}, {"keys-found", "SNYK_TOKEN = aff5Ef0e-AF7b-0DA5-E8a3-D0ECfEdf7A8f "},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			line := textFrame(256<<10, strings.Repeat(tt.text, 1+4096/len(tt.text)))
+			f := parsed(b, line)
+			m := newMasker(detect.Names()...)
+			var out []byte
+			work := func() { out, _ = m.Mask(out[:0], f) }
+			b.SetBytes(int64(len(line)))
+			for b.Loop() {
+				work()
+			}
+			b.StopTimer()
+			ratio(b, "×json.Valid", work, len(line), func() { json.Valid(line) }, len(line))
+		})
+	}
+}
+
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

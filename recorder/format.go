@@ -1,6 +1,7 @@
 package recorder
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,11 +22,12 @@ import (
 //	b/<session>/<block>  a block; its number in 4 bytes, big-endian, from 0 on
 //	h                    what Ready has written last
 //
-// A block:
+// and what tree.go says. A block:
 //
-//	1 byte   version, 1
+//	1 byte   version, 2
 //	1 byte   0: the payload is the records; 1: it is them in zstd
 //	uvarint  length of the records
+//	32 bytes SHA-256 of the block before, or, of the first, of the session's id
 //	4 bytes  CRC-32C of all that is before and behind it, little-endian
 //	…        payload
 //
@@ -44,7 +46,7 @@ import (
 // of their records was delivered, also where the one behind it is missing.
 
 const (
-	blockVersion = 1
+	blockVersion = 2
 	blockRaw     = 0
 	blockZstd    = 1
 
@@ -85,7 +87,14 @@ type encoding struct {
 	records []byte
 	sealed  []byte // the blocks, one behind the other
 	blocks  [][]byte
+	head    hash // of the last
 }
+
+// A hash is what a block is known by.
+type hash = [sha256.Size]byte
+
+// firstHash stands in the place of the hash of the block before a session's first.
+func firstHash(session string) hash { return sha256.Sum256([]byte(session)) }
 
 // encodings are used again: what a session records at a time takes its size three
 // times over.
@@ -100,9 +109,11 @@ func (e *encoding) free() {
 	encodings.Put(e)
 }
 
-// encode makes the blocks of frames. They are valid until they are freed.
-func encode(start time.Time, frames []Frame) *encoding {
+// encode makes the blocks of frames, behind the one of that hash. They are valid
+// until they are freed.
+func encode(start time.Time, before hash, frames []Frame) *encoding {
 	e := encodings.Get().(*encoding)
+	e.head = before
 	size := 0
 	for _, f := range frames {
 		size += recordHead + len(f.Bytes)
@@ -153,6 +164,7 @@ func (e *encoding) seal(records []byte) {
 	start := len(e.sealed)
 	out := append(e.sealed, blockVersion, blockZstd)
 	out = binary.AppendUvarint(out, uint64(len(records)))
+	out = append(out, e.head[:]...)
 	at := len(out)
 	out = append(out, 0, 0, 0, 0)
 	out = encoder().EncodeAll(records, out)
@@ -161,12 +173,25 @@ func (e *encoding) seal(records []byte) {
 		out = append(out[:at+4], records...)
 	}
 	binary.LittleEndian.PutUint32(out[at:], checksum(out[start:at], out[at+4:]))
+	e.head = sha256.Sum256(out[start:])
 	e.sealed = out
 	e.blocks = append(e.blocks, out[start:len(out):len(out)]) // stays where it is, also when sealed moves
 }
 
 func checksum(head, payload []byte) uint32 {
 	return crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, payload)
+}
+
+// before returns the hash of the block in front of b, as b says.
+func before(b []byte) (h hash, ok bool) {
+	if len(b) < 2 {
+		return h, false
+	}
+	_, n := binary.Uvarint(b[2:])
+	if n <= 0 || len(b) < 2+n+len(h) {
+		return h, false
+	}
+	return hash(b[2+n:]), true
 }
 
 // openBlock returns the records of a block. dst is a buffer for them.
@@ -176,11 +201,12 @@ func openBlock(dst, b []byte) ([]byte, error) {
 	}
 	method := b[1]
 	size, n := binary.Uvarint(b[2:])
-	if n <= 0 || size > 2*blockSize || len(b) < 2+n+4 {
+	head := 2 + n + sha256.Size
+	if n <= 0 || size > 2*blockSize || len(b) < head+4 {
 		return nil, errors.New("header cannot be read")
 	}
-	sum, payload := binary.LittleEndian.Uint32(b[2+n:]), b[2+n+4:]
-	if checksum(b[:2+n], payload) != sum {
+	sum, payload := binary.LittleEndian.Uint32(b[head:]), b[head+4:]
+	if checksum(b[:head], payload) != sum {
 		return nil, errors.New("checksum mismatch")
 	}
 	switch method {

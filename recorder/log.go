@@ -3,7 +3,9 @@ package recorder
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +30,22 @@ type Options struct {
 	Dir  string       // the database; made with mode 0700 where missing
 	Free int64        // bytes that must stay free on its disk; if zero, 256 MiB
 	Log  *slog.Logger // if nil, nothing is logged
+	Key  string       // that signs checkpoints, as of OpenKey; if empty, nothing is signed
+	Sync Sync         // when what is on record is flushed to the disk
 }
+
+// Sync says when what is on record is flushed to the disk: that is what a loss of
+// power may take. A process that is killed loses nothing in any case.
+type Sync uint8
+
+const (
+	SyncInterval Sync = iota // every 50 ms
+	SyncAlways               // before a frame is delivered; what many sessions record at a time is flushed once
+	SyncNone                 // when the kernel likes
+)
+
+// syncInterval is how old what is not on the disk may be.
+const syncInterval = 50 * time.Millisecond
 
 // defaultFree is room for what Badger writes beside the frames: tables that it
 // merges. It writes through mapped files, where a full disk is no error but the
@@ -39,10 +56,19 @@ const defaultFree = 256 << 20
 type Log struct {
 	db      *badger.DB
 	o       Options
+	tree    *tree
 	commits commits
 	failed  atomic.Bool // the last commit has failed
 	space   func() (free int64, err error)
 	fault   func() error // makes commits fail, in tests
+
+	flush     func() error
+	unflushed atomic.Pointer[error] // why what is on record cannot be flushed
+
+	unsynced atomic.Bool   // something has been committed since the last flush
+	closing  chan struct{} // closed by Close
+	once     sync.Once
+	syncing  sync.WaitGroup
 
 	room struct {
 		sync.Mutex
@@ -72,19 +98,49 @@ func Open(o Options) (*Log, error) {
 	default:
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
-	l := &Log{db: db, o: o, live: map[string]*Recording{}}
-	l.space = l.freeSpace
+	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
+	l.space, l.flush = l.freeSpace, db.Sync
+	if l.tree, err = openTree(db, o.Key); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+	}
 	if err := l.recover(); err != nil && !errors.Is(err, ErrUnavailable) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
+	if o.Sync == SyncInterval {
+		l.syncing.Go(l.syncNowAndThen)
+	}
 	return l, nil
+}
+
+// syncNowAndThen flushes what has been committed, until the log is closed.
+func (l *Log) syncNowAndThen() {
+	tick := time.NewTicker(syncInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.closing:
+			return
+		case <-tick.C:
+		}
+		if !l.unsynced.Swap(false) {
+			continue
+		}
+		if err := l.flush(); err != nil {
+			// What the disk has is not known any more, and the kernel does not try again.
+			err = fmt.Errorf("flush to the disk: %w; start again when it is good", err)
+			l.unflushed.Store(&err)
+			l.fail(err)
+			return
+		}
+	}
 }
 
 func badgerOptions(o Options) badger.Options {
 	return badger.DefaultOptions(o.Dir).
 		WithLogger(badgerLog{o.Log}).
-		WithSyncWrites(false). // mapped: survives the process
+		WithSyncWrites(o.Sync == SyncAlways). // mapped: survives the process
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).
 		WithCompression(options.None). // blocks are compressed
@@ -114,6 +170,8 @@ func line(format string, args []any) string {
 // Close closes the log. Recordings that have not ended stay open, and will be
 // found interrupted.
 func (l *Log) Close() error {
+	l.once.Do(func() { close(l.closing) })
+	l.syncing.Wait()
 	if err := l.db.Close(); err != nil {
 		return fmt.Errorf("close log: %w", err)
 	}
@@ -195,16 +253,22 @@ func (l *Log) commit(writes ...write) error {
 func (l *Log) write(batch []*commit) error {
 	err := l.put(batch)
 	if err == nil {
+		l.unsynced.Store(true)
 		if l.failed.CompareAndSwap(true, false) {
 			l.o.Log.Info("recorder is available again")
 		}
 		return nil
 	}
 	err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	l.fail(err)
+	return err
+}
+
+// fail makes the log unavailable.
+func (l *Log) fail(err error) {
 	if !l.failed.Swap(true) {
 		l.o.Log.Error("sessions cannot be recorded; they end, and new ones are refused", "error", err)
 	}
-	return err
 }
 
 func (l *Log) put(batch []*commit) error {
@@ -216,6 +280,9 @@ func (l *Log) put(batch []*commit) error {
 	}
 	if err := l.need(size); err != nil {
 		return err
+	}
+	if err := l.unflushed.Load(); err != nil {
+		return *err
 	}
 	if l.fault != nil {
 		if err := l.fault(); err != nil {
@@ -308,7 +375,7 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	}
 	s.State = Running
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
-	r := &Recording{log: l, session: s}
+	r := &Recording{log: l, session: s, head: firstHash(s.ID)}
 	b, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -329,6 +396,7 @@ type Recording struct {
 	mu      sync.Mutex
 	session Session
 	next    uint32 // number of the next block
+	head    hash   // of the last
 	err     error  // of an append; sticky, for what is on record behind it is uncertain
 }
 
@@ -352,7 +420,7 @@ func (r *Recording) Append(frames ...Frame) error {
 			frames[i].Time = now
 		}
 	}
-	e := encode(r.session.Start, frames)
+	e := encode(r.session.Start, r.head, frames)
 	defer e.free() // Badger has copied them when the commit is made
 	blocks := e.blocks
 	writes := make([]write, len(blocks))
@@ -364,6 +432,7 @@ func (r *Recording) Append(frames ...Frame) error {
 		return err
 	}
 	r.next += uint32(len(blocks))
+	r.head = e.head
 	for i := range frames {
 		r.session.count(&frames[i])
 	}
@@ -376,6 +445,7 @@ func (r *Recording) End(state, reason string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.session.State, r.session.Reason, r.session.End = state, reason, time.Now().Round(0)
+	r.session.Blocks, r.session.Head = int64(r.next), hex.EncodeToString(r.head[:])
 	return r.finish()
 }
 
@@ -410,13 +480,24 @@ func (l *Log) finishLate() error {
 	return nil
 }
 
-// finish writes a session that runs no longer.
+// finish writes a session that runs no longer, and makes it a leaf of the tree.
 func (l *Log) finish(s Session) error {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	return l.commit(write{sessionKey(s.ID), b}, write{openKey(s.ID), nil})
+	t := l.tree
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	leaf, err := t.add(s.ID, b)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if err := l.commit(append(leaf, write{sessionKey(s.ID), b}, write{openKey(s.ID), nil})...); err != nil {
+		return err
+	}
+	t.size++
+	return nil
 }
 
 // recover marks the sessions that the last process left running.
@@ -442,6 +523,14 @@ func (l *Log) recover() error {
 				s.End = f.Time
 			}
 		}
+		head := firstHash(id)
+		for b, err := range l.Blocks(context.Background(), id) {
+			if err != nil {
+				return err
+			}
+			s.Blocks, head = s.Blocks+1, sha256.Sum256(b.Bytes)
+		}
+		s.Head = hex.EncodeToString(head[:])
 		if err := l.finish(s); err != nil {
 			return err
 		}
@@ -542,6 +631,64 @@ func (l *Log) frames(ctx context.Context, s Session) iter.Seq2[Frame, error] {
 			yield(Frame{}, err)
 		}
 	}
+}
+
+// Blocks implements [Source].
+func (l *Log) Blocks(ctx context.Context, session string) iter.Seq2[Block, error] {
+	return func(yield func(Block, error) bool) {
+		err := l.blocks(ctx, session, func(n uint32, b []byte) (bool, error) { return yield(Block{n, b}, nil), nil })
+		if err != nil {
+			yield(Block{}, err)
+		}
+	}
+}
+
+// Leaves implements [Source].
+func (l *Log) Leaves(ctx context.Context) iter.Seq2[Leaf, error] {
+	return func(yield func(Leaf, error) bool) {
+		err := l.scan([]byte("l/"), false, func(key, value []byte) (bool, error) {
+			if err := ctx.Err(); err != nil || len(key) != len("l/")+8 {
+				return true, err
+			}
+			leaf := Leaf{Index: int64(binary.BigEndian.Uint64(key[2:])), Session: string(value)}
+			var err error
+			if leaf.Record, err = l.value(sessionKey(leaf.Session)); err != nil {
+				return false, err
+			}
+			return yield(leaf, nil), nil
+		})
+		if err != nil {
+			yield(Leaf{}, err)
+		}
+	}
+}
+
+// value returns a copy of the value of a key, or nil if there is none.
+func (l *Log) value(key []byte) (value []byte, err error) {
+	err = l.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(key)
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		value, err = item.ValueCopy(nil)
+		return err
+	})
+	return value, err
+}
+
+// Proof implements [Source].
+func (l *Log) Proof(_ context.Context, session string) (*Proof, error) { return l.prove(session) }
+
+// Checkpoint implements [Source].
+func (l *Log) Checkpoint(context.Context) ([]byte, error) {
+	c, err := l.value(checkpointKey)
+	if err == nil && c == nil {
+		return nil, ErrUnsigned
+	}
+	return c, err
 }
 
 // blocks calls f with the blocks of a session, until it returns false.

@@ -42,6 +42,10 @@ var (
 	ErrNoSession = errors.New("no such session")
 	// ErrInUse is returned by Open for a log that another process holds.
 	ErrInUse = errors.New("in use by another process")
+	// ErrNotEnded is returned for the proof of a session that runs.
+	ErrNotEnded = errors.New("the session has not ended")
+	// ErrUnsigned is returned for a checkpoint of a log that has no key.
+	ErrUnsigned = errors.New("the log has no signed checkpoint")
 	// ErrDamaged is wrapped by errors of blocks that cannot be read.
 	ErrDamaged = errors.New("recording is damaged")
 )
@@ -74,6 +78,11 @@ type Session struct {
 	Masked    int64     `json:"masked"`
 
 	Findings map[string]int64 `json:"findings,omitempty"` // by detector
+
+	// Of a session that has ended: how many blocks it has, and the hash of the last,
+	// in hexadecimal, which all of them hang on.
+	Blocks int64  `json:"blocks,omitempty"`
+	Head   string `json:"head,omitempty"`
 
 	masked [2]bool // by direction: a part of the frame under way was masked
 }
@@ -191,7 +200,27 @@ type Source interface {
 	// that cannot be read yields an error in its place, and whoever goes on gets
 	// the rest.
 	Frames(ctx context.Context, session string) iter.Seq2[Frame, error]
+	// Blocks yields what is in the log of a session, and Leaves its sessions that have
+	// ended, in the order of their ends.
+	Blocks(ctx context.Context, session string) iter.Seq2[Block, error]
+	Leaves(ctx context.Context) iter.Seq2[Leaf, error]
+	// Proof and Checkpoint are as of now.
+	Proof(ctx context.Context, session string) (*Proof, error)
+	Checkpoint(ctx context.Context) ([]byte, error)
 	Close() error
+}
+
+// A Block is a compressed run of frames. Its bytes are valid until the next.
+type Block struct {
+	Number uint32
+	Bytes  []byte
+}
+
+// A Leaf is a session that has ended, as the tree has it.
+type Leaf struct {
+	Index   int64  `json:"index"`
+	Session string `json:"session"`
+	Record  []byte `json:"record"` // the Session in JSON, as it is in the log; nil if it is not there any more
 }
 
 // A View says which bytes of a session a replay writes.

@@ -377,7 +377,7 @@ func TestFault(t *testing.T) {
 // A frame of which a part is damaged is no shorter frame.
 func TestDamagedPart(t *testing.T) {
 	start := time.Now()
-	blocks := encode(start, []Frame{{Bytes: []byte("a")}, {Bytes: make([]byte, 3<<20)}, {Bytes: []byte("z")}}).blocks
+	blocks := encode(start, hash{}, []Frame{{Bytes: []byte("a")}, {Bytes: make([]byte, 3<<20)}, {Bytes: []byte("z")}}).blocks
 	if len(blocks) < 4 {
 		t.Fatalf("%d blocks", len(blocks))
 	}
@@ -516,19 +516,19 @@ func TestSocket(t *testing.T) {
 func TestCutAnswer(t *testing.T) {
 	var all bytes.Buffer
 	all.WriteString(`{"id":"x"}` + "\n")
-	for n, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}}).blocks {
+	for n, b := range encode(time.Time{}, hash{}, []Frame{{Bytes: []byte("a")}}).blocks {
 		all.WriteByte(byte(len(b)))
 		all.Write([]byte{0, 0, 0, byte(n)})
 		all.Write(b)
 	}
 	all.WriteByte(0)
 	for cut := range all.Len() {
-		err := readBlocks(bufio.NewReader(bytes.NewReader(all.Bytes()[:cut])), func(Frame, error) bool { return true })
+		err := readBlocks(bufio.NewReader(bytes.NewReader(all.Bytes()[:cut])), func(Session) {}, func(Block) bool { return true })
 		if err == nil {
 			t.Errorf("%d of %d bytes are taken for all", cut, all.Len())
 		}
 	}
-	if err := readBlocks(bufio.NewReader(&all), func(Frame, error) bool { return true }); err != nil {
+	if err := readBlocks(bufio.NewReader(&all), func(Session) {}, func(Block) bool { return true }); err != nil {
 		t.Error(err)
 	}
 }
@@ -542,7 +542,7 @@ func TestNoLog(t *testing.T) {
 // FuzzBlock checks that whatever is in a block, reading it ends in order, and
 // that what is encoded comes back.
 func FuzzBlock(f *testing.F) {
-	for _, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}).blocks {
+	for _, b := range encode(time.Time{}, hash{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}).blocks {
 		f.Add(b)
 	}
 	f.Add(sealed([]byte{recordContinues, 0, 1, 'x', 0, 0, 255}))
@@ -554,7 +554,7 @@ func FuzzBlock(f *testing.F) {
 
 		var got []byte
 		r = blockReader{}
-		for n, b := range encode(time.Time{}, []Frame{{Bytes: in}}).blocks {
+		for n, b := range encode(time.Time{}, hash{}, []Frame{{Bytes: in}}).blocks {
 			r.read(uint32(n), b, func(f Frame, err error) bool {
 				if err != nil {
 					t.Fatal(err)
@@ -567,6 +567,22 @@ func FuzzBlock(f *testing.F) {
 			t.Errorf("%q came back as %q", in, got)
 		}
 	})
+}
+
+// TestUnflushed checks that a log whose disk does not take what is flushed takes
+// no more frames.
+func TestUnflushed(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir(), Sync: SyncNone})
+	fail := errors.New("input/output error")
+	l.flush = func() error { return fail }
+	r := start(t, l)
+	l.syncNowAndThen() // returns when it has failed
+	if err := r.Append(Frame{Bytes: []byte("x")}); !errors.Is(err, ErrUnavailable) || !errors.Is(err, fail) {
+		t.Errorf("append: %v", err)
+	}
+	if err := l.Ready(); !errors.Is(err, fail) {
+		t.Errorf("ready: %v", err)
+	}
 }
 
 // BenchmarkAppend compares a frame's way into the log with a bare Badger
@@ -587,16 +603,18 @@ func BenchmarkAppend(b *testing.B) {
 			r.Append(Frame{Bytes: frame})
 		}
 	})
-	b.Run("64 sessions", func(b *testing.B) {
-		l := open(b, Options{Dir: b.TempDir()})
-		b.SetParallelism(64 / runtime.GOMAXPROCS(0))
-		b.RunParallel(func(pb *testing.PB) {
-			r := start(b, l)
-			for pb.Next() {
-				r.Append(Frame{Bytes: frame})
-			}
+	for name, sync := range map[string]Sync{"64 sessions": SyncInterval, "64 sessions, sync always": SyncAlways, "64 sessions, sync none": SyncNone} {
+		b.Run(name, func(b *testing.B) {
+			l := open(b, Options{Dir: b.TempDir(), Sync: sync})
+			b.SetParallelism(64 / runtime.GOMAXPROCS(0))
+			b.RunParallel(func(pb *testing.PB) {
+				r := start(b, l)
+				for pb.Next() {
+					r.Append(Frame{Bytes: frame})
+				}
+			})
 		})
-	})
+	}
 	b.Run("16 frames an append", func(b *testing.B) {
 		r := start(b, open(b, Options{Dir: b.TempDir()}))
 		var sixteen []Frame

@@ -25,6 +25,9 @@ import (
 //	                           block: its length (uvarint, never 0), its number
 //	                           (4 bytes, big-endian) and its bytes; at the end a
 //	                           length of 0, so that nothing is cut unnoticed
+//	GET /sessions/{id}/proof   a tlog-proof
+//	GET /leaves                a Leaf in JSON a line, oldest first
+//	GET /checkpoint            the signed note
 const socketFile = "broker.sock"
 
 // maxSocketPath is how long the path of a Unix socket may be (sun_path).
@@ -68,6 +71,9 @@ func ServeSocket(ctx context.Context, data string, l *Log) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /sessions", l.serveSessions)
 	mux.HandleFunc("GET /sessions/{id}/blocks", l.serveBlocks)
+	mux.HandleFunc("GET /sessions/{id}/proof", l.serveProof)
+	mux.HandleFunc("GET /leaves", l.serveLeaves)
+	mux.HandleFunc("GET /checkpoint", l.serveCheckpoint)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
@@ -92,12 +98,8 @@ func (l *Log) serveSessions(w http.ResponseWriter, r *http.Request) {
 
 func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request) {
 	s, err := l.session(r.PathValue("id"))
-	switch {
-	case errors.Is(err, ErrNoSession):
-		http.Error(w, err.Error(), http.StatusNotFound)
-		return
-	case err != nil:
-		http.Error(w, "the log cannot be read", http.StatusInternalServerError)
+	if err != nil {
+		serveError(w, err)
 		return
 	}
 	if json.NewEncoder(w).Encode(s) != nil {
@@ -117,6 +119,51 @@ func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+func (l *Log) serveLeaves(w http.ResponseWriter, r *http.Request) {
+	e := json.NewEncoder(w)
+	for leaf, err := range l.Leaves(r.Context()) {
+		if err != nil {
+			l.o.Log.Error("the tree cannot be read", "error", err)
+			panic(http.ErrAbortHandler)
+		}
+		if e.Encode(leaf) != nil {
+			return
+		}
+	}
+}
+
+func (l *Log) serveProof(w http.ResponseWriter, r *http.Request) {
+	p, err := l.prove(r.PathValue("id"))
+	if err != nil {
+		serveError(w, err)
+		return
+	}
+	text, _ := p.MarshalText()
+	w.Write(text)
+}
+
+func (l *Log) serveCheckpoint(w http.ResponseWriter, r *http.Request) {
+	c, err := l.Checkpoint(r.Context())
+	if err != nil {
+		serveError(w, err)
+		return
+	}
+	w.Write(c)
+}
+
+// socketErrors are those that a remote tells apart, by their status.
+var socketErrors = map[int]error{http.StatusNotFound: ErrNoSession, http.StatusConflict: ErrNotEnded, http.StatusGone: ErrUnsigned}
+
+func serveError(w http.ResponseWriter, err error) {
+	for status, known := range socketErrors {
+		if errors.Is(err, known) {
+			http.Error(w, err.Error(), status)
+			return
+		}
+	}
+	http.Error(w, "the log cannot be read", http.StatusInternalServerError)
+}
+
 // OpenSource opens the recordings in a broker's data folder: through the broker
 // that runs on it, if one does, and else from the log itself.
 func OpenSource(data string) (Source, error) {
@@ -124,11 +171,17 @@ func OpenSource(data string) (Source, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("recordings in %s: %w", data, err)
 	}
+	key := "" // of a log that has none yet, nothing is signed here
+	if _, err := os.Stat(filepath.Join(data, keyFile)); err == nil {
+		if key, err = OpenKey(data); err != nil {
+			return nil, err
+		}
+	}
 	for deadline := time.Now().Add(3 * time.Second); ; {
 		if src, err := DialSource(data); err == nil {
 			return src, nil
 		}
-		l, err := Open(Options{Dir: dir})
+		l, err := Open(Options{Dir: dir, Key: key})
 		if err == nil {
 			return l, nil
 		}
@@ -179,34 +232,71 @@ func (r *remote) get(ctx context.Context, path string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask the broker: %w", err)
 	}
-	switch resp.StatusCode {
-	case http.StatusOK:
+	if resp.StatusCode == http.StatusOK {
 		return resp.Body, nil
-	case http.StatusNotFound:
-		err = ErrNoSession
-	default:
-		err = fmt.Errorf("ask the broker: %s", resp.Status)
 	}
 	resp.Body.Close()
-	return nil, err
+	if err := socketErrors[resp.StatusCode]; err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("ask the broker: %s", resp.Status)
+}
+
+// getAll is get of what is small.
+func (r *remote) getAll(ctx context.Context, path string) ([]byte, error) {
+	body, err := r.get(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	b, err := io.ReadAll(body)
+	if err != nil {
+		return nil, fmt.Errorf("ask the broker: %w", err)
+	}
+	return b, nil
+}
+
+// Proof implements [Source].
+func (r *remote) Proof(ctx context.Context, session string) (*Proof, error) {
+	text, err := r.getAll(ctx, "/sessions/"+url.PathEscape(session)+"/proof")
+	if err != nil {
+		return nil, err
+	}
+	p := new(Proof)
+	return p, p.UnmarshalText(text)
+}
+
+// Checkpoint implements [Source].
+func (r *remote) Checkpoint(ctx context.Context) ([]byte, error) {
+	return r.getAll(ctx, "/checkpoint")
 }
 
 // Sessions implements [Source].
 func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
-	return func(yield func(Session, error) bool) {
-		body, err := r.get(ctx, "/sessions")
+	return jsonLines[Session](ctx, r, "/sessions")
+}
+
+// Leaves implements [Source].
+func (r *remote) Leaves(ctx context.Context) iter.Seq2[Leaf, error] {
+	return jsonLines[Leaf](ctx, r, "/leaves")
+}
+
+func jsonLines[T any](ctx context.Context, r *remote, path string) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var none T
+		body, err := r.get(ctx, path)
 		if err != nil {
-			yield(Session{}, err)
+			yield(none, err)
 			return
 		}
 		defer body.Close()
 		for d := json.NewDecoder(body); ; {
-			var s Session
-			err := d.Decode(&s)
+			v := none
+			err := d.Decode(&v)
 			if err == io.EOF {
 				return
 			}
-			if !yield(s, err) || err != nil {
+			if !yield(v, err) || err != nil {
 				return
 			}
 		}
@@ -216,20 +306,39 @@ func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 // Frames implements [Source].
 func (r *remote) Frames(ctx context.Context, session string) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
-		body, err := r.get(ctx, "/sessions/"+url.PathEscape(session)+"/blocks")
+		var frames blockReader
+		err := r.blocks(ctx, session, func(s Session) { frames.start = s.Start }, func(b Block) bool { return frames.read(b.Number, b.Bytes, yield) })
 		if err != nil {
 			yield(Frame{}, err)
-			return
-		}
-		defer body.Close()
-		if err := readBlocks(bufio.NewReader(body), yield); err != nil {
-			yield(Frame{}, fmt.Errorf("ask the broker: %w", err))
 		}
 	}
 }
 
+// Blocks implements [Source].
+func (r *remote) Blocks(ctx context.Context, session string) iter.Seq2[Block, error] {
+	return func(yield func(Block, error) bool) {
+		err := r.blocks(ctx, session, func(Session) {}, func(b Block) bool { return yield(b, nil) })
+		if err != nil {
+			yield(Block{}, err)
+		}
+	}
+}
+
+// blocks calls begin with a session and f with its blocks, until it returns false.
+func (r *remote) blocks(ctx context.Context, session string, begin func(Session), f func(Block) bool) error {
+	body, err := r.get(ctx, "/sessions/"+url.PathEscape(session)+"/blocks")
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := readBlocks(bufio.NewReader(body), begin, f); err != nil {
+		return fmt.Errorf("ask the broker: %w", err)
+	}
+	return nil
+}
+
 // readBlocks reads what serveBlocks has written.
-func readBlocks(in *bufio.Reader, yield func(Frame, error) bool) error {
+func readBlocks(in *bufio.Reader, begin func(Session), f func(Block) bool) error {
 	line, err := in.ReadBytes('\n')
 	if err != nil {
 		return err
@@ -238,7 +347,7 @@ func readBlocks(in *bufio.Reader, yield func(Frame, error) bool) error {
 	if err := json.Unmarshal(line, &s); err != nil {
 		return err
 	}
-	r := blockReader{start: s.Start}
+	begin(s)
 	var b []byte
 	for {
 		size, err := binary.ReadUvarint(in)
@@ -259,7 +368,7 @@ func readBlocks(in *bufio.Reader, yield func(Frame, error) bool) error {
 		if _, err := io.ReadFull(in, b); err != nil {
 			return io.ErrUnexpectedEOF
 		}
-		if !r.read(binary.BigEndian.Uint32(number[:]), b, yield) {
+		if !f(Block{binary.BigEndian.Uint32(number[:]), b}) {
 			return nil
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"example.com/broker/broker/agent"
 	"example.com/broker/broker/agent/credential"
 	"example.com/broker/broker/policy"
+	"example.com/broker/recorder"
 )
 
 // brokerFile is broker.yaml.
@@ -38,6 +39,7 @@ type brokerFile struct {
 	Detectors []detectorFile        `yaml:"detectors"`
 	HTTP      httpFile              `yaml:"http"`
 	Limits    limitsFile            `yaml:"limits"`
+	Recording recordingFile         `yaml:"recording"`
 }
 
 // httpFile is how clients by URL are served.
@@ -119,6 +121,10 @@ type callFile struct {
 	Reason   string `yaml:"reason"`
 }
 
+type recordingFile struct {
+	Sync string `yaml:"sync"`
+}
+
 type limitsFile struct {
 	Frame       string `yaml:"frame"`
 	Requests    int    `yaml:"requests"`
@@ -139,6 +145,7 @@ type brokerConfig struct {
 	local   map[string]agent.Upstream
 	limits  broker.Limits
 	free    int64 // of the disk, in bytes
+	sync    recorder.Sync
 	identities
 	notices
 }
@@ -243,12 +250,19 @@ func (c *brokerConfig) readLimits() error {
 	if c.free, err = c.size("limits.disk_free", l.DiskFree); err != nil {
 		return err
 	}
+	sync, ok := syncs[c.Recording.Sync]
+	if !ok {
+		return c.errorAt("recording.sync", errors.New("must be always, interval or none"))
+	}
+	c.sync = sync
 	c.limits = broker.Limits{
 		Frame: int(frame), Requests: l.Requests, Sessions: l.Sessions,
 		PerIdentity: l.PerIdentity, Handshake: handshake, Idle: idle,
 	}.WithDefaults()
 	return nil
 }
+
+var syncs = map[string]recorder.Sync{"": recorder.SyncInterval, "interval": recorder.SyncInterval, "always": recorder.SyncAlways, "none": recorder.SyncNone}
 
 // maxFrame bounds limits.frame, in bytes: a frame is in memory as a whole.
 const maxFrame = 1 << 30

@@ -26,6 +26,8 @@ func hint(err error) string {
 		return `another process holds the port (ss -ltnp); or set "listen" in the configuration`
 	case errors.Is(err, recorder.ErrNoSession):
 		return "broker sessions lists what is on record"
+	case errors.Is(err, errUnverified):
+		return "keep the data folder as it is, and compare it with a copy; what is good can still be replayed"
 	case errors.Is(err, recorder.ErrInUse):
 		return "another broker runs on this data folder; give each its own"
 	case errors.Is(err, agent.ErrNotJoined):

@@ -200,3 +200,22 @@ func (b *testBroker) replays(t testing.TB, direction string, blocked bool) (all 
 	}
 	return all
 }
+
+// verify proves the log of a broker that does not run.
+func (b *testBroker) verify(t testing.TB) {
+	t.Helper()
+	data := filepath.Join(b.dir, "data")
+	key, err := recorder.ReadVerifier(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := recorder.OpenSource(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	r, err := recorder.VerifyLog(t.Context(), src, key, nil, nil)
+	if err != nil || len(r.Faults) > 0 || r.Seen == nil || r.Sessions == 0 || r.Running > 0 {
+		t.Errorf("verified is %+v, %v", r, err)
+	}
+}

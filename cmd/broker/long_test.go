@@ -218,5 +218,6 @@ func TestKillLong(t *testing.T) {
 		if replay := b.replayed(t, "s2c", false); len(got) <= size || !bytes.HasPrefix(replay, got) || bytes.IndexByte(replay, '\n') >= 0 {
 			t.Errorf("round %d: %d bytes were received, and they are no prefix of the %d on record, or those end in a newline", round, len(got), len(replay))
 		}
+		b.verify(t)
 	}
 }

@@ -121,7 +121,10 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 	}); err != nil {
 		return nil, err
 	}
-	in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log})
+	key, err := recorder.OpenKey(config.Data)
+	if err == nil {
+		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync})
+	}
 	if err != nil {
 		in.listener.Close()
 		return nil, err

@@ -125,6 +125,7 @@ func TestKill(t *testing.T) {
 				t.Errorf("round %d: %d bytes of %s were received, and they are no prefix of the %d on record", round, len(got), direction, len(replay))
 			}
 		}
+		b.verify(t)
 	}
 }
 

@@ -2,6 +2,7 @@ package detect
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"regexp/syntax"
 	"slices"
@@ -13,6 +14,44 @@ type anchor struct {
 	gram uint32
 	pair string // if it is not empty, there is no gram
 	back span   // from the anchor to where the match starts
+	near around8
+}
+
+// An around8 is what is known of the eight bytes at an offset from an anchor:
+// of each its bits that are the same in every match, letters' case apart.
+type around8 struct {
+	offset     int
+	mask, bits uint64
+}
+
+// surely returns what is known of the bytes of s around its place at, where the anchor is.
+func (s sequence) surely(at int) (a around8) {
+	first := max(0, min(at, len(s)-8))
+	a.offset = first - at
+	for i, set := range s[first:min(len(s), first+8)] {
+		same, one := byte(0xff), byte(0)
+		for c := range set {
+			if set[c] {
+				one = byte(c) | 0x20
+			}
+		}
+		for c := range set {
+			if set[c] {
+				same &^= one ^ (byte(c) | 0x20)
+			}
+		}
+		a.mask |= uint64(same) << (8 * i)
+		a.bits |= uint64(one&same) << (8 * i)
+	}
+	return a
+}
+
+// fits reports that the bytes around at in text may be those of a match.
+func (a *around8) fits(text []byte, at int) bool {
+	if at += a.offset; uint(at) > uint(len(text)) || len(text)-at < 8 {
+		return true
+	}
+	return (binary.LittleEndian.Uint64(text[at:])|folding)&a.mask == a.bits
 }
 
 // anchors returns grams of which every match of re has one; nil if there are
@@ -44,7 +83,7 @@ func anchors(re *syntax.Regexp) []anchor {
 			if at < 0 {
 				window = append(sequence{&anyByte}, window...)
 			}
-			all = appendGrams(all, window, span{back.min + at, back.max + at})
+			all = appendGrams(all, window, anchor{back: span{back.min + at, back.max + at}, near: s.surely(at)})
 		}
 	}
 	if len(all) > manyGrams && len(best) == 1 {
@@ -52,7 +91,8 @@ func anchors(re *syntax.Regexp) []anchor {
 			return []anchor{{pair: pair, back: span{back.min + at, back.max + at}}}
 		}
 	}
-	return all
+	slices.SortFunc(all, func(a, b anchor) int { return cmp.Compare(a.gram, b.gram) })
+	return slices.Compact(all) // (?-i:[Aa]pi|API) has one gram twice
 }
 
 // pair returns two bytes that s has at that place and that are always the same.
@@ -304,7 +344,8 @@ func (s *byteSet) escapes() bool {
 	return s['"'] || s['\\'] || s['\n'] || s['\r'] || s['\t'] || s['\b'] || s['\f']
 }
 
-func appendGrams(all []anchor, s sequence, back span) []anchor {
+// appendGrams appends like once for each gram that s may be.
+func appendGrams(all []anchor, s sequence, like anchor) []anchor {
 	grams := []uint32{0}
 	for i, set := range s {
 		if i == 3 && set.escapes() { // so that the gram is found in JSON, too
@@ -327,7 +368,8 @@ func appendGrams(all []anchor, s sequence, back span) []anchor {
 		grams = longer
 	}
 	for _, g := range grams {
-		all = append(all, anchor{gram: g, back: back})
+		like.gram = g
+		all = append(all, like)
 	}
 	return all
 }
@@ -340,6 +382,7 @@ type index struct {
 	first   []int32                     // by slot: the first entry of the key in entries + 1; 0: no key
 	entries []entry
 	pairs   []pair
+	likes   likes // the same
 }
 
 // A pair is two bytes that are looked for, by the rarer one.
@@ -354,6 +397,7 @@ type entry struct {
 	id   int32 // the caller's
 	next int32 // the key's next entry + 1; 0: it is the last
 	back span
+	near around8
 }
 
 const (
@@ -375,10 +419,15 @@ func newIndex(of [][]anchor) *index {
 	for id, as := range of {
 		for _, a := range as {
 			if a.pair != "" {
-				x.entries = append(x.entries, entry{int32(id), 0, a.back})
+				x.entries = append(x.entries, entry{int32(id), 0, a.back, a.near})
 				p := pair{text: [2]byte{a.pair[0], a.pair[1]}, first: int32(len(x.entries))}
 				if common(p.text[1]|0x20) < common(p.text[0]|0x20) {
 					p.rare = 1
+				}
+				if n := len(x.pairs); n < maxPairs {
+					for i := range x.likes[n][0] {
+						x.likes[n][0][i], x.likes[n][1][i] = p.text[0], p.text[1]
+					}
 				}
 				x.pairs = append(x.pairs, p)
 				continue
@@ -387,7 +436,7 @@ func newIndex(of [][]anchor) *index {
 			x.bits[p>>(wordShift+6)] |= 1 << (p >> wordShift & 63)
 			slot := x.slot(a.gram)
 			x.keys[slot] = a.gram
-			x.entries = append(x.entries, entry{int32(id), x.first[slot], a.back})
+			x.entries = append(x.entries, entry{int32(id), x.first[slot], a.back, a.near})
 			x.first[slot] = int32(len(x.entries))
 		}
 	}
@@ -411,6 +460,10 @@ type hitter interface{ hit(at int, first int32) }
 
 // find tells h the places in text where a gram stands, but for odd ones.
 func (x *index) find(text []byte, h hitter) {
+	if vector && len(text) >= longText && len(x.pairs) <= maxPairs {
+		x.scan(text, h)
+		return
+	}
 	i := 0
 	for rest := text; len(rest) >= 10; rest = rest[8:] {
 		w := binary.LittleEndian.Uint64(rest) | folding

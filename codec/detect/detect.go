@@ -8,7 +8,8 @@
 // A detector looks for what begins a value, or for four bytes that every value
 // of its kind has, and verifies around it; where a kind of value has a checksum
 // or a fixed form, it decides. How far a detector looks back or ahead is
-// bounded, so that no text makes it slow.
+// bounded, so that no text makes it slow. Where the processor has AVX2, places in
+// a long text are looked for many at a time (scan.go).
 package detect
 
 import (
@@ -21,18 +22,19 @@ import (
 // be given to many Finders.
 type Detector struct {
 	name  string
-	look  look            // either this
+	sign  bySign          // either this, at each @,
 	by    byDigits        // or this,
 	at    around          // at runs of digits that look so
 	rules func() *ruleSet // or that
 }
 
-// A look is how a detector looks at a text. It finds in order.
-type look func(text []byte, found func(start, end int))
+// A bySign looks around the @ at i, and returns the offsets of the value that it
+// is in and that begins at done or later, or 0, 0.
+type bySign func(text []byte, i, done int) (from, to int)
 
 var builtin = map[string]Detector{
 	"credit_card": {by: card, at: manyDigits | fourDigits},
-	"email":       {look: findEmails},
+	"email":       {sign: email},
 	"iban":        {by: iban, at: behindLetters},
 	"ip_address":  {by: ip, at: besideMark},
 	"phone":       {by: phone, at: behindPlus},
@@ -54,23 +56,30 @@ func ByName(name string) (Detector, bool) {
 func (d Detector) Name() string { return d.name }
 
 // A Finder looks for several kinds of value. It must not be used by two
-// goroutines at a time; what is costly to make, all Finders share.
+// goroutines at a time.
 type Finder struct {
-	names  []string
-	all    []active // but those by digits
-	digits []active
-	at     around // of any of digits
-	named  []byte
-	report func(detector, start, end int)
-	near   func(at int)
+	names    []string
+	searches []active // by rules
+	digits   []active // by digits
+	at       around   // of any of digits
+	signed   []active // by signs
+	named    []byte
+	report   func(detector, start, end int)
+	near     func(at int)
+
+	// Of the text that is scanned.
+	rows       classified
+	colonDone  int // runs of digits beside colons before have been looked at
+	colonDigit int // where the last of them ends
+	colonTo    int // so far is what is of an address's bytes from there on
 }
 
 // An active is one detector at work.
 type active struct {
-	look   // nil if it is by digits
 	by     byDigits
 	at     around
-	search *search // nil if it has no rules
+	bySign bySign
+	search *search
 	found  func(start, end int)
 	done   int // what is before has been reported
 }
@@ -79,17 +88,17 @@ type active struct {
 func New(detectors ...Detector) *Finder {
 	f := &Finder{}
 	for i, d := range detectors {
-		w := active{look: d.look, by: d.by, at: d.at, found: func(start, end int) { f.report(i, start, end) }}
-		if d.rules != nil {
-			w.search = newSearch(d.rules())
-			w.look = w.search.find
-		}
+		w := active{by: d.by, at: d.at, bySign: d.sign, found: func(start, end int) { f.report(i, start, end) }}
 		f.names = append(f.names, d.name)
-		if d.by != nil {
+		switch {
+		case d.rules != nil:
+			w.search = newSearch(d.rules())
+			f.searches = append(f.searches, w)
+		case d.sign != nil:
+			f.signed = append(f.signed, w)
+		default:
 			f.digits = append(f.digits, w)
 			f.at |= d.at
-		} else {
-			f.all = append(f.all, w)
 		}
 	}
 	return f
@@ -102,11 +111,18 @@ func (f *Finder) Names() []string { return f.names }
 // offsets of each value in text.
 func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 	f.report = found
-	for i := range f.all {
-		f.all[i].look(text, f.all[i].found)
+	for i := range f.searches {
+		f.searches[i].search.find(text, f.searches[i].found)
 	}
-	if len(f.digits) > 0 && len(text) >= leastDigits {
-		f.byDigits(text)
+	switch {
+	case len(f.signed) == 0 && f.at == 0:
+	case vector && len(text) >= longText:
+		f.scan(text)
+	default:
+		f.bySigns(text)
+		if f.at != 0 && len(text) >= leastDigits {
+			f.byDigits(text)
+		}
 	}
 	f.report = nil
 }
@@ -119,21 +135,16 @@ func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 func (f *Finder) Near(text []byte, near func(at int)) bool {
 	f.near = near
 	defer func() { f.near = nil }()
-	for i := range f.all {
-		switch w := &f.all[i]; {
-		case w.search == nil: // email
-			for at := 0; ; at++ {
-				n := bytes.IndexByte(text[at:], '@')
-				if n < 0 {
-					break
-				}
-				at += n
-				near(at)
-			}
-		case w.search.index == nil:
+	for i := range f.searches {
+		x := f.searches[i].search.index
+		if x == nil {
 			return false
-		default:
-			w.search.index.find(text, f)
+		}
+		x.find(text, f)
+	}
+	if len(f.signed) > 0 {
+		for at := nextSign(text, 0); at >= 0; at = nextSign(text, at+1) {
+			near(at)
 		}
 	}
 	if f.at == 0 {
@@ -160,29 +171,66 @@ func (f *Finder) byDigits(text []byte) {
 	}
 	for start := nextDigit(text, 0); start >= 0; {
 		end := run(text, start, len(text), digit)
-		at := lookAround(text, start, end) & f.at
-		for i := range f.digits {
-			w := &f.digits[i]
-			if w.at&at == 0 || start < w.done {
-				continue
-			}
-			if from, to := w.by(text, start, end); to > 0 && from >= w.done {
-				w.done = to
-				w.found(from, to)
-			}
-		}
+		f.digitsIn(text, start, end)
 		start = nextDigit(text, end)
 	}
+}
+
+// digitsIn looks around the run of digits text[start:end].
+func (f *Finder) digitsIn(text []byte, start, end int) {
+	at := lookAround(text, start, end) & f.at
+	if at == 0 {
+		return
+	}
+	for i := range f.digits {
+		w := &f.digits[i]
+		if w.at&at == 0 || start < w.done {
+			continue
+		}
+		if from, to := w.by(text, start, end); to > 0 && from >= w.done {
+			w.done = to
+			w.found(from, to)
+		}
+	}
+}
+
+func (f *Finder) bySigns(text []byte) {
+	if len(f.signed) == 0 {
+		return
+	}
+	for i := range f.signed {
+		f.signed[i].done = 0
+	}
+	for at := nextSign(text, 0); at >= 0; at = nextSign(text, at+1) {
+		f.signAt(text, at)
+	}
+}
+
+// signAt looks around the @ at i.
+func (f *Finder) signAt(text []byte, i int) {
+	for j := range f.signed {
+		w := &f.signed[j]
+		if from, to := w.bySign(text, i, w.done); to > 0 {
+			w.done = to
+			w.found(from, to)
+		}
+	}
+}
+
+// nextSign returns the offset of the first @ in text from i on, or -1.
+func nextSign(text []byte, i int) int {
+	if n := bytes.IndexByte(text[i:], '@'); n >= 0 {
+		return i + n
+	}
+	return -1
 }
 
 // Under calls found like Find, with what in text is sensitive for the name of
 // the member of an object that it is the value of.
 func (f *Finder) Under(name, text []byte, found func(detector, start, end int)) {
 	f.report = found
-	for i := range f.all {
-		if w := &f.all[i]; w.search != nil {
-			w.search.under(name, text, w.found)
-		}
+	for i := range f.searches {
+		f.searches[i].search.under(name, text, f.searches[i].found)
 	}
 	if len(f.digits) > 0 && len(text) == 9 && saysSSN(name, len(name)) {
 		f.named = append(append(f.named[:0], "ssn "...), text...)

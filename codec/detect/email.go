@@ -10,43 +10,33 @@ const (
 	maxDomain = 253 // RFC 1035
 )
 
-// findEmails finds addresses: letters, digits and . _ - + % ' before the @, which
-// is what mailboxes have in practice, international letters too. The other marks
-// that RFC 5321 allows stand around addresses more often than in them. The domain has a dot and ends in a name, so that
-// pkg@1.2.3 and user@host are none; git@host, the account of ssh remotes, is
-// nobody's either.
-func findEmails(text []byte, found func(start, end int)) {
-	done := 0 // what is before has been reported
-	for i := 0; ; i++ {
-		n := bytes.IndexByte(text[i:], '@')
-		if n < 0 {
-			return
-		}
-		i += n
-		start := i
-		for start > done && i-start < maxLocal && isLocal(text[start-1]) {
-			start--
-		}
-		for start < i && (text[start] != '_' && !is(text[start], alnum|beyond) || !utf8.RuneStart(text[start])) {
-			start++
-		}
-		if start == i || text[i-1] == '.' || string(text[start:i]) == "git" {
-			continue
-		}
-		end := i + 1
-		for end < len(text) && end-i <= maxDomain && is(text[end], alnum|dash|dot|beyond) {
-			end++
-		}
-		for end > i+1 && (is(text[end-1], dash|dot) || end < len(text) && !utf8.RuneStart(text[end])) {
-			end--
-		}
-		if !isDomain(text[i+1:end]) || isUserInfo(text, start) {
-			continue
-		}
-		found(start, end)
-		done = end
-		i = end - 1
+// email finds addresses: letters, digits and . _ - + % ' before the @, which is
+// what mailboxes have in practice, international letters too. The other marks
+// that RFC 5321 allows stand around addresses more often than in them. The domain
+// has a dot and ends in a name, so that pkg@1.2.3 and user@host are none;
+// git@host, the account of ssh remotes, is nobody's either.
+func email(text []byte, i, done int) (from, to int) {
+	start := i
+	for start > done && i-start < maxLocal && isLocal(text[start-1]) {
+		start--
 	}
+	for start < i && (text[start] != '_' && !is(text[start], alnum|beyond) || !utf8.RuneStart(text[start])) {
+		start++
+	}
+	if start == i || text[i-1] == '.' || string(text[start:i]) == "git" {
+		return 0, 0
+	}
+	end := i + 1
+	for end < len(text) && end-i <= maxDomain && is(text[end], alnum|dash|dot|beyond) {
+		end++
+	}
+	for end > i+1 && (is(text[end-1], dash|dot) || end < len(text) && !utf8.RuneStart(text[end])) {
+		end--
+	}
+	if !isDomain(text[i+1:end]) || isUserInfo(text, start) {
+		return 0, 0
+	}
+	return start, end
 }
 
 func isLocal(c byte) bool {
@@ -58,9 +48,16 @@ func isUserInfo(text []byte, i int) bool {
 	if i == 0 || text[i-1] != '/' && text[i-1] != ':' {
 		return false
 	}
-	before := text[max(0, i-128):i]
-	n := bytes.LastIndex(before, []byte("://"))
-	return n >= 0 && !bytes.ContainsAny(before[n+3:], "/ \t\n\"'<>")
+	first := max(0, i-128)
+	for i--; i >= first+2; i-- {
+		switch text[i] {
+		case ' ', '\t', '\n', '"', '\'', '<', '>':
+			return false
+		case '/':
+			return text[i-1] == '/' && text[i-2] == ':'
+		}
+	}
+	return false
 }
 
 // fileNames end the names of files, and no domain.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
+	"strconv"
 )
 
 // Most personal data has digits in it. They are looked for once for all
@@ -214,6 +215,14 @@ var ibanLengths = map[string]int{
 	"UA": 29, "VA": 22, "VG": 24, "XK": 20, "YE": 30,
 }
 
+// ibanSizes is ibanLengths by letters.
+var ibanSizes = func() (sizes [26][26]uint8) {
+	for country, n := range ibanLengths {
+		sizes[country[0]-'A'][country[1]-'A'] = uint8(n)
+	}
+	return sizes
+}()
+
 // iban finds international bank account numbers: a country, as long as that
 // country's are, and a good remainder (ISO 7064, mod 97). They stand in one word,
 // or in groups of four.
@@ -223,7 +232,7 @@ func iban(text []byte, start, end int) (from, to int) {
 		return 0, 0
 	}
 	var v [40]byte
-	size := ibanLengths[string([]byte{text[from] &^ 0x20, text[from+1] &^ 0x20})]
+	size := int(ibanSizes[(text[from]|0x20)-'a'][(text[from+1]|0x20)-'a'])
 	if size == 0 {
 		return 0, 0
 	}
@@ -292,12 +301,12 @@ func isPhone(d []byte) bool {
 	case d[0] == '7':
 		return len(d) == 11
 	}
-	return callingCodes[string(d[:2])] || callingCodes[string(d[:3])]
+	two := int(d[0]-'0')*10 + int(d[1]-'0')
+	return callingCodes[two] || two >= 10 && callingCodes[two*10+int(d[2]-'0')]
 }
 
 // callingCodes are those that the ITU has assigned, but for +1 and +7.
-var callingCodes = func() map[string]bool {
-	codes := map[string]bool{}
+var callingCodes = func() (codes [1000]bool) {
 	for _, s := range bytes.Fields([]byte(`20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 63 64 65 66
 		81 82 84 86 90 91 92 93 94 95 98 211 212 213 216 218 220 221 222 223 224 225 226 227 228 229 230 231 232 233 234 235 236 237 238 239
 		240 241 242 243 244 245 246 247 248 249 250 251 252 253 254 255 256 257 258 260 261 262 263 264 265 266 267 268 269 290 291 297 298 299
@@ -305,7 +314,11 @@ var callingCodes = func() map[string]bool {
 		500 501 502 503 504 505 506 507 508 509 590 591 592 593 594 595 596 597 598 599 670 672 673 674 675 676 677 678 679 680 681 682 683 685
 		686 687 688 689 690 691 692 800 808 850 852 853 855 856 870 878 880 881 882 883 886 888 960 961 962 963 964 965 966 967 968 970 971 972
 		973 974 975 976 977 979 992 993 994 995 996 998`)) {
-		codes[string(s)] = true
+		n, err := strconv.Atoi(string(s))
+		if err != nil {
+			panic(err)
+		}
+		codes[n] = true
 	}
 	return codes
 }()
@@ -328,7 +341,15 @@ func ip(text []byte, start, end int) (from, to int) {
 		to--
 	}
 	word := text[from:to]
-	colons, dots := bytes.Count(word, []byte(":")), bytes.Count(word, []byte("."))
+	colons, dots := 0, 0
+	for _, c := range word {
+		switch c {
+		case ':':
+			colons++
+		case '.':
+			dots++
+		}
+	}
 	switch {
 	case colons == 1 && dots == 3: // with a port
 		to = from + bytes.IndexByte(word, ':')

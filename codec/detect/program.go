@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"bytes"
 	"fmt"
 	"regexp/syntax"
 	"slices"
@@ -21,8 +22,10 @@ import (
 // so that no text makes it slow.
 type program struct {
 	start *inst
-	width span // of what it matches, in bytes
-	caps  int  // groups, the whole match included
+	width span   // of what it matches, in bytes
+	caps  int    // groups, the whole match included
+	begin bool   // it matches at the start of a text only
+	head  []byte // it begins with that; nil if it may begin otherwise
 }
 
 // A span is how many bytes something is long.
@@ -63,10 +66,17 @@ type inst struct {
 	text     string
 	alts     []*inst
 	next     *inst
+	picks    *picks
+	reach    int // of opRun: how many bytes of set what is behind it takes at most before it needs another; noReach: no matter how many
 
 	first byteSet // with what the rest can begin
 	empty bool    // the rest can match without a byte
 }
+
+const (
+	noReach  = -1
+	maxReach = 64 // more is as good as no bound
+)
 
 // A byteSet has the bytes that are true.
 type byteSet [256]bool
@@ -75,6 +85,45 @@ func (s *byteSet) add(t *byteSet) {
 	for c := range t {
 		s[c] = s[c] || t[c]
 	}
+}
+
+// picks are the alternatives of an instruction by the byte that stands there.
+type picks struct {
+	of   [256]uint8
+	sets [][]*inst
+	end  []*inst // where the text ends
+}
+
+func newPicks(alts []*inst) *picks {
+	p := &picks{}
+	var keys []string
+	for c := range p.of {
+		key := make([]byte, len(alts))
+		var set []*inst
+		for i, alt := range alts {
+			if alt.empty || alt.first[c] {
+				key[i], set = 1, append(set, alt)
+			}
+		}
+		at := slices.Index(keys, string(key))
+		if at < 0 {
+			at, keys, p.sets = len(keys), append(keys, string(key)), append(p.sets, set)
+		}
+		p.of[c] = uint8(at)
+	}
+	for _, alt := range alts {
+		if alt.empty {
+			p.end = append(p.end, alt)
+		}
+	}
+	return p
+}
+
+func (p *picks) at(text []byte, i int) []*inst {
+	if i < len(text) {
+		return p.sets[p.of[text[i]]]
+	}
+	return p.end
 }
 
 // compile compiles re.
@@ -86,7 +135,24 @@ func compile(re *syntax.Regexp) (*program, error) {
 		return nil, err
 	}
 	number(start)
-	return &program{start: start, width: width(re), caps: re.MaxCap() + 1}, nil
+	p := &program{start: start, width: width(re), caps: re.MaxCap() + 1, begin: start.atBegin()}
+	if start.op == opText && !start.fold {
+		p.head = []byte(start.text)
+	}
+	return p, nil
+}
+
+// atBegin reports that n matches at the start of a text only.
+func (n *inst) atBegin() bool {
+	switch n.op {
+	case opBegin:
+		return true
+	case opOpen:
+		return n.next.atBegin()
+	case opAlt:
+		return !slices.ContainsFunc(n.alts, func(alt *inst) bool { return !alt.atBegin() })
+	}
+	return false
 }
 
 // lastID is that of the instruction numbered last.
@@ -99,7 +165,91 @@ func number(n *inst) {
 		for _, alt := range n.alts {
 			number(alt)
 		}
+		if n.op == opAlt {
+			n.picks = newPicks(n.alts)
+		}
+		if n.op == opRun {
+			n.reach = (&reacher{set: n.set, known: map[*inst]int{}}).of(n.next)
+		}
 	}
+}
+
+// A reacher finds how many bytes of set in a row a program takes from an
+// instruction on.
+type reacher struct {
+	set   *byteSet
+	known map[*inst]int
+}
+
+func (r *reacher) of(n *inst) int {
+	reach, ok := r.known[n]
+	if !ok {
+		if reach = r.look(n); reach > maxReach {
+			reach = noReach
+		}
+		r.known[n] = reach
+	}
+	return reach
+}
+
+func (r *reacher) look(n *inst) int {
+	behind := func(own int) int {
+		if own > maxReach {
+			return noReach
+		}
+		if reach := r.of(n.next); reach != noReach {
+			return own + reach
+		}
+		return noReach
+	}
+	switch n.op {
+	case opMatch:
+		return noReach
+	case opEnd: // nothing of set is behind it, and neither there
+		return 0
+	case opSet:
+		if !n.set.meets(r.set) {
+			return 0
+		}
+		return behind(1)
+	case opText:
+		for i := range len(n.text) {
+			c := n.text[i]
+			if !r.set[c] && !(n.fold && 'a' <= c && c <= 'z' && r.set[c-'a'+'A']) {
+				return i
+			}
+		}
+		return behind(len(n.text))
+	case opRun:
+		switch {
+		case n.set.meets(r.set):
+			return behind(n.max)
+		case n.min > 0:
+			return 0
+		}
+		return behind(0)
+	case opAlt:
+		most := 0
+		for _, alt := range n.alts {
+			reach := r.of(alt)
+			if reach == noReach {
+				return noReach
+			}
+			most = max(most, reach)
+		}
+		return most
+	}
+	return behind(0)
+}
+
+// meets reports whether s and t have a byte in common.
+func (s *byteSet) meets(t *byteSet) bool {
+	for c := range s {
+		if s[c] && t[c] {
+			return true
+		}
+	}
+	return false
 }
 
 type compiler struct{ size int }
@@ -332,13 +482,17 @@ type machine struct {
 	slots []int // offsets of groups, as regexp's FindSubmatchIndex has them
 	steps int
 
-	// Where a run or an alternation has failed, it fails again, wherever the match
+	// Where an alternation has failed, it fails again, wherever the match
 	// began: what is behind it and the text are the same.
 	failed []failure // nil until it is needed: most sessions never do
 	gen    uint32    // of the text
+	ran    [keptStretches]stretch
 }
 
-const keptFailures = 512
+const (
+	keptFailures  = 512
+	keptStretches = 64
+)
 
 // A failure is an instruction that does not lead to a match from that place.
 type failure struct {
@@ -354,6 +508,17 @@ func (m *machine) slot(n *inst, i int) *failure {
 		m.failed = make([]failure, keptFailures)
 	}
 	return &m.failed[(uint32(i)*31+n.id*977)%keptFailures]
+}
+
+func (f *failure) is(m *machine, n *inst, i int) bool {
+	return f.at == i && f.id == n.id && f.gen == m.gen
+}
+
+// fails notes that n does not lead to a match from i, if that is sure.
+func (m *machine) fails(f *failure, n *inst, i int) {
+	if m.steps >= 0 {
+		*f = failure{m.gen, n.id, i}
+	}
 }
 
 // match tries p at i, and reports whether it matches there. Then m.slots holds
@@ -391,19 +556,29 @@ func (m *machine) run(n *inst, i int) bool {
 				return false
 			}
 			i += len(n.text)
-		case opRun, opAlt:
-			f := m.slot(n, i)
-			if *f == (failure{m.gen, n.id, i}) {
+		case opAlt:
+			alts := n.picks.at(text, i)
+			switch len(alts) {
+			case 0:
+				return false
+			case 1:
+				n = alts[0]
+				continue
+			}
+			return m.either(n, alts, i)
+		case opRun:
+			low, high := m.ends(n, i)
+			if low != high {
+				return low < high && m.most(n, low, high)
+			}
+			i = high
+			if !n.next.begins(text, i) {
 				return false
 			}
-			if n.op == opRun && m.runs(n, i) || n.op == opAlt && m.either(n, i) {
-				return true
-			}
-			if m.steps >= 0 {
-				*f = failure{m.gen, n.id, i}
-			}
-			return false
 		case opOpen:
+			if !n.next.begins(text, i) {
+				return false
+			}
 			old := m.slots[n.slot]
 			m.slots[n.slot] = i
 			if m.run(n.next, i) {
@@ -428,9 +603,7 @@ func (m *machine) run(n *inst, i int) bool {
 				return false
 			}
 		case opWord, opNoWord:
-			before := i > 0 && is(text[i-1], alnum|under)
-			behind := i < len(text) && is(text[i], alnum|under)
-			if (before != behind) != (n.op == opWord) {
+			if wordBoundary(text, i) != (n.op == opWord) {
 				return false
 			}
 		}
@@ -438,43 +611,97 @@ func (m *machine) run(n *inst, i int) bool {
 	}
 }
 
-// either tries the alternatives of n at i.
-func (m *machine) either(n *inst, i int) bool {
-	for _, alt := range n.alts {
-		if (alt.empty || i < len(m.text) && alt.first[m.text[i]]) && m.run(alt, i) {
+// wordBoundary reports that a word begins or ends at i.
+func wordBoundary(text []byte, i int) bool {
+	before := i > 0 && is(text[i-1], alnum|under)
+	behind := i < len(text) && is(text[i], alnum|under)
+	return before != behind
+}
+
+// begins reports whether the program can go on with n at i, as far as one byte tells.
+func (n *inst) begins(text []byte, i int) bool {
+	return n.empty || i < len(text) && n.first[text[i]]
+}
+
+// either tries alts, which are those of n that can begin at i.
+func (m *machine) either(n *inst, alts []*inst, i int) bool {
+	f := m.slot(n, i)
+	if f.is(m, n, i) {
+		return false
+	}
+	for _, alt := range alts {
+		if m.run(alt, i) {
 			return true
 		}
 	}
+	m.fails(f, n, i)
 	return false
 }
 
-// runs tries to match the run n at i, and what is behind it.
-func (m *machine) runs(n *inst, i int) bool {
-	text, next := m.text, n.next
-	low, high := i+n.min, min(len(text), i+n.max)
-	if low > len(text) {
-		return false
+// A stretch is what is known of a run: all from one offset to the other is of its
+// set, and what follows is not if it is closed. So no run is gone over twice,
+// wherever a match begins in it.
+type stretch struct {
+	gen, id  uint32
+	from, to int
+	closed   bool
+
+	failed, failedTo int // what is behind the run does not match at places from one to in front of the other
+}
+
+// ends returns the offsets between which the run n that begins at i can end; high
+// is less than low if there are none.
+func (m *machine) ends(n *inst, i int) (low, high int) {
+	text := m.text
+	low, high = i+n.min, min(len(text), i+n.max)
+	far := high
+	if n.reach != noReach {
+		far = min(len(text), high+n.reach+1)
 	}
-	j := i
-	if n.lazy {
-		for ; ; j++ {
-			if j >= low && (next.empty || j < len(text) && next.first[text[j]]) && m.run(next, j) {
-				return true
-			}
-			if j >= high || !n.set[text[j]] {
-				return false
-			}
-			m.steps--
+	r := &m.ran[n.id%keptStretches]
+	if r.id != n.id || r.gen != m.gen || i < r.from || i > r.to {
+		*r = stretch{gen: m.gen, id: n.id, from: i, to: i}
+	}
+	if to := r.to; !r.closed && to < far {
+		for to < far && n.set[text[to]] {
+			to++
 		}
+		m.steps -= (to - r.to) / 8
+		r.to, r.closed = to, to < far || to == len(text)
 	}
-	for j < high && n.set[text[j]] {
-		j++
+	if n.reach != noReach {
+		// Where the run is not long enough, what is behind it meets more of set than
+		// it can take.
+		low = max(low, min(r.to, far)-n.reach)
 	}
-	m.steps -= (j - i) / 8
-	for ; j >= low; j-- {
-		if (next.empty || j < len(text) && next.first[text[j]]) && m.run(next, j) {
+	return low, min(high, r.to)
+}
+
+// most tries to go on behind the run n from high down to low, or up if it is lazy.
+// Where that has failed it fails again, wherever the run began.
+func (m *machine) most(n *inst, low, high int) bool {
+	r := &m.ran[n.id%keptStretches]
+	failed, to := r.failed, r.failedTo
+	next := n.next
+	for j := low; n.lazy && j <= high; j++ {
+		if failed <= j && j < to {
+			j = to - 1
+		} else if next.begins(m.text, j) && m.run(next, j) {
 			return true
 		}
+	}
+	for j := high; !n.lazy && j >= low; j-- {
+		if failed <= j && j < to {
+			j = failed
+		} else if next.begins(m.text, j) && m.run(next, j) {
+			return true
+		}
+	}
+	if r.id == n.id && r.gen == m.gen && m.steps >= 0 {
+		if low <= to && failed <= high+1 && failed < to { // they meet
+			low, high = min(low, failed), max(high, to-1)
+		}
+		r.failed, r.failedTo = low, high+1
 	}
 	return false
 }
@@ -502,7 +729,14 @@ func (n *inst) textAt(text []byte, i int) bool {
 // search reports whether p matches anywhere in text.
 func (m *machine) search(p *program, text []byte) bool {
 	m.fresh()
-	for i := 0; i <= len(text); i++ {
+	if p.head != nil && !bytes.Contains(text, p.head) {
+		return false
+	}
+	last := len(text)
+	if p.begin {
+		last = 0
+	}
+	for i := 0; i <= last; i++ {
 		if (p.start.empty || i < len(text) && p.start.first[text[i]]) && m.match(p, text, i) {
 			return true
 		}

@@ -42,8 +42,9 @@ type allowance struct {
 type expression struct {
 	rule *rule
 	*program
-	lead span // of a run of leadSet in front of the match, which belongs to it
-	set  *byteSet
+	lead  span // of a run of leadSet in front of the match, which belongs to it
+	set   *byteSet
+	value value
 }
 
 // A ruleSet is what a search looks for. It is not changed once it is made.
@@ -130,6 +131,7 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 				if e.program, err = compile(v); err != nil {
 					return nil, fmt.Errorf("rule %s: %w", r.ID, err)
 				}
+				e.value = valueOf(v)
 				s.expressions = append(s.expressions, e)
 				all = append(all, found)
 			}

@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"regexp/syntax"
 	"slices"
 	"strings"
 	"testing"
@@ -70,9 +71,15 @@ func TestWords(t *testing.T) {
 func FuzzProgram(f *testing.F) {
 	expressions := []string{
 		`a(b+?)(c|cd)(d*)`, `(?i)\bkey[ \t]{0,5}[:=]\s*("?)([a-z0-9]{4,8})`, `^(?:ab|a)(?:c|bcd)$`, `[^x]{2,3}?y`, `(?:(a)|b){1,3}c`, `\Bfoo\b|bar`, `(a|ab)(c|bcd)(d*)e?`, `(?s:.){0,3}?z`,
+		`(?i)(?:key|token|pass(?:word)?)[ \t\w.-]{0,20}[\s'"]{0,3}(?:=|:{1,3}=|=>|,)["'\s=]{0,5}([\w.=-]{10,150}|[a-z0-9][a-z0-9+/]{11,}={0,3})(?:[;\s"]|\\[nr]|$)`,
+		`"([^"\s]{8,})"|'(.{8,9})'`, `[a-z0-9-]*?api[a-z0-9-]*?:jar:`, `a.{2,}"\s*/>`, `(?m:^)a[\s\S]{0,9}b+?c(?m:$)`,
 	}
 	f.Add("xabbcdd key: abcd1234 foo", 0)
 	f.Add("KEY=\"ABCDEFGHI\" abcd", 1)
+	f.Add("key token api = key:= abcdef1234567; pass word, \"0123456789ab+/==\"", 8)
+	f.Add("'12345678' \"12345678\" \"1234567\"", 9)
+	f.Add("a-api-api-b:jar:", 10)
+	f.Add("a\"\"\"/ \" /> a\"/>", 11)
 	f.Fuzz(func(t *testing.T, text string, n int) {
 		for i := range len(text) {
 			if text[i] >= 0x80 { // classes are of bytes
@@ -81,11 +88,19 @@ func FuzzProgram(f *testing.F) {
 		}
 		source := expressions[uint(n)%uint(len(expressions))]
 		p, re := mustProgram(t, source)
+		tree, err := syntax.Parse(source, syntax.Perl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := valueOf(tree)
 		var m machine
 		m.fresh()
 		for i := 0; i <= len(text); i++ {
 			if !m.match(p, []byte(text), i) {
 				continue
+			}
+			if !v.in([]byte(text), i) {
+				t.Fatalf("%s matches %q at %d without its value", source, text, i)
 			}
 			want := re.FindStringSubmatchIndex(text)
 			if want == nil || want[0] > i {

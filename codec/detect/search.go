@@ -56,12 +56,22 @@ func (s *search) hit(at int, first int32) {
 	for i := first; i != 0; {
 		e := &s.index.entries[i-1]
 		i = e.next
+		if !e.near.fits(s.text, at) {
+			continue
+		}
 		x := &s.expressions[e.id]
 		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
-			if c := s.text[start]; !x.start.first[c] || !s.m.match(x.program, s.text, start) {
+			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) || !x.value.in(s.text, start) {
 				continue
 			}
-			if t := s.takenBy(x.rule); t.text != s.texts || start >= t.end {
+			t := s.takenBy(x.rule)
+			if t.text == s.texts && at-e.back.min < t.end {
+				break
+			}
+			if !s.m.match(x.program, s.text, start) {
+				continue
+			}
+			if t.text != s.texts || start >= t.end {
 				s.check(x)
 			}
 			break
@@ -281,33 +291,29 @@ var timesLog = func() (t [1 << 12]float64) {
 }()
 
 // placeholders stand where documentation, templates and maskers leave a secret out.
-var placeholders = [][]byte{
-	[]byte("example"), []byte("changeme"), []byte("change_me"), []byte("placeholder"), []byte("redacted"), []byte("xxxx"),
-	[]byte("your-"), []byte("your_"), []byte("insert"), []byte("${"), []byte("{{"), []byte("$("), []byte("<"), []byte("****"),
-	[]byte("...."), []byte("[masked:"), []byte("process.env"), []byte("os.environ"), []byte("getenv"),
-}
+var placeholders = newWords([]string{
+	"example", "changeme", "change_me", "placeholder", "redacted", "xxxx", "your-", "your_", "insert", "****", "....", "[masked:", "process.env", "os.environ", "getenv",
+})
 
+// placeholder reports a value that is one, has one in it, or has what begins one: < ${ {{ $(
 func placeholder(value []byte) bool {
 	if len(value) > 128 { // nobody writes one so long
 		return false
 	}
 	var buf [128]byte
-	folded := buf[:0]
-	same := true
-	for _, c := range value {
-		same = same && c == value[0]
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		folded = append(folded, c)
-	}
-	if same {
-		return true
-	}
-	for _, p := range placeholders {
-		if bytes.Contains(folded, p) {
+	folded := buf[:len(value)]
+	same, before := true, byte(0)
+	for i, c := range value {
+		switch {
+		case 'A' <= c && c <= 'Z':
+			folded[i] = c + 'a' - 'A'
+		case c == '<', c == '{' && (before == '$' || before == '{'), c == '(' && before == '$':
 			return true
+		default:
+			folded[i] = c
 		}
+		same = same && c == value[0]
+		before = c
 	}
-	return len(value) > 0 && (value[0] == '$' || value[0] == '%' && value[len(value)-1] == '%')
+	return same || placeholders.in(folded) || value[0] == '$' || value[0] == '%' && value[len(value)-1] == '%'
 }

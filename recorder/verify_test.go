@@ -1,0 +1,303 @@
+package recorder
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"example.com/broker/codec"
+)
+
+// written makes a log of a few sessions with a few blocks each, of which the last
+// still runs, and returns it with its verifier and the sessions' ids.
+func written(t *testing.T) (l *Log, verifier string, ids []string) {
+	t.Helper()
+	dir := t.TempDir()
+	key, err := OpenKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if verifier, err = ReadVerifier(dir); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, Options{Dir: filepath.Join(dir, "log"), Key: key})
+	for i := range 6 {
+		r := start(t, l)
+		for j := range 5 {
+			frames := []Frame{{Bytes: fmt.Appendf(nil, "c%d.%d", i, j)}, {Direction: codec.S2C, Bytes: fmt.Appendf(nil, "s%d.%d", i, j)}}
+			if err := r.Append(frames...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if ids = append(ids, r.ID()); i == 5 {
+			break
+		}
+		if err := r.End(Ended, "closed"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return l, verifier, ids
+}
+
+func verified(t *testing.T, src Source, verifier string, older *Checkpoint) Report {
+	t.Helper()
+	r, err := VerifyLog(t.Context(), src, verifier, older, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestVerify(t *testing.T) {
+	l, verifier, ids := written(t)
+	r := verified(t, l, verifier, nil)
+	if len(r.Faults) > 0 || r.Sessions != 6 || r.Running != 1 || r.Frames != 60 || r.Seen == nil || r.Seen.Size != 5 {
+		t.Errorf("%+v", r)
+	}
+	for i, id := range ids {
+		r, err := VerifySession(t.Context(), l, id, verifier)
+		if err != nil || len(r.Faults) > 0 || r.Frames != 10 || (r.Seen == nil) != (i == 5) {
+			t.Errorf("session %d: %+v, %v", i, r, err)
+		}
+	}
+	// The root is the one that tlog computes.
+	if want, err := tlog.TreeHash(5, tlog.HashReaderFunc(func(at []int64) ([]tlog.Hash, error) { return l.tree.read(at, nil) })); err != nil || want != r.Seen.Head {
+		t.Errorf("tlog's root is %v, %v", want, err)
+	}
+}
+
+// TestProof checks a proof without the log, and that one that is changed anywhere
+// is none.
+func TestProof(t *testing.T) {
+	l, verifier, ids := written(t)
+	p, err := l.Proof(t.Context(), ids[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := p.MarshalText()
+	var read Proof
+	if err := read.UnmarshalText(text); err != nil {
+		t.Fatal(err)
+	}
+	s, c, err := read.Check(verifier)
+	if err != nil || s.ID != ids[2] || s.Blocks != 5 || c.Size != 5 {
+		t.Errorf("%+v, %+v, %v", s, c, err)
+	}
+	again, _ := read.MarshalText()
+	if !bytes.Equal(text, again) {
+		t.Errorf("%s\nbecame\n%s", text, again)
+	}
+	for i := range text {
+		changed := bytes.Clone(text)
+		changed[i] ^= 1
+		var p Proof
+		if p.UnmarshalText(changed) == nil {
+			if s, _, err := p.Check(verifier); err == nil && (s.ID != ids[2] || !bytes.Equal(p.Record, read.Record)) {
+				t.Errorf("a changed byte %d makes a proof of something else", i)
+			}
+		}
+	}
+	if _, err := l.Proof(t.Context(), ids[5]); err != ErrNotEnded {
+		t.Errorf("a session that runs has a proof: %v", err)
+	}
+	if _, err := l.Proof(t.Context(), "none"); err != ErrNoSession {
+		t.Errorf("no session has a proof: %v", err)
+	}
+}
+
+// TestTampered does to the log what somebody might who can write to it, but has
+// no key. Blocks are changed so that their own checksums are right.
+func TestTampered(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(tm *tampering)
+		want string
+	}{
+		{"a frame is changed", func(tm *tampering) { tm.set(blockKey(tm.ids[1], 2), tm.forged(1, 2, "c1.2!")) }, "session ID1: block 2: it is not the block that was recorded"},
+		{"the first block is", func(tm *tampering) { tm.set(blockKey(tm.ids[1], 0), tm.forged(1, 0, "x")) }, "session ID1: block 0: it is not the block that was recorded"},
+		{"the last block is", func(tm *tampering) { tm.set(blockKey(tm.ids[1], 4), tm.forged(1, 4, "x")) }, "session ID1: block 4: it is not the block that was recorded"},
+		{"a byte is", func(tm *tampering) {
+			b := tm.get(blockKey(tm.ids[0], 3))
+			b[len(b)-1] ^= 1
+			tm.set(blockKey(tm.ids[0], 3), b)
+		}, "session ID0: block 3: recording is damaged: block 3, behind frame 6: checksum mismatch; frame 6, behind"},
+		{"a block is dropped", func(tm *tampering) { tm.set(blockKey(tm.ids[2], 1), nil) }, "session ID2: block 1: it is missing; frame 2,"},
+		{"the end is cut off", func(tm *tampering) { tm.set(blockKey(tm.ids[2], 4), nil) }, "session ID2: block 4: it is missing; frame 8,"},
+		{"all of it is", func(tm *tampering) {
+			for n := range uint32(5) {
+				tm.set(blockKey(tm.ids[2], n), nil)
+			}
+		}, "session ID2: block 0: it is missing; frame 0, the first,"},
+		{"blocks are put in another order", func(tm *tampering) {
+			a, b := tm.get(blockKey(tm.ids[3], 1)), tm.get(blockKey(tm.ids[3], 2))
+			tm.set(blockKey(tm.ids[3], 1), b)
+			tm.set(blockKey(tm.ids[3], 2), a)
+		}, "session ID3: block 0: it is not the block that was recorded, or the one behind it is not"},
+		{"a block is added", func(tm *tampering) { tm.set(blockKey(tm.ids[3], 5), tm.forged(3, 5, "x")) }, "session ID3: block 5: it is not one of the session's"},
+		{"a block comes from another session", func(tm *tampering) { tm.set(blockKey(tm.ids[3], 0), tm.get(blockKey(tm.ids[2], 0))) }, "session ID3: block 0: it is not the block that was recorded"},
+		{"a block of a running session is changed", func(tm *tampering) { tm.set(blockKey(tm.ids[5], 1), tm.forged(5, 1, "x")) }, "session ID5: block 2: it is not the block that was recorded"},
+		{"a record is changed", func(tm *tampering) {
+			tm.set(sessionKey(tm.ids[4]), bytes.Replace(tm.get(sessionKey(tm.ids[4])), []byte("ada"), []byte("eve"), 1))
+		}, "the log: the sessions are not those of the signed checkpoint"},
+		{"a session is dropped", func(tm *tampering) { tm.set(sessionKey(tm.ids[4]), nil) }, "session ID4: its record is missing"},
+		{"a session is dropped with its leaf", func(tm *tampering) { tm.set(sessionKey(tm.ids[4]), nil); tm.set(leafKey(4), nil) }, "the log: the signed checkpoint is of 5 sessions, and there are 4"},
+		{"a leaf in the middle is dropped", func(tm *tampering) { tm.set(leafKey(2), nil) }, "the log: sessions 2 to 2 are missing"},
+		{"sessions are put in another order", func(tm *tampering) {
+			tm.set(leafKey(1), []byte(tm.ids[2]))
+			tm.set(leafKey(2), []byte(tm.ids[1]))
+		}, "the log: the sessions are not those of the signed checkpoint"},
+		{"a session is there twice", func(tm *tampering) { tm.set(leafKey(2), []byte(tm.ids[1])) }, "session ID1: it is in the tree twice"},
+		{"a session is put in", func(tm *tampering) {
+			tm.set(sessionKey("zzz"), bytes.Replace(tm.get(sessionKey(tm.ids[4])), []byte(tm.ids[4]), []byte("zzz"), 1))
+		}, "session zzz: it is not in the tree"},
+		{"the checkpoint is changed", func(tm *tampering) {
+			tm.set(checkpointKey, bytes.Replace(tm.get(checkpointKey), []byte("\n5\n"), []byte("\n4\n"), 1))
+		}, "the log: checkpoint: "},
+		{"the checkpoint is dropped", func(tm *tampering) { tm.set(checkpointKey, nil) }, "the log: there is no signed checkpoint"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l, verifier, ids := written(t)
+			tt.do(&tampering{t, l, ids})
+			r := verified(t, l, verifier, nil)
+			var got []string
+			for _, f := range r.Faults {
+				got = append(got, f.String())
+			}
+			want := tt.want
+			for i, id := range ids {
+				want = strings.ReplaceAll(want, fmt.Sprintf("ID%d", i), id)
+			}
+			if !strings.Contains(strings.Join(got, "\n"), want) {
+				t.Errorf("found is %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// TestOlderCheckpoint checks that who has the key and makes the log anew, but
+// not the checkpoint that somebody has kept, is found out.
+func TestOlderCheckpoint(t *testing.T) {
+	l, verifier, ids := written(t)
+	kept := verified(t, l, verifier, nil).Seen
+	r := start(t, l)
+	if err := r.End(Ended, "closed"); err != nil {
+		t.Fatal(err)
+	}
+	if r := verified(t, l, verifier, kept); len(r.Faults) > 0 || r.Seen.Size != 6 {
+		t.Errorf("the log has only grown: %+v", r)
+	}
+	tm := &tampering{t, l, ids}
+	tm.set(sessionKey(ids[1]), bytes.Replace(tm.get(sessionKey(ids[1])), []byte("ada"), []byte("eve"), 1))
+	tm.resign()
+	if r := verified(t, l, verifier, nil); len(r.Faults) > 0 {
+		t.Errorf("this forgery is for the older checkpoint to find: %v", r.Faults)
+	}
+	if r := verified(t, l, verifier, kept); len(r.Faults) != 1 || !strings.Contains(r.Faults[0].String(), "is another one now") {
+		t.Errorf("found is %v", r.Faults)
+	}
+	tm.set(leafKey(5), nil)
+	tm.set(leafKey(4), nil)
+	l.tree.size = 4
+	tm.set(sessionKey(ids[4]), nil)
+	tm.set(sessionKey(r.ID()), nil)
+	tm.resign()
+	if r := verified(t, l, verifier, kept); !strings.Contains(fmt.Sprint(r.Faults), "the end of the log is missing") {
+		t.Errorf("found is %v", r.Faults)
+	}
+}
+
+// A tampering changes the log behind its back.
+type tampering struct {
+	t   *testing.T
+	l   *Log
+	ids []string
+}
+
+func (tm *tampering) get(key []byte) []byte {
+	b, err := tm.l.value(key)
+	if err != nil || b == nil {
+		tm.t.Fatalf("%q: %v", key, err)
+	}
+	return b
+}
+
+func (tm *tampering) set(key, value []byte) {
+	if err := tm.l.db.Update(func(txn *badger.Txn) error { return set(txn, write{key, value}) }); err != nil {
+		tm.t.Fatal(err)
+	}
+}
+
+// forged is a block in the place of one of a session's, which says that it is
+// behind the same one.
+func (tm *tampering) forged(session int, n uint32, text string) []byte {
+	h := firstHash(tm.ids[session])
+	if n > 0 {
+		h = sha256.Sum256(tm.get(blockKey(tm.ids[session], n-1)))
+	}
+	s, err := tm.l.session(tm.ids[session])
+	if err != nil {
+		tm.t.Fatal(err)
+	}
+	return encode(s.Start, h, []Frame{{Time: s.Start, Bytes: []byte(text)}}).blocks[0]
+}
+
+// resign makes the tree anew, with the key.
+func (tm *tampering) resign() {
+	size := tm.l.tree.size
+	tm.l.tree.size = 0
+	for n := range size {
+		id := string(tm.get(leafKey(n)))
+		writes, err := tm.l.tree.add(id, tm.get(sessionKey(id)))
+		if err != nil {
+			tm.t.Fatal(err)
+		}
+		for _, w := range writes {
+			tm.set(w.key, w.value)
+		}
+		tm.l.tree.size++
+	}
+}
+
+// TestVerifyRemote verifies through the socket of the broker that has the log.
+func TestVerifyRemote(t *testing.T) {
+	l, verifier, ids := written(t)
+	data := filepath.Dir(l.o.Dir)
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- ServeSocket(ctx, data, l) }()
+	defer func() { cancel(); <-served }()
+	var src Source
+	for deadline := time.Now().Add(10 * time.Second); src == nil; time.Sleep(5 * time.Millisecond) {
+		var err error
+		if src, err = DialSource(data); err != nil && time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	defer src.Close()
+	if r := verified(t, src, verifier, nil); len(r.Faults) > 0 || r.Sessions != 6 || r.Frames != 60 {
+		t.Errorf("%+v", r)
+	}
+	if r, err := VerifySession(t.Context(), src, ids[0], verifier); err != nil || len(r.Faults) > 0 || r.Seen == nil {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := src.Proof(t.Context(), ids[5]); err != ErrNotEnded {
+		t.Errorf("a session that runs has a proof: %v", err)
+	}
+	if _, err := VerifySession(t.Context(), src, "none", verifier); err == nil {
+		t.Error("no session is verified")
+	}
+	tm := &tampering{t, l, ids}
+	tm.set(binary.BigEndian.AppendUint64([]byte("l/"), 4), nil)
+	if r := verified(t, src, verifier, nil); len(r.Faults) == 0 {
+		t.Error("nothing is found")
+	}
+}
