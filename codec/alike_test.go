@@ -21,30 +21,54 @@ func FuzzFast(f *testing.F) {
 	}
 	row := `{"jsonrpc":"2.0","id":1,"result":{"rows":[{"a":1,"b":[2]},{"a":1,"b":{}},{"a":1,"a":2},{"b":1}]}}`
 	f.Add([]byte(row), []byte(strings.Replace(row, `"a":2`, `"c":2`, 1)), true)
+	call := `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","arguments":{"a":1},"_meta":{"b":1}}}`
+	f.Add([]byte(call), []byte(strings.Replace(call, `"_meta"`, `"name":"y","_meta"`, 1)), false)
+	f.Add([]byte(call), []byte(strings.Replace(call, `}}}`, `},"name":"y"}}`, 1)), false)
 	f.Fuzz(func(t *testing.T, before, in []byte, s2c bool) {
 		d := C2S
 		if s2c {
 			d = S2C
 		}
-		var quick, careful Parser
-		quick.Parse(before, d)
-		quick.reset(in)
-		if !quick.frame(in) {
-			return
-		}
-		quick.check(d)
-		careful.reset(in)
-		careful.envelope()
-		if careful.s.fault.code == 0 {
-			careful.check(d)
-		}
-		if a, b := quick.s.fault, careful.s.fault; a.code != b.code || a.reason != b.reason {
-			t.Fatalf("%q: %v in one pass, %v with care", in, a, b)
-		}
-		if quick.s.fault.code == 0 && !reflect.DeepEqual(quick.f, careful.f) {
-			t.Fatalf("%q:\n%+v in one pass,\n%+v with care", in, quick.f, careful.f)
-		}
+		alike(t, before, in, d)
 	})
+}
+
+// FuzzRows is FuzzFast for what stands among rows of a table.
+func FuzzRows(f *testing.F) {
+	for _, v := range []string{
+		`{"a":1,"b":"x"}`, `{"a":1,"b":"x"},{"a":-0.5,"b":"y"}, {"a":10,"b":null}`, `{"a":01,"b":1}`, `{"a":-,"b":1.}`, `{"a":1,"a":2}`, `{"a":1},{}`, `{"a":1,}`,
+		`{"a":1e5,"b":"\u00e4ü\\"}`, `{"a":true,"b":false}`, `{"a": 1, "b": 2}, {"b": 1}`, `{"a":{"a":1},{"a":2}}`, `{"a":12345678901234567890,"b":1}`, `{"a":"` + strings.Repeat("z", 40) + `","b":1}`,
+	} {
+		f.Add(`{"a":1,"b":2,"c":3}`, v)
+	}
+	f.Fuzz(func(t *testing.T, before, in string) {
+		rows := func(s string) []byte {
+			return []byte(`{"jsonrpc":"2.0","id":1,"result":{"rows":[` + s + `,"` + strings.Repeat("y", 2*aMember) + `"]}}`)
+		}
+		alike(t, rows(before), rows(in), S2C)
+	})
+}
+
+// alike checks in, which comes after another frame.
+func alike(t *testing.T, before, in []byte, d Direction) {
+	var quick, careful Parser
+	quick.Parse(before, d)
+	quick.reset(in)
+	if !quick.frame(in) {
+		return
+	}
+	quick.check(d)
+	careful.reset(in)
+	careful.envelope()
+	if careful.s.fault.code == 0 {
+		careful.check(d)
+	}
+	if a, b := quick.s.fault, careful.s.fault; a.code != b.code || a.reason != b.reason {
+		t.Fatalf("%q: %v in one pass, %v with care", in, a, b)
+	}
+	if quick.s.fault.code == 0 && !reflect.DeepEqual(quick.f, careful.f) {
+		t.Fatalf("%q:\n%+v in one pass,\n%+v with care", in, quick.f, careful.f)
+	}
 }
 
 // TestFast checks that frames as they are in practice need no second pass.
@@ -53,6 +77,8 @@ func TestFast(t *testing.T) {
 		`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","arguments":{"a":[1,-2.5e3,true,null,"\n\u00e9ü東😀"]},"_meta":{"progressToken":1}}}`,
 		`{ "result" : {"a": [ ] , "b": { } } , "id" : "x" , "jsonrpc" : "2.0" }`,
 		`{"jsonrpc":"2.0","method":"notifications/initialized"}`,
+		`{"jsonrpc":"2.0","id":1,"result":{"rows":[{"a":1,"b":"x"},{"a":-2.5,"b":"y"},{}, {"a": null,"c":[{}]}, {"a":1,"b":2,"c":{"a":0}}],"pad":"` + strings.Repeat("y", 2*aMember) + `"}}`,
+		`{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"x"},{"type":"text","text":"y"}],"isError":false}}`,
 		`{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"x","data":{"deep":[[[[[{}]]]]]}}}`,
 	} {
 		var p Parser

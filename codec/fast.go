@@ -28,82 +28,170 @@ type template struct {
 }
 
 type templateName struct {
-	n, name    int       // the length of text, and of the name in it
-	head, tail [2]uint64 // the first 16 bytes of text, and which bits of them count
-	text       [32]byte
+	n, name int       // the length of text, and of the name in it
+	head    [2]uint64 // which bits of the first 16 bytes of text count
+	rest    uint32    // which bytes of text do not count, by bits
+	text    [32]byte
 }
 
 // set makes text the template's.
 func (t *templateName) set(text []byte, name int) {
 	t.text = [32]byte{}
 	t.n, t.name = copy(t.text[:], text), name
+	t.rest = ^uint32(1<<t.n - 1)
 	var mask [16]byte
 	for i := range min(t.n, len(mask)) {
 		mask[i] = 0xff
 	}
-	t.head = [2]uint64{binary.LittleEndian.Uint64(t.text[:]), binary.LittleEndian.Uint64(mask[:])}
-	t.tail = [2]uint64{binary.LittleEndian.Uint64(t.text[8:]), binary.LittleEndian.Uint64(mask[8:])}
+	t.head = [2]uint64{binary.LittleEndian.Uint64(mask[:]), binary.LittleEndian.Uint64(mask[8:])}
 }
+
+// starts reports whether b starts with the name, and goes on.
+func (t *templateName) starts(b []byte) bool {
+	if len(b) <= len(t.text) {
+		return len(b) > t.n && string(b[:t.n]) == string(t.text[:t.n])
+	}
+	x, y := binary.LittleEndian.Uint64(b)^binary.LittleEndian.Uint64(t.text[:]), binary.LittleEndian.Uint64(b[8:])^binary.LittleEndian.Uint64(t.text[8:])
+	return x&t.head[0]|y&t.head[1] == 0 && (t.n <= 16 || string(b[16:t.n]) == string(t.text[16:t.n]))
+}
+
+// own returns the name itself.
+func (t *templateName) own() []byte { return t.text[1 : 1+t.name] }
+
+// give adds the first k names, which an object has had, to those of the object that
+// start at base, and leaves the others.
+func (t *template) give(names *nameSet, base, k int) {
+	for j := range k {
+		names.add(base, t.names[j].own())
+	}
+	t.n = k
+}
+
+// take makes text, from a name to its value, the kth of the template if all before
+// are there.
+func (t *template) take(k int, text []byte, name int) {
+	if t.n == k && k < maxTemplate && len(text) <= len(t.names[k].text) {
+		t.names[k].set(text, name)
+		t.n++
+	}
+}
+
+// A stop is where the reading of members has come to a stop.
+type stop uint8
+
+const (
+	atName stop = iota
+	atValue
+	behindValue
+	behindObject
+)
+
+// members reads members of an object from the name at i on, as long as the names
+// are those of t from the kth on and the values take no care. It returns where it
+// stopped, and the number of names of the object that it is behind then. With
+// rows, the object is an element of an array, and objects that follow are read like
+// it. It may stop anywhere before it has to.
+func (t *template) members(b []byte, i, k int, rows bool) (at, n int, s stop) {
+	if inBlocks && len(b)-i >= aMember {
+		if i, k, s = membersBlocks(b, i, t, k, len(b), rows); s != atName || len(b)-i >= aMember {
+			return i, k, s
+		}
+	}
+	for i < len(b) && k < t.n && t.names[k].starts(b[i:]) {
+		i, k = i+t.names[k].n, k+1
+		end := -1
+		switch c := b[i]; {
+		case c == '"':
+			if text := plainName(b, i); text != nil {
+				end = i + len(text) + 2
+			}
+		case c-'0' <= 9 || c == '-':
+			end = fastNumber(b, i)
+		}
+		switch {
+		case end < 0 || end >= len(b):
+			return i, k, atValue
+		case b[end] == '}':
+			return end + 1, k, behindObject
+		case b[end] != ',':
+			return end, k, behindValue
+		}
+		i = end + 1
+	}
+	return i, k, atName
+}
+
+// aMember is at least how many bytes membersBlocks needs for a member.
+const aMember = 80
 
 const (
 	maxTemplate  = 24 // names
 	maxTemplates = 10 // depths
 )
 
+// The members of a frame, by bits.
+const (
+	hasVersion = 1 << iota
+	hasID
+	hasMethod
+	hasParams
+	hasResult
+	hasError
+)
+
 // frame reads a whole frame. It reports whether it has.
 func (p *Parser) frame(line []byte) bool {
 	f := &p.f
-	if len(line) < 2 || line[0] != '{' || len(line) > 1<<30 {
+	if len(line) < 18 || line[0] != '{' || len(line) > 1<<30 {
 		return false
 	}
-	const (
-		version = 1 << iota
-		id
-		method
-		params
-		result
-		failure
-	)
-	seen := 0
-	for i := 1; ; i++ {
-		i = blanks(line, i)
-		name, n := envelopeName(line[i:])
+	seen, i := 0, 1
+	if string(line[:16]) == `{"jsonrpc":"2.0"` && line[16] == ',' {
+		p.version = true
+		seen, i = hasVersion, 17
+	}
+	for ; ; i++ {
+		member, n := envelopeName(line[i:])
 		if n == 0 {
-			text := plainName(line, i)
-			if text == nil {
+			if member, n = unusualName(line, i); n == 0 {
 				return false
 			}
-			if n = blanks(line, i+len(text)+2) - i; i+n >= len(line) || line[i+n] != ':' {
-				return false
-			}
-			name, n = string(text), n+1
 		}
+		if seen&member != 0 {
+			return false
+		}
+		seen |= member
 		if i = blanks(line, i+n); i >= len(line) {
 			return false
 		}
-		start, kind, bit := i, line[i], 0
-		switch name {
-		case "jsonrpc":
-			bit = version
+		start, kind := i, line[i]
+		switch member {
+		case hasVersion:
 			if i+5 > len(line) || string(line[i:i+5]) != `"2.0"` {
 				return false
 			}
 			p.version = true
 			i += 5
-		case "id":
-			bit, p.s.half = id, false
-			if i = p.s.fast(i, 1); i < 0 || p.s.half {
+		case hasID:
+			if kind-'0' <= 9 {
+				i = fastNumber(line, i)
+			} else {
+				p.s.half = false
+				i = p.s.fast(i, 1)
+				if p.s.half {
+					return false
+				}
+			}
+			if i < 0 {
 				return false
 			}
 			f.ID = line[start:i]
-		case "method":
-			bit = method
+		case hasMethod:
 			if f.Method = plainName(line, i); f.Method == nil {
 				return false
 			}
 			i += len(f.Method) + 2
-		case "params":
-			bit = params
+		case hasParams:
 			if kind != '{' {
 				return false
 			}
@@ -111,65 +199,102 @@ func (p *Parser) frame(line []byte) bool {
 				return false
 			}
 			f.Params = line[start:i]
-		case "result":
-			bit = result
-			if i = p.s.fast(i, 1); i < 0 {
+		case hasResult:
+			if i = p.s.fastResult(i); i < 0 {
 				return false
 			}
 			f.Result = line[start:i]
-		case "error":
-			bit = failure
+		case hasError:
 			if i = p.s.fast(i, 1); i < 0 {
 				return false
 			}
 			f.Error = line[start:i]
 		}
-		if bit == 0 || seen&bit != 0 {
+		if i >= len(line) {
 			return false
 		}
-		seen |= bit
-		if i < len(line) && line[i] != ',' {
-			i = blanks(line, i)
-		}
-		switch {
-		case i >= len(line):
-			return false
-		case line[i] == ',':
-		default:
-			return line[i] == '}' && i+1 == len(line)
+		if line[i] != ',' {
+			if i = blanks(line, i); i >= len(line) || line[i] != ',' {
+				return i+1 == len(line) && line[i] == '}'
+			}
 		}
 	}
 }
 
-// envelopeName returns the name at the start of b as nearly everybody writes it,
-// and its length with quotes and colon, or 0.
-func envelopeName(b []byte) (name string, n int) {
+// fastResult reads the result at i. Most are one text.
+func (s *scanner) fastResult(i int) int {
+	const (
+		start, middle, end = `{"content":[{"ty`, `pe":"text","text`, `":"`
+		content            = `"content":`
+	)
+	t, text := &s.templates[2], i+len(start)+len(middle)+len(end)-1
+	if b := s.b; text < len(b) && string(b[i:i+16]) == start && string(b[i+16:i+32]) == middle && string(b[i+32:i+35]) == end &&
+		t.n > 0 && string(t.names[0].text[:len(content)]) == content {
+		if behind := s.stringOf(text, 0); behind < 0 {
+			return -1
+		} else if hasPrefix(b[behind:], "}]") {
+			return s.fastMembers(behind+2, 2, t, 1, behindValue, false)
+		}
+	}
+	return s.fast(i, 1)
+}
+
+// envelopeName returns which member's name stands at the start of b as nearly
+// everybody writes it, and its length with quotes and colon, or 0.
+func envelopeName(b []byte) (member, n int) {
 	if len(b) < 10 {
-		return "", 0
+		return 0, 0
 	}
 	switch b[1] {
 	case 'j':
 		if string(b[:10]) == `"jsonrpc":` {
-			return "jsonrpc", 10
+			return hasVersion, 10
 		}
 	case 'i':
 		if string(b[:5]) == `"id":` {
-			return "id", 5
+			return hasID, 5
 		}
 	case 'm':
 		if string(b[:9]) == `"method":` {
-			return "method", 9
+			return hasMethod, 9
 		}
 	case 'p':
 		if string(b[:9]) == `"params":` {
-			return "params", 9
+			return hasParams, 9
 		}
 	case 'r':
 		if string(b[:9]) == `"result":` {
-			return "result", 9
+			return hasResult, 9
 		}
 	}
-	return "", 0
+	return 0, 0
+}
+
+// unusualName is envelopeName for the name behind blanks at i.
+func unusualName(b []byte, i int) (member, n int) {
+	from := i
+	i = blanks(b, i)
+	name := plainName(b, i)
+	switch string(name) {
+	case "jsonrpc":
+		member = hasVersion
+	case "id":
+		member = hasID
+	case "method":
+		member = hasMethod
+	case "params":
+		member = hasParams
+	case "result":
+		member = hasResult
+	case "error":
+		member = hasError
+	default:
+		return 0, 0
+	}
+	if i = blanks(b, i+len(name)+2); i >= len(b) || b[i] != ':' {
+		return 0, 0
+	}
+	return member, i + 1 - from
 }
 
 // fastParams reads params behind its brace.
@@ -178,18 +303,32 @@ func (p *Parser) fastParams(line []byte, i int) int {
 	if i = blanks(line, i); i < len(line) && line[i] == '}' {
 		return i + 1
 	}
+	t := &s.params
+	k, same := 0, t.n > 0
 	base := len(s.names.names)
 	for ; ; i++ {
 		i = blanks(line, i)
-		name := plainName(line, i)
-		if name == nil || !s.names.add(base, name) {
-			return -1
+		var name []byte
+		if same && k < t.n && t.names[k].starts(line[i:]) {
+			name = t.names[k].own()
+			i += t.names[k].n
+		} else {
+			if same { // no longer
+				same = false
+				t.give(&s.names, base, k)
+			}
+			start := i
+			if name = plainName(line, i); name == nil || !s.names.add(base, name) || likeParam(name) {
+				return -1
+			}
+			if i = blanks(line, i+len(name)+2); i >= len(line) || line[i] != ':' {
+				return -1
+			}
+			i = blanks(line, i+1)
+			t.take(k, line[start:i], len(name))
 		}
-		i += len(name) + 2
-		if i = blanks(line, i); i >= len(line) || line[i] != ':' {
-			return -1
-		}
-		if i = blanks(line, i+1); i >= len(line) {
+		k++
+		if i = blanks(line, i); i >= len(line) {
 			return -1
 		}
 		start, kind := i, line[i]
@@ -199,18 +338,22 @@ func (p *Parser) fastParams(line []byte, i int) int {
 			p.nameKind, to = kind, &f.Name
 		case "uri":
 			p.uriKind, to = kind, &f.URI
-		default:
-			if likeParam(name) {
+		case "_meta":
+			if kind == '{' {
+				i = s.fastObject(i, 3, &s.meta, false)
+			} else {
+				i = s.fast(i, 2)
+			}
+			if i < 0 {
 				return -1
 			}
+			f.Meta = line[start:i]
+		default:
 			if i = s.fast(i, 2); i < 0 {
 				return -1
 			}
-			switch string(name) {
-			case "arguments":
+			if string(name) == "arguments" {
 				f.Arguments = line[start:i]
-			case "_meta":
-				f.Meta = line[start:i]
 			}
 		}
 		if to != nil {
@@ -313,7 +456,7 @@ func (s *scanner) fast(i, depth int) int {
 	case '"':
 		return s.fastString(i)
 	case '{':
-		return s.fastObject(i, depth+1)
+		return s.fastObject(i, depth+1, s.template(depth+1), false)
 	case '[':
 		return s.fastArray(i, depth+1)
 	case 't':
@@ -373,20 +516,48 @@ func fastNumber(b []byte, i int) int {
 // simpleEscape are the letters of escapes that are two bytes long.
 var simpleEscape = [256]bool{'"': true, '\\': true, '/': true, 'b': true, 'f': true, 'n': true, 'r': true, 't': true}
 
+// Strings are read by stringBlocks behind their first fewChars: shorter ones would
+// not pay for the call. It takes aBlock bytes at a time.
+const (
+	fewChars = 24
+	aBlock   = 64
+)
+
 // fastString reads the string at i.
-func (s *scanner) fastString(i int) int {
+func (s *scanner) fastString(i int) int { return s.stringOf(i, fewChars) }
+
+// stringOf reads the string at i, which is probably of more than n bytes, or else
+// has escapes or what is beyond ASCII.
+func (s *scanner) stringOf(i, n int) int {
 	b := s.b
 	s.half = false
 	i++
-	for i+8 <= len(b) {
-		x := binary.LittleEndian.Uint64(b[i:])
-		quote, slash := x^ones*'"', x^ones*'\\'
-		stop := (x | (x - ones*0x20) | (quote - ones) | (slash - ones)) & highs
-		if stop == 0 {
+	blocks := i + n // from here on
+	if !inBlocks || len(b) < aBlock || i < 3 {
+		blocks = len(b)
+	}
+	for {
+		for i+8 <= len(b) && i < blocks {
+			x := binary.LittleEndian.Uint64(b[i:])
+			quote, slash := x^ones*'"', x^ones*'\\'
+			stop := (x | (x - ones*0x20) | (quote - ones) | (slash - ones)) & highs
+			if stop != 0 {
+				i += bits.TrailingZeros64(stop) / 8
+				break
+			}
 			i += 8
-			continue
 		}
-		i += bits.TrailingZeros64(stop) / 8
+		if i >= blocks {
+			if i = stringBlocks(b, i); i < 0 {
+				return -1
+			}
+			if len(b)-i < aBlock {
+				blocks = len(b)
+			}
+		}
+		if i >= len(b) {
+			return -1
+		}
 		switch c := b[i]; {
 		case c == '"':
 			return i + 1
@@ -398,10 +569,11 @@ func (s *scanner) fastString(i int) int {
 			if i = s.fastEscape(i); i < 0 {
 				return -1
 			}
+			blocks = max(blocks, min(i+fewChars, len(b))) // it is seldom alone
 		case c < 0x20:
 			return -1
 		case c < 0x80:
-			i++ // the stop was a borrow
+			i++ // the stop was a borrow, or b is at its end
 		default:
 			n := runeLen(b[i:])
 			if n == 0 {
@@ -410,31 +582,6 @@ func (s *scanner) fastString(i int) int {
 			i += n
 		}
 	}
-	for i < len(b) {
-		switch c := b[i]; {
-		case c == '"':
-			return i + 1
-		case c == '\\':
-			if i++; i < len(b) && simpleEscape[b[i]] {
-				i++
-				continue
-			}
-			if i = s.fastEscape(i); i < 0 {
-				return -1
-			}
-		case c < 0x20:
-			return -1
-		case c < 0x80:
-			i++
-		default:
-			n := runeLen(b[i:])
-			if n == 0 {
-				return -1
-			}
-			i += n
-		}
-	}
-	return -1
 }
 
 // fastEscape reads \uXXXX from the u on.
@@ -486,11 +633,17 @@ func (s *scanner) fastArray(i, depth int) int {
 	if i = blanks(b, i+1); i < len(b) && b[i] == ']' {
 		return i + 1
 	}
+	t := s.template(depth + 1)
 	for ; ; i++ {
 		if i = blanks(b, i); i >= len(b) {
 			return -1
 		}
-		if i = s.fast(i, depth); i < 0 {
+		if b[i] == '{' {
+			i = s.fastObject(i, depth+1, t, true)
+		} else {
+			i = s.fast(i, depth)
+		}
+		if i < 0 {
 			return -1
 		}
 		if i < len(b) && b[i] == ',' {
@@ -508,43 +661,52 @@ func (s *scanner) fastArray(i, depth int) int {
 	}
 }
 
-func (s *scanner) fastObject(i, depth int) int {
-	b := s.b
+// template returns that of the objects at a depth; deeper ones have none.
+func (s *scanner) template(depth int) *template {
+	if depth >= maxTemplates {
+		return nil
+	}
+	return &s.templates[depth]
+}
+
+// fastObject reads the object at i; with rows, which is for an element of an
+// array, it may read objects that follow, too.
+func (s *scanner) fastObject(i, depth int, t *template, rows bool) int {
 	if depth > maxDepth {
 		return -1
 	}
-	if i = blanks(b, i+1); i < len(b) && b[i] == '}' {
+	if i = blanks(s.b, i+1); i < len(s.b) && s.b[i] == '}' {
 		return i + 1
 	}
-	var t *template
-	if depth < maxTemplates {
-		t = &s.templates[depth]
-	}
-	k, same := 0, t != nil && t.n > 0 // so far, the names are the template's first k
+	return s.fastMembers(i, depth, t, 0, atName, rows)
+}
+
+// fastMembers reads what is left of an object of which the first k names of the
+// template have been read.
+func (s *scanner) fastMembers(i, depth int, t *template, k int, at stop, rows bool) int {
+	b := s.b
+	same := t != nil && t.n > 0 // so far, the names are the template's first k
 	base := len(s.names.names)
 	for ; ; i++ {
-		if same && k < t.n {
-			// It is there that most of the time goes: no call, and one branch.
-			name := &t.names[k]
-			if at := b[i:]; len(at) > len(name.text) &&
-				(binary.LittleEndian.Uint64(at)^name.head[0])&name.head[1]|(binary.LittleEndian.Uint64(at[8:])^name.tail[0])&name.tail[1] == 0 &&
-				(name.n <= 16 || string(at[16:name.n]) == string(name.text[16:name.n])) {
-				i += name.n
-				k++
-				goto value
+		if same && at == atName {
+			if i, k, at = t.members(b, i, k, rows); at == atName && i < len(b) && b[i] <= ' ' {
+				i, k, at = t.members(b, blanks(b, i), k, rows)
 			}
 		}
-		if i = blanks(b, i); i >= len(b) {
-			return -1
-		}
-		if same { // no longer
-			same = false
-			for j := range k {
-				s.names.add(base, t.names[j].text[1:1+t.names[j].name])
+		switch at {
+		case behindObject:
+			return i
+		case atName:
+			if i = blanks(b, i); i >= len(b) {
+				return -1
 			}
-			t.n = k
-		}
-		{
+			if k == 0 && b[i] == '}' {
+				return i + 1 // a row without members
+			}
+			if same { // no longer
+				same = false
+				t.give(&s.names, base, k)
+			}
 			start := i
 			name := plainName(b, i)
 			if name == nil || !s.names.add(base, name) {
@@ -556,24 +718,27 @@ func (s *scanner) fastObject(i, depth int) int {
 			if i = blanks(b, i+1); i >= len(b) {
 				return -1
 			}
-			if t != nil && t.n == k && k < maxTemplate && i-start <= len(t.names[k].text) {
-				t.names[k].set(b[start:i], len(name))
-				t.n++
+			if t != nil {
+				t.take(k, b[start:i], len(name))
 			}
 			k++
+			fallthrough
+		case atValue:
+			switch c := b[i]; {
+			case c == '"' && at == atValue && inBlocks:
+				i = s.stringOf(i, 0)
+			case c == '"':
+				i = s.stringOf(i, fewChars)
+			case c-'0' <= 9 || c == '-':
+				i = fastNumber(b, i)
+			default:
+				i = s.fast(blanks(b, i), depth)
+			}
+			if i < 0 {
+				return -1
+			}
 		}
-	value:
-		switch c := b[i]; {
-		case c == '"':
-			i = s.fastString(i)
-		case c-'0' <= 9 || c == '-':
-			i = fastNumber(b, i)
-		default:
-			i = s.fast(i, depth)
-		}
-		if i < 0 {
-			return -1
-		}
+		at = atName
 		if i < len(b) && b[i] == ',' {
 			continue
 		}

@@ -868,9 +868,13 @@ func oneRune(b []byte) (size int, r rune) {
 		}
 		return size, r
 	}
-	s := scanner{b: b}
-	if !s.escape() {
+	if len(b) < 2 {
 		return 0, r
+	}
+	if !simpleEscape[b[1]] {
+		if _, ok := hex4(b[2:]); !ok || b[1] != 'u' {
+			return 0, r
+		}
 	}
 	r, size = unescape(b)
 	return size, r

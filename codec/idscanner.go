@@ -158,7 +158,10 @@ const maxInteger = 1 << 53
 
 // plainInteger reports an integer within ±2^53 without fraction, exponent or minus zero.
 func plainInteger(raw []byte) bool {
-	digits := bytes.TrimPrefix(raw, []byte("-"))
+	digits := raw
+	if len(raw) > 0 && raw[0] == '-' {
+		digits = raw[1:]
+	}
 	if len(digits) == 0 || len(digits) > 16 || digits[0] == '0' && len(raw) > 1 {
 		return false
 	}

@@ -62,6 +62,9 @@ type Masker struct {
 	check    scanner
 	findings []Finding
 	sizes    sizes
+
+	depth     int         // of the object that is walked
+	templates [4]template // by depth, for skim
 }
 
 // A span is what is replaced in a text.
@@ -138,7 +141,7 @@ func (m *Masker) MaskArguments(dst []byte, f *Frame) (out []byte, findings []Fin
 
 func (m *Masker) start(line []byte) {
 	m.hints = hints{at: m.hints.at[:0]}
-	m.b, m.layer, m.spans, m.scratch, m.findings, m.blobs = line, 0, m.spans[:0], m.scratch[:0], m.findings[:0], m.blobs[:0]
+	m.b, m.layer, m.depth, m.spans, m.scratch, m.findings, m.blobs = line, 0, 0, m.spans[:0], m.scratch[:0], m.findings[:0], m.blobs[:0]
 }
 
 func (m *Masker) finish(dst, line []byte) ([]byte, []Finding) {
@@ -188,6 +191,7 @@ func (m *Masker) MaskText(dst, text []byte) []byte {
 
 // replace appends text to dst with these spans replaced.
 func (m *Masker) replace(dst, text []byte, spans []span) []byte {
+	dst = slices.Grow(dst, len(text))
 	at := 0
 	for _, s := range spans {
 		dst = append(dst, text[at:s.start]...)
@@ -355,14 +359,19 @@ func (h *hints) quiet(m *Masker) bool {
 	return h.known && !h.escapes && len(h.at) == h.base && m.fields == nil
 }
 
+// reach leaves the hints behind that are too far before from.
+func (h *hints) reach(from int) {
+	for h.next < len(h.at) && h.at[h.next] < from-nearBy {
+		h.next++
+	}
+}
+
 // none reports that there is no hint in m.b[from:end]. It is asked in order.
 func (h *hints) none(from, end int) bool {
 	if !h.known {
 		return false
 	}
-	for h.next < len(h.at) && h.at[h.next] < from-nearBy {
-		h.next++
-	}
+	h.reach(from)
 	return h.next == len(h.at) || h.at[h.next] > end+nearBy
 }
 
@@ -434,7 +443,12 @@ func (m *Masker) object(i int, p place) int {
 	var data, blob held
 	start, first := i, len(m.spans)
 	names := 0
-	for i = skipSpace(m.b, i+1); m.b[i] != '}'; {
+	m.depth++
+	t, k := &m.templates[m.depth%len(m.templates)], 0
+	for i = skipSpace(m.b, i+1); m.b[i] != '}'; k++ {
+		if i, k = m.skim(i, t, k); m.b[i] == '}' {
+			break
+		}
 		nameStart := i
 		nameEnd, escaped := stringEnd(m.b, i)
 		name := m.b[i+1 : nameEnd-1]
@@ -443,6 +457,9 @@ func (m *Masker) object(i int, p place) int {
 		}
 		names += m.memberName(i, nameEnd, name, escaped)
 		i = skipSpace(m.b, skipSpace(m.b, nameEnd)+1) // behind the colon
+		if escaped == unescaped && m.hints.known {
+			t.learn(m.b[nameStart:i], k, name)
+		}
 		inner := place{name: name, from: nameStart, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
 		m.states = m.fields.member(m.states, p.states, name)
 		end := 0
@@ -470,6 +487,7 @@ func (m *Masker) object(i int, p place) int {
 			i = skipSpace(m.b, i+1)
 		}
 	}
+	m.depth--
 	if i+1-start <= m.sizes.value {
 		data.media, blob.media = media, media
 		data.text, blob.text = text, text

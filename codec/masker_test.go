@@ -243,6 +243,8 @@ func FuzzHints(f *testing.F) {
 	f.Add(`{"password":"hunter2-Xyz9","t":"\nAKIAQ3EGRIOL7PZ5TXWM\t","ssn":123456789,"n":4.111111111111111e15}`)
 	f.Add(`{"api_key\n":"a8Xk2Pq9Lm4Zs7Vt1Wy6","key":"a8Xk2Pq9Lm4Zs7Vt1Wy6","x":"twitter_key = \"a8Xk2Pq9Lm4Zs7Vt1Wy6Bn3Cd\""}`)
 	f.Add(`["+44 20 7946 0958","DE89 3704 0044 0532 0130 00","fe80::1","203.0.113.7",{"ada@example.com":1}]`)
+	f.Add(`[{"id":1,"name":"x","at":null},{"id":2,"name":"ada@example.com","at":null}, {"id":4111111111111111,"name":"\"","ssn":"123-45-6789"}]`)
+	f.Add(`[{"a":1,"type":"image","data":"YWRhQGV4YW1wbGUuY29t"},{"a":2,"type":"text","data":"a@b.de"},{"a":3,"mimeType":"text/plain","blob":"YWRhQGV4YW1wbGUuY29t"}]`)
 	padding := strings.TrimSuffix(strings.Repeat(`"pad",1,`, 60), ",")
 	names := detect.Names()
 	seeing, unseeing := newMasker(names...), codec.NewMasker(blind{newFinder(names...)}, nil)

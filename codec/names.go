@@ -116,9 +116,6 @@ func (s *nameSet) end(base int) {
 
 // reset forgets all names, and the memory of an unusual frame.
 func (s *nameSet) reset() {
-	if len(s.names) == 0 && !s.added {
-		return
-	}
 	s.added = false
 	s.end(0)
 	if cap(s.names) > keptNames {

@@ -62,7 +62,8 @@ func (p *Parser) Parse(line []byte, d Direction) (*Frame, error) {
 // reset forgets the frame before line.
 func (p *Parser) reset(line []byte) {
 	p.s.reset(line)
-	p.f = Frame{Line: line}
+	p.f = Frame{}
+	p.f.Line = line
 	p.version, p.nameKind, p.uriKind = false, 0, 0
 	p.loneName, p.loneURI, p.loneMethod, p.loneID = false, false, false, false
 }

@@ -24,8 +24,10 @@ type scanner struct {
 	escaped bool // it holds a backslash
 	lone    bool // it holds an escape of half a surrogate pair
 
-	half      bool // what fast has read last is such a string
-	templates [maxTemplates]template
+	half      bool                   // what fast has read last is such a string
+	templates [maxTemplates]template // by depth
+	params    template               // of params,
+	meta      template               // and of their _meta: it is as deep as arguments
 
 	lax     bool // only the syntax counts
 	names   nameSet
@@ -40,8 +42,13 @@ type fault struct {
 }
 
 func (s *scanner) reset(b []byte) {
-	s.b, s.i, s.depth, s.fault, s.place, s.lax = b, 0, 0, fault{}, "", false
-	s.names.reset()
+	s.b, s.i, s.depth, s.lax = b, 0, 0, false
+	if s.fault.code != 0 || s.place != "" {
+		s.fault, s.place = fault{}, ""
+	}
+	if s.names.added {
+		s.names.reset()
+	}
 	s.scratch = s.scratch[:0]
 	if cap(s.scratch) > bigBuffer {
 		s.scratch = nil

@@ -123,20 +123,20 @@ func stringEnd(b []byte, i int) (end int, escaped escapes) {
 // longEnd returns the offset behind the string that goes on at i, which is not
 // within an escape.
 func longEnd(b []byte, i int) int {
-	from := i
-	for ; i < len(b); i++ {
-		n := bytes.IndexByte(b[i:], '"')
-		if n < 0 {
-			return len(b)
+	if inBlocks {
+		var done bool
+		if i, done = endBlocks(b, i); done {
+			return i
 		}
-		i += n
-		slashes := 0
-		for i-1-slashes >= from && b[i-1-slashes] == '\\' {
-			slashes++
-		}
-		if slashes%2 == 0 {
+	}
+	for i < len(b) {
+		switch b[i] {
+		case '"':
 			return i + 1
+		case '\\':
+			i++
 		}
+		i++
 	}
 	return len(b)
 }
@@ -182,17 +182,56 @@ func isDelimiter(c byte) bool {
 // it makes it.
 func Unquote(dst, raw []byte) []byte {
 	b := raw[1 : len(raw)-1]
-	for {
-		n := bytes.IndexByte(b, '\\')
-		if n < 0 {
-			return append(dst, b...)
+	dst = slices.Grow(dst, len(b)) // no escape is shorter than what it stands for
+	out := dst[len(dst):cap(dst)]
+	i, n := 0, 0 // what of b is done, and of out
+	blocks := 0  // from here on
+	for i+8 <= len(b) {
+		if inBlocks && i >= blocks {
+			done, put := unquoteBlocks(out[n:], b[i:])
+			i += done
+			n += put
+			blocks = i + aBlock // here is what it leaves to us
+			continue
 		}
-		dst = append(dst, b[:n]...)
-		r, size := unescape(b[n:])
-		dst = utf8.AppendRune(dst, r)
-		b = b[n+size:]
+		x := binary.LittleEndian.Uint64(b[i:])
+		binary.LittleEndian.PutUint64(out[n:], x)
+		slash := x ^ ones*'\\'
+		stop := (slash - ones) &^ slash & highs
+		if stop == 0 {
+			i += 8
+			n += 8
+			continue
+		}
+		to := bits.TrailingZeros64(stop) / 8
+		i += to
+		n += to
+		if i+1 < len(b) && letters[b[i+1]] != 0 {
+			out[n] = letters[b[i+1]]
+			i += 2
+			n++
+			continue
+		}
+		r, size := unescape(b[i:])
+		i += size
+		n += utf8.EncodeRune(out[n:], r)
 	}
+	for i < len(b) {
+		if b[i] != '\\' {
+			out[n] = b[i]
+			i++
+			n++
+			continue
+		}
+		r, size := unescape(b[i:])
+		i += size
+		n += utf8.EncodeRune(out[n:], r)
+	}
+	return dst[:len(dst)+n]
 }
+
+// letters are what escapes of two bytes stand for.
+var letters = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
 
 // unescape returns what the escape at the start of b stands for, and its
 // length. A surrogate pair is one escape of 12 bytes.
