@@ -14,8 +14,9 @@
 //
 // What nobody has to change is never re-encoded: a [Masker] and [Filter]
 // replace the bytes of a value in place and leave every other byte of the
-// frame alone. Nothing is allocated for a frame. A Reader keeps at most
-// Limits.Frame bytes, whatever the peer sends.
+// frame alone. Nothing is allocated for a frame that is held. A Reader keeps at
+// most Limits.Frame bytes, whatever the peer sends; a response that is longer than
+// Limits.Held can pass while it arrives ([Parser.Flow]).
 //
 // Functions that take raw JSON ([Member], [Elements], [Unquote]) take what a
 // Parser has accepted, and nothing else.

@@ -264,7 +264,7 @@ func (c *brokerConfig) readLimits() error {
 
 var syncs = map[string]recorder.Sync{"": recorder.SyncInterval, "interval": recorder.SyncInterval, "always": recorder.SyncAlways, "none": recorder.SyncNone}
 
-// maxFrame bounds limits.frame, in bytes: a frame is in memory as a whole.
+// maxFrame bounds limits.frame, in bytes: a frame that is held is in memory as a whole.
 const maxFrame = 1 << 30
 
 // A server's name is the first label of a host name.
