@@ -633,3 +633,84 @@ func (c checkedRecording) Append(frames ...recorder.Frame) error {
 	}
 	return nil
 }
+
+// TestImportSegments cuts a conversation into segments of any length that overlap,
+// come twice and in any order, some not at all: what is on record as delivered was
+// sent, in its order, and without loss all of it is.
+func TestImportSegments(t *testing.T) {
+	for seed := range uint64(400) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		var lines []string
+		text := ""
+		for n := range 20 {
+			lines = append(lines, fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":%q}}`+"\n", n, strings.Repeat(string(rune('a'+n)), random.IntN(60))))
+			text += lines[n]
+		}
+		w := newWire(t, "10.0.0.1:50000", "10.0.0.2:8080")
+		w.seq[0] = random.Uint32()
+		w.hello()
+		first := w.seq[0]
+		for at := 0; at < len(text); {
+			n := min(1+random.IntN(50), len(text)-at)
+			back := min(random.IntN(30), at)
+			w.seq[0] = first + uint32(at-back)
+			w.packet(0, layers.TCP{ACK: true}, text[at-back:at+n])
+			at += n
+		}
+		last := w.seq[0]
+		in := slices.Clone(w.packets[3:])
+		loss := seed%2 == 1
+		if loss {
+			lost := random.IntN(len(in) - 1)
+			in = slices.Delete(in, lost, lost+1)
+		}
+		for range random.IntN(10) {
+			in = append(in, in[random.IntN(len(in))])
+		}
+		if reach := random.IntN(12); reach > 0 { // each moves by some places
+			for i := range in {
+				j := min(i+random.IntN(reach), len(in)-1)
+				in[i], in[j] = in[j], in[i]
+			}
+		}
+		w.packets, w.seq[0] = append(w.packets[:3:3], in...), last
+		w.bye()
+		l := &kept{}
+		r, err := Import(t.Context(), bytes.NewReader(pcap(t, layers.LinkTypeEthernet, w.packets...)), l, recorder.Imported{})
+		if err != nil || r.Fault != "" || len(r.Sessions) != 1 {
+			t.Fatalf("seed %d: %v, %+v", seed, err, r)
+		}
+		if !loss && strings.Join(l.lines, "") != text {
+			t.Errorf("seed %d: got %d lines, want %d; or they differ", seed, len(l.lines), len(lines))
+		}
+		next := 0
+		for _, line := range l.lines {
+			i := slices.Index(lines[next:], line)
+			if i < 0 {
+				t.Errorf("seed %d: %q is on record, which was not sent, or before", seed, line)
+				continue
+			}
+			next += i + 1
+		}
+		if loss && len(l.lines) < len(lines)-8 {
+			t.Errorf("seed %d: without a segment, %d of %d lines are on record", seed, len(l.lines), len(lines))
+		}
+	}
+}
+
+// kept is a Log that keeps the lines that were delivered.
+type kept struct {
+	discard
+	lines []string
+}
+
+func (k *kept) Start(recorder.Session) (Recording, error) { return k, nil }
+
+func (k *kept) Append(frames ...recorder.Frame) error {
+	for _, f := range frames {
+		if f.Verdict == recorder.Delivered {
+			k.lines = append(k.lines, string(f.Bytes)+"\n")
+		}
+	}
+	return nil
+}
