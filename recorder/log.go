@@ -446,10 +446,13 @@ func (r *Recording) Append(frames ...Frame) error {
 
 // End puts the end of the session on record: its state, Ended or Refused, and
 // the reason.
-func (r *Recording) End(state, reason string) error {
+func (r *Recording) End(state, reason string) error { return r.EndAt(time.Now(), state, reason) }
+
+// EndAt is End of what has ended at another time than now.
+func (r *Recording) EndAt(end time.Time, state, reason string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.session.State, r.session.Reason, r.session.End = state, reason, time.Now().Round(0)
+	r.session.State, r.session.Reason, r.session.End = state, reason, end.Round(0)
 	r.session.Blocks, r.session.Head = int64(r.next), hex.EncodeToString(r.head[:])
 	return r.finish()
 }
@@ -615,6 +618,9 @@ func (l *Log) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 		}
 	}
 }
+
+// Session implements [Source].
+func (l *Log) Session(_ context.Context, session string) (Session, error) { return l.session(session) }
 
 // Frames implements [Source].
 func (l *Log) Frames(ctx context.Context, session string) iter.Seq2[Frame, error] {

@@ -66,7 +66,7 @@ type Session struct {
 	Server    string    `json:"server"`
 	Rule      string    `json:"rule,omitempty"`  // that gave or denied access
 	Agent     string    `json:"agent,omitempty"` // empty: the one in the broker's process
-	Transport string    `json:"transport"`       // "tls", "quic", "http/1.1", "h2" or "h3"
+	Transport string    `json:"transport"`       // "tls", "quic", "http/1.1", "h2", "h3" or, imported, "tcp"
 	Client    string    `json:"client"`          // its address
 	Start     time.Time `json:"start"`
 	End       time.Time `json:"end,omitzero"`
@@ -79,12 +79,21 @@ type Session struct {
 
 	Findings map[string]int64 `json:"findings,omitempty"` // by detector
 
+	Imported *Imported `json:"imported,omitempty"` // nil: the broker carried the session itself
+
 	// Of a session that has ended: how many blocks it has, and the hash of the last,
 	// in hexadecimal, which all of them hang on.
 	Blocks int64  `json:"blocks,omitempty"`
 	Head   string `json:"head,omitempty"`
 
 	masked [2]bool // by direction: a part of the frame under way was masked
+}
+
+// Imported says which capture of a network a session was taken from. Nobody has
+// proven an identity for it, and no rule was asked.
+type Imported struct {
+	File   string `json:"file"`   // its name, without the folder
+	SHA256 string `json:"sha256"` // of its bytes, in hexadecimal
 }
 
 // A Count is of what was delivered in one direction, newlines included.
@@ -201,6 +210,8 @@ func NewID() string {
 // the next.
 type Source interface {
 	Sessions(ctx context.Context) iter.Seq2[Session, error]
+	// Session returns [ErrNoSession] for one that is not on record.
+	Session(ctx context.Context, session string) (Session, error)
 	// Frames yields [ErrNoSession] for a session that is not on record. A block
 	// that cannot be read yields an error in its place, and whoever goes on gets
 	// the rest.
@@ -245,26 +256,19 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 	}
 	out := lines{Writer: bufio.NewWriterSize(w, 64<<10)}
 	var damaged error
-	var aliases []codec.Alias
-	for f, err := range src.Frames(ctx, session) {
+	frames := src.Frames(ctx, session)
+	if !v.Server {
+		frames = Reveal(frames)
+	}
+	for f, err := range frames {
 		switch {
 		case errors.Is(err, ErrDamaged):
 			damaged = errors.Join(damaged, err)
 			out.cut()
 		case err != nil:
 			return errors.Join(out.Flush(), fmt.Errorf("session %s: %w", session, err))
-		case f.Verdict == Aliased:
-			var a codec.Alias
-			if !v.Server && json.Unmarshal(f.Bytes, &a) == nil {
-				aliases = append(aliases, a)
-			}
-		case f.Verdict == Found:
+		case f.Verdict == Aliased || f.Verdict == Found:
 		case v.Want(f):
-			for i := range aliases {
-				if bytes.Contains(f.Bytes, aliases[i].As) && json.Valid(f.Bytes) {
-					f.Bytes = aliases[i].Reveal(nil, f.Bytes)
-				}
-			}
 			if err := out.add(f); err != nil {
 				return fmt.Errorf("write replay: %w", err)
 			}
@@ -278,6 +282,32 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 		return fmt.Errorf("session %s: %w", session, damaged)
 	}
 	return nil
+}
+
+// Reveal yields frames as the clients have sent and received them: a request that
+// went to the server by another id, and what speaks of it, has the one that its
+// client gave it. What is Aliased is left out.
+func Reveal(frames iter.Seq2[Frame, error]) iter.Seq2[Frame, error] {
+	return func(yield func(Frame, error) bool) {
+		var aliases []codec.Alias
+		for f, err := range frames {
+			if err == nil && f.Verdict == Aliased {
+				var a codec.Alias
+				if json.Unmarshal(f.Bytes, &a) == nil {
+					aliases = append(aliases, a)
+				}
+				continue
+			}
+			for i := range aliases {
+				if f.Verdict != Found && bytes.Contains(f.Bytes, aliases[i].As) && json.Valid(f.Bytes) {
+					f.Bytes = aliases[i].Reveal(nil, f.Bytes)
+				}
+			}
+			if !yield(f, err) {
+				return
+			}
+		}
+	}
 }
 
 // lines write frames. While one that comes in parts is under way, those of the

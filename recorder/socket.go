@@ -276,6 +276,14 @@ func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 	return jsonLines[Session](ctx, r, "/sessions")
 }
 
+// Session implements [Source]. It stands in front of the blocks, which are not read.
+func (r *remote) Session(ctx context.Context, session string) (s Session, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err = r.blocks(ctx, session, func(first Session) { s = first }, func(Block) bool { return false })
+	return s, err
+}
+
 // Leaves implements [Source].
 func (r *remote) Leaves(ctx context.Context) iter.Seq2[Leaf, error] {
 	return jsonLines[Leaf](ctx, r, "/leaves")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"text/tabwriter"
@@ -49,7 +50,7 @@ func sessions() *cobra.Command {
 					continue
 				}
 				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", s.ID, s.Start.Local().Format(time.DateTime),
-					s.State, s.Subject, s.Server, s.C2S.Frames+s.S2C.Frames, s.Blocked, s.Masked, length(s))
+					s.State, cmp.Or(s.Subject, "-"), s.Server, s.C2S.Frames+s.S2C.Frames, s.Blocked, s.Masked, length(s))
 			}
 			return table.Flush()
 		},

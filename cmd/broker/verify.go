@@ -12,6 +12,7 @@ import (
 
 	"example.com/broker/recorder"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func verify() *cobra.Command {
@@ -146,8 +147,8 @@ func (v *verification) progress() func(int) {
 }
 
 func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	_, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ) // /dev/null is a device, too
+	return err == nil
 }
 
 // print prints what has been found.
