@@ -119,6 +119,14 @@ func NewMasker(finder Finder, fields *Fields) *Masker {
 	return m
 }
 
+// Has reports whether m looks for what the detector of that name finds.
+func (m *Masker) Has(detector string) bool {
+	if detector == FieldDetector {
+		return m.fields != nil
+	}
+	return slices.Contains(m.finder.Names(), detector)
+}
+
 // Mask appends f.Line to dst with every finding masked. With none, it is the
 // line unchanged. The findings are valid until the next call.
 func (m *Masker) Mask(dst []byte, f *Frame) (out []byte, findings []Finding) {

@@ -64,10 +64,11 @@ type Session struct {
 	Subject   string    `json:"subject"`
 	Groups    []string  `json:"groups"`
 	Server    string    `json:"server"`
-	Rule      string    `json:"rule,omitempty"`  // that gave or denied access
-	Agent     string    `json:"agent,omitempty"` // empty: the one in the broker's process
-	Transport string    `json:"transport"`       // "tls", "quic", "http/1.1", "h2" or "h3"
-	Client    string    `json:"client"`          // its address
+	Rule      string    `json:"rule,omitempty"`   // that gave or denied access
+	Access    string    `json:"access,omitempty"` // what it gave: "allow" or "approval"
+	Agent     string    `json:"agent,omitempty"`  // empty: the one in the broker's process
+	Transport string    `json:"transport"`        // "tls", "quic", "http/1.1", "h2" or "h3"
+	Client    string    `json:"client"`           // its address
 	Start     time.Time `json:"start"`
 	End       time.Time `json:"end,omitzero"`
 	State     string    `json:"state"`

@@ -185,6 +185,17 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 	return c, c.readPolicy()
 }
 
+// readPolicyFile reads the policy of a broker.yaml, or of a file that has policy
+// and detectors only. What else is in it is not looked at, and needs nothing.
+func readPolicyFile(path string) (*brokerConfig, error) {
+	c := &brokerConfig{}
+	var err error
+	if c.configFile, err = readConfig(path, &c.brokerFile, "policy", "detectors"); err != nil {
+		return nil, err
+	}
+	return c, c.readPolicy()
+}
+
 // readURL fills in where people reach the broker's pages.
 func (c *brokerConfig) readURL() error {
 	if c.URL == "" {

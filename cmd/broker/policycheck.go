@@ -10,9 +10,12 @@ func policyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
 		Short: "check a policy before it is put in force",
-		Args:  cobra.NoArgs,
+		Long: `Check a policy before it is put in force: check says whether it loads, test what it
+would change for what was used.`,
+		Example: "  broker policy check broker.yaml\n  broker policy test broker.yaml --since 30d",
+		Args:    cobra.NoArgs,
 	}
-	cmd.AddCommand(&cobra.Command{
+	cmd.AddCommand(policyTest(), &cobra.Command{
 		Use:     "check FILE",
 		Short:   "check a configuration and compile its policy",
 		Long:    "Check broker.yaml as broker serve would read it, without starting anything.",
