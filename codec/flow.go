@@ -442,7 +442,7 @@ func (f *flow) name(o *longObject) (name []byte, ok bool) {
 func (f *flow) mark(m *Masker, o *longObject, name []byte) bool {
 	base := len(m.spans)
 	masked := m.memberName(0, len(m.b), name, others) > 0
-	if !masked && !bytes.Contains(name, []byte("[masked:")) {
+	if m.Leave || !masked && !bytes.Contains(name, []byte("[masked:")) {
 		return true
 	}
 	m.merge(base)
@@ -534,6 +534,8 @@ func (f *flow) blob(o *longObject, p place) bool {
 		}
 		switch {
 		case n > 0:
+		case len(b) > defaultFrame && m.Leave:
+			return f.untouched(0)
 		case len(b) > defaultFrame:
 			return f.fail(CodeTooLarge, "a blob is too large to be looked at")
 		case !f.w.need(2*len(b)) && len(f.w.rest()) == len(b):

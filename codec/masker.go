@@ -42,6 +42,10 @@ type Finding struct {
 // finding becomes 0. So do names of members; where two of an object would be the
 // same, they are numbered: [masked:NAME 2].
 type Masker struct {
+	// Leave: [Parser.Flow] says what is found and replaces nothing, and accepts what
+	// it would without a Masker.
+	Leave bool
+
 	finder  Finder
 	marks   []string // [masked:NAME], by detector; the last is that of fields
 	longest int      // of marks
