@@ -33,10 +33,10 @@ import (
 //
 // A record, the next behind it:
 //
-//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bit 5: these are
+//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–4: verdict; bit 5: these are
 //	         not all the bytes of the frame, which goes on in the direction's next
-//	         record that is neither found nor blocked; bit 6: the record began in the
-//	         block before; bit 7: it goes on in the next
+//	         record that is neither found, noted nor blocked; bit 6: the record began
+//	         in the block before; bit 7: it goes on in the next
 //	varint   time in ns since the session's start
 //	uvarint  length
 //	…        bytes of the frame, or of a part of it
@@ -272,7 +272,7 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 			r.partial, r.started = append(r.partial, part...), true
 			continue
 		}
-		f := Frame{Verdict: Verdict(flags >> recordVerdict & 7), Time: r.start.Add(time.Duration(since)), Bytes: part, More: flags&recordMore != 0}
+		f := Frame{Verdict: Verdict(flags >> recordVerdict & 15), Time: r.start.Add(time.Duration(since)), Bytes: part, More: flags&recordMore != 0}
 		if flags&recordS2C != 0 {
 			f.Direction = codec.S2C
 		}

@@ -516,7 +516,7 @@ func (l *Log) recover() error {
 			return err
 		}
 		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
-		s.C2S, s.S2C, s.Blocked, s.Masked, s.Findings = Count{}, Count{}, 0, 0, nil
+		s.C2S, s.S2C, s.Blocked, s.Masked, s.Findings, s.Observed = Count{}, Count{}, 0, 0, nil, nil
 		for f, err := range l.frames(context.Background(), s) {
 			if err == nil {
 				s.count(&f)
