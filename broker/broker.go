@@ -411,6 +411,7 @@ func (b *Broker) serve(ctx context.Context, c *client) {
 		log.Info("session opened", "rule", a.terms.Rule, "transport", p.Transport)
 	}
 	err = session.run(ctx, r)
+	b.recordObserved(ctx, session)
 	reason := "closed"
 	if err != nil {
 		reason = err.Error()
