@@ -70,6 +70,7 @@ type Newly struct {
 	Masked   int64 `json:"masked"`   // frames with something that was not masked
 	Unmasked int64 `json:"unmasked"` // frames without a mask that they had
 	Hidden   int64 `json:"hidden"`   // answers with a tool that would be left out
+	Observed int64 `json:"observed"` // calls and frames that pass, and of which an observing rule would say otherwise
 }
 
 // A Change is what would be otherwise in the same way for one person.
@@ -78,6 +79,7 @@ type Change struct {
 	Was      string    `json:"was"` // allow, approval or deny; clear or masked; listed
 	Now      string    `json:"now"` // allow, approval or deny; masked or clear; hidden
 	Rule     string    `json:"rule"`
+	Mode     string    `json:"mode,omitempty"` // observe: it is only noted
 	Reason   string    `json:"reason,omitempty"`
 	Server   string    `json:"server"`
 	Method   string    `json:"method,omitempty"`
@@ -123,7 +125,7 @@ type trial struct {
 }
 
 // A change is what makes two changes one.
-type change struct{ of, was, now, rule, reason, server, method, name, subject, detector string }
+type change struct{ of, was, now, rule, mode, reason, server, method, name, subject, detector string }
 
 // Run runs a policy over what is in src.
 func Run(ctx context.Context, src recorder.Source, o Options) (*Report, error) {
@@ -216,7 +218,7 @@ func (t *trial) note(s *recorder.Session, at time.Time, c change, values int) (k
 			return nil, nil
 		}
 		known = &Change{
-			Of: c.of, Was: c.was, Now: c.now, Rule: c.rule, Reason: c.reason, Server: t.clean(c.server), Method: t.clean(c.method),
+			Of: c.of, Was: c.was, Now: c.now, Rule: c.rule, Mode: c.mode, Reason: c.reason, Server: t.clean(c.server), Method: t.clean(c.method),
 			Name: t.clean(c.name), Subject: t.clean(c.subject), Detector: c.detector, Examples: []Example{},
 		}
 		t.changes[c] = known
@@ -281,6 +283,7 @@ var gravity = []string{"deny", "approval", "masked", "hidden", "clear", "allow"}
 
 func inOrder(a, b *Change) int {
 	return cmp.Or(
+		cmp.Compare(a.Mode, b.Mode),
 		cmp.Compare(slices.Index(gravity, a.Now), slices.Index(gravity, b.Now)),
 		-cmp.Compare(a.Of, b.Of), -cmp.Compare(a.Count, b.Count),
 		cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.Server, b.Server), cmp.Compare(a.Method, b.Method), cmp.Compare(a.Name, b.Name),

@@ -105,7 +105,11 @@ func compile(t testing.TB, rules ...policy.Rule) *policy.Policy {
 func lines(r *Report) string {
 	var b strings.Builder
 	for _, c := range r.Changes {
-		fmt.Fprintf(&b, "%s %s>%s %s %s", c.Of, c.Was, c.Now, c.Rule, strings.TrimSpace(c.Method+" "+c.Name))
+		now := c.Now
+		if c.Mode != "" {
+			now = "(" + now + ")"
+		}
+		fmt.Fprintf(&b, "%s %s>%s %s %s", c.Of, c.Was, now, c.Rule, strings.TrimSpace(c.Method+" "+c.Name))
 		if c.Detector != "" {
 			fmt.Fprintf(&b, " %s:%d", c.Detector, c.Values)
 		}
@@ -133,6 +137,7 @@ func TestRun(t *testing.T) {
 		r.Masking = policy.Masking{New: masks(names...), Requests: requests}
 		return r
 	}
+	observing := func(r policy.Rule) policy.Rule { r.Mode = policy.Observe; return r }
 	access := func(a policy.Access) policy.Rule {
 		r := rule()
 		if r.Access = a; a == policy.Approval {
@@ -163,6 +168,13 @@ func TestRun(t *testing.T) {
 		{name: "denied call is held", frames: blocked, new: &asks, want: "call deny>approval r tools/call drop ×1"},
 		{name: "call was held", frames: held, new: &asks},
 		{name: "held call is denied", frames: held, new: &denies, want: "call approval>deny r tools/call drop ×1", newly: Newly{Refused: 1}},
+		{name: "call was approved", frames: []string{`c2s noted {"mode":"enforce","says":"approval","rule":"r"}`, drop}, new: &asks},
+		{name: "observed", frames: []string{drop}, new: ref(observing(denies)), want: "call allow>(deny) r tools/call drop ×1", newly: Newly{Observed: 1}},
+		{name: "was observed", frames: []string{`c2s noted {"mode":"observe","says":"deny","rule":"r"}`, drop}, new: &denies, want: "call allow>deny r tools/call drop ×1", newly: Newly{Refused: 1}},
+		{name: "denied is observed", frames: blocked, new: ref(observing(denies)), want: "call deny>allow r tools/call drop ×1", newly: Newly{Passed: 1}},
+		{name: "observed is enforced", frames: []string{drop}, old: ref(observing(denies)), new: &denies, want: "call allow>deny r tools/call drop ×1", newly: Newly{Refused: 1}},
+		{name: "values are observed", frames: mail, new: ref(observing(masking(policy.RequestsPass, "email"))), want: "answer clear>(masked) r tools/call list email:1 ×1", newly: Newly{Observed: 1}},
+		{name: "arguments are observed", frames: []string{"c2s delivered " + call(1, "list", `{"to":"ada@example.com"}`)}, new: ref(observing(masking(policy.RequestsMask, "email"))), want: "call clear>(masked) r tools/call list email:1 ×1", newly: Newly{Observed: 1}},
 		{name: "against the same", frames: []string{drop}, old: &denies, new: &denies},
 		{name: "against another", frames: blocked, old: &allow, new: &denies, want: "call allow>deny r tools/call drop ×1", newly: Newly{Refused: 1}},
 		{name: "not the policy's", frames: []string{"c2s blocked " + call(1, "drop", `{}`), "s2c answered " + refusal(1, -32600)}, new: &denies},

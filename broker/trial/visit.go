@@ -20,13 +20,14 @@ type visit struct {
 	unused  bool               // it was refused, and not by the policy
 	labels  map[string]label   // of requests in flight, by raw id
 	blocked map[string]*judged // requests whose refusal comes, by raw id
+	noted   [2]bool            // by direction: somebody has approved the call that comes
 	masked  [2]counts          // by direction: what was masked in the frame that comes
 	calls   int64              // that passed, in a session that is not judged any further
 	long    struct {           // the frame of the server that comes in parts
-		now, was *long
-		masked   counts
-		time     time.Time
-		under    bool
+		now, was, observed *long
+		masked             counts
+		time               time.Time
+		under              bool
 	}
 }
 
@@ -38,6 +39,7 @@ type judged struct {
 	label
 	call      bool // not the protocol's housekeeping
 	now, was  verdict
+	observed  *verdict // of an observing rule
 	masked    counts
 	time      time.Time
 	arguments string
@@ -55,7 +57,8 @@ func (v *visit) judges() bool {
 // looks reports whether anybody looks at what the server sends.
 func (v *visit) looks() bool {
 	t := v.now.terms
-	return v.judges() && (t.Masking.New != nil || t.HidesTools() || v.s.Masked > 0 || len(v.s.Findings) > 0 ||
+	o := t.Observed
+	return v.judges() && (o != nil && o.Masking.New != nil || t.Masking.New != nil || t.HidesTools() || v.s.Masked > 0 || len(v.s.Findings) > 0 ||
 		v.o.Old != nil && v.was.terms.Masking.New != nil)
 }
 
@@ -69,15 +72,21 @@ func (v *visit) frame(f *recorder.Frame) {
 			v.masked[d].add(found)
 		}
 		return
+	case recorder.Noted:
+		var n recorder.Note
+		if json.Unmarshal(f.Bytes, &n) == nil {
+			v.noted[d] = n.Mode == recorder.Enforce && n.Says == policy.Approval.String()
+		}
+		return
 	case recorder.Aliased:
 		return
 	}
-	masked := v.masked[d]
-	v.masked[d] = nil
+	masked, approved := v.masked[d], v.noted[d]
+	v.masked[d], v.noted[d] = nil, false
 	inTime := !f.Time.Before(v.o.Since)
 	switch {
 	case d == codec.C2S && f.Verdict != recorder.Answered:
-		v.c2s(f, masked, inTime)
+		v.c2s(f, masked, approved, inTime)
 	case d == codec.S2C && f.Verdict == recorder.Answered:
 		v.answered(f, inTime)
 	case d == codec.S2C && f.Verdict != recorder.Blocked:
@@ -86,7 +95,7 @@ func (v *visit) frame(f *recorder.Frame) {
 }
 
 // c2s judges what the client sent.
-func (v *visit) c2s(r *recorder.Frame, masked counts, inTime bool) {
+func (v *visit) c2s(r *recorder.Frame, masked counts, approved, inTime bool) {
 	if v.refused() || !v.judges() && r.Verdict == recorder.Blocked {
 		return
 	}
@@ -119,11 +128,15 @@ func (v *visit) c2s(r *recorder.Frame, masked counts, inTime bool) {
 	}
 	c := &judged{label: l, call: policy.IsCall(f), masked: masked, time: r.Time}
 	c.now = v.now.call(v.now.terms, f, masked, r.Time)
+	if o := v.now.terms.Observed; o != nil {
+		would := v.now.call(o, f, masked, r.Time)
+		c.observed = &would
+	}
 	if v.o.Old != nil {
 		c.was = v.was.call(v.was.terms, f, masked, r.Time)
 	} else {
 		c.was = verdict{access: policy.Allow, found: masked}
-		if r.Verdict == recorder.Edited { // of a call that came again after its approval
+		if approved {
 			c.was.access = policy.Approval
 		}
 	}
@@ -221,11 +234,28 @@ func (v *visit) compare(c *judged, f *codec.Frame) {
 			e.Arguments = arguments()
 		}
 	}
-	if c.now.access == policy.Deny || c.was.access == policy.Deny {
-		return
+	if c.now.access != policy.Deny && c.was.access != policy.Deny {
+		ch.reason = ""
+		v.masks(ch, c.time, c.now.found, c.was.found, arguments)
 	}
-	ch.reason = ""
-	v.masks(ch, c.time, c.now.found, c.was.found, arguments)
+	if o := c.observed; o != nil {
+		v.observes(ch, c, o, arguments)
+	}
+}
+
+// observes counts what an observing rule would say of a call.
+func (v *visit) observes(ch change, c *judged, o *verdict, arguments func() string) {
+	ch.mode = policy.Observe.String()
+	if o.access < c.was.access {
+		v.report.Newly.Observed++
+		ch.now, ch.reason = o.access.String(), o.reason
+		if _, e := v.note(v.s, c.time, ch, 0); e != nil {
+			e.Arguments = arguments()
+		}
+	}
+	if o.access != policy.Deny && c.was.access != policy.Deny && v.masksMore(ch, c.time, o.found, c.was.found, arguments) && o.access >= c.was.access {
+		v.report.Newly.Observed++
+	}
 }
 
 // differs counts what is decided otherwise.
@@ -243,13 +273,7 @@ func (t *trial) differs(now, was policy.Access) {
 
 // masks counts what would be masked otherwise in a frame.
 func (v *visit) masks(c change, at time.Time, now, was counts, arguments func() string) {
-	more, less := false, false
-	for d, n := range now {
-		if n > was[d] {
-			more = true
-			v.maskedOtherwise(c, at, d, "clear", "masked", n-was[d], arguments)
-		}
-	}
+	more, less := v.masksMore(c, at, now, was, arguments), false
 	for d, n := range was {
 		if n > now[d] {
 			less = true
@@ -262,6 +286,19 @@ func (v *visit) masks(c change, at time.Time, now, was counts, arguments func() 
 	if less {
 		v.report.Newly.Unmasked++
 	}
+}
+
+// masksMore counts what would be masked that was not, and reports whether there is
+// any.
+func (v *visit) masksMore(c change, at time.Time, now, was counts, arguments func() string) (more bool) {
+	c.reason = ""
+	for d, n := range now {
+		if n > was[d] {
+			more = true
+			v.maskedOtherwise(c, at, d, "clear", "masked", n-was[d], arguments)
+		}
+	}
+	return more
 }
 
 func (v *visit) maskedOtherwise(c change, at time.Time, detector, was, now string, n int, arguments func() string) {
@@ -297,11 +334,11 @@ func (v *visit) s2c(r *recorder.Frame, masked counts, inTime bool) {
 	if !inTime {
 		return
 	}
-	find := func(s *side) (found counts) {
-		m := s.masker(s.terms, false)
-		if m == nil {
+	find := func(s *side, t *policy.Terms) (found counts) {
+		if t == nil || t.Masking.New == nil {
 			return nil
 		}
+		m := s.masker(t, false)
 		out, all := m.Mask(s.buf[:0], f)
 		s.buf = out
 		found.add(all)
@@ -309,9 +346,9 @@ func (v *visit) s2c(r *recorder.Frame, masked counts, inTime bool) {
 	}
 	was := masked
 	if v.o.Old != nil {
-		was = find(&v.was)
+		was = find(&v.was, v.was.terms)
 	}
-	v.answer(r.Time, l, find(&v.now), was)
+	v.answer(r.Time, l, find(&v.now, v.now.terms), was, find(&v.now, v.now.terms.Observed))
 	if hides(v.now.terms, f) && !(v.o.Old != nil && hides(v.was.terms, f)) {
 		v.report.Newly.Hidden++
 		v.note(v.s, r.Time, change{of: "answer", was: "listed", now: "hidden", rule: v.now.terms.Rule, method: l.method}, 0)
@@ -325,9 +362,15 @@ func (v *visit) take(id string) label {
 	return l
 }
 
-// answer compares what was found in a frame of the server's.
-func (v *visit) answer(at time.Time, l label, now, was counts) {
-	v.masks(change{of: "answer", rule: v.now.terms.Rule, method: l.method, name: l.name}, at, now, was, nil)
+// answer compares what was found in a frame of the server's. observed is what an
+// observing rule finds.
+func (v *visit) answer(at time.Time, l label, now, was, observed counts) {
+	c := change{of: "answer", rule: v.now.terms.Rule, method: l.method, name: l.name}
+	v.masks(c, at, now, was, nil)
+	c.mode = policy.Observe.String()
+	if v.masksMore(c, at, observed, was, nil) {
+		v.report.Newly.Observed++
+	}
 }
 
 // part takes a part of a frame that comes in parts.
@@ -335,17 +378,13 @@ func (v *visit) part(r *recorder.Frame, masked counts, inTime bool) {
 	l := &v.long
 	if !l.under {
 		l.under, l.masked, l.time = true, nil, r.Time
-		start := func(s *side) *long {
-			if s.policy == nil || !inTime {
+		start := func(s *side, t *policy.Terms) *long {
+			if t == nil || t.Masking.New == nil || !inTime {
 				return nil
 			}
-			m := s.masker(s.terms, true)
-			if m == nil {
-				return nil
-			}
-			return startLong(m)
+			return startLong(s.masker(t, true))
 		}
-		l.now, l.was = start(&v.now), start(&v.was)
+		l.now, l.was, l.observed = start(&v.now, v.now.terms), start(&v.was, v.was.terms), start(&v.now, v.now.terms.Observed)
 	}
 	for d, n := range masked {
 		if l.masked == nil {
@@ -353,7 +392,7 @@ func (v *visit) part(r *recorder.Frame, masked counts, inTime bool) {
 		}
 		l.masked[d] += n
 	}
-	for _, look := range []*long{l.now, l.was} {
+	for _, look := range []*long{l.now, l.was, l.observed} {
 		if look != nil {
 			look.part(r.Bytes)
 		}
@@ -371,7 +410,7 @@ func (v *visit) endLong(whole, inTime bool) {
 	}
 	l.under = false
 	var id string
-	end := func(look *long, s *side) counts {
+	end := func(look *long, s *side, t *policy.Terms) counts {
 		if look == nil {
 			return nil
 		}
@@ -382,21 +421,21 @@ func (v *visit) endLong(whole, inTime bool) {
 		if got.id != "" {
 			id = got.id
 		}
-		return got.found.with(l.masked, s.masker(s.terms, true))
+		return got.found.with(l.masked, s.masker(t, true))
 	}
-	now, was := end(l.now, &v.now), end(l.was, &v.was)
-	l.now, l.was = nil, nil
+	now, was, observed := end(l.now, &v.now, v.now.terms), end(l.was, &v.was, v.was.terms), end(l.observed, &v.now, v.now.terms.Observed)
+	l.now, l.was, l.observed = nil, nil, nil
 	if v.o.Old == nil {
 		was = l.masked
 	}
 	if label := v.take(id); inTime {
-		v.answer(l.time, label, now, was)
+		v.answer(l.time, label, now, was, observed)
 	}
 }
 
 // lost forgets what a damaged block has torn apart.
 func (v *visit) lost() {
-	v.masked = [2]counts{}
+	v.masked, v.noted = [2]counts{}, [2]bool{}
 	v.endLong(false, false)
 }
 
@@ -422,7 +461,7 @@ func (v *visit) end() {
 
 // leave ends what looks at a long frame, whatever has ended the visit.
 func (v *visit) leave() {
-	for _, look := range []*long{v.long.now, v.long.was} {
+	for _, look := range []*long{v.long.now, v.long.was, v.long.observed} {
 		if look != nil {
 			look.end(false)
 		}

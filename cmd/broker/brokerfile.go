@@ -85,6 +85,7 @@ type ruleFile struct {
 	Groups      []string      `yaml:"groups"`
 	Servers     []string      `yaml:"servers"`
 	Access      string        `yaml:"access"`
+	Mode        string        `yaml:"mode"`
 	Duration    string        `yaml:"duration"`
 	MaxDuration string        `yaml:"max_duration"`
 	Approvers   approversFile `yaml:"approvers"`
@@ -377,6 +378,10 @@ func (c *brokerConfig) readPolicy() error {
 		if err != nil {
 			return c.errorAt(fmt.Sprintf("policy[%d].access", i), err)
 		}
+		mode, err := policy.ParseMode(r.Mode)
+		if err != nil {
+			return c.errorAt(fmt.Sprintf("policy[%d].mode", i), err)
+		}
 		var duration, most, ttl, hold, certificate time.Duration
 		for _, d := range []struct {
 			key, text string
@@ -392,7 +397,7 @@ func (c *brokerConfig) readPolicy() error {
 		}
 		rules[i] = policy.Rule{
 			Name: r.Name, Users: r.Users, Groups: r.Groups, Servers: r.Servers,
-			Access: access, Duration: duration, Masking: masking, Certificate: certificate,
+			Access: access, Mode: mode, Duration: duration, Masking: masking, Certificate: certificate,
 			Asking: policy.Asking{
 				Approvers:   policy.Approvers{Users: r.Approvers.Users, Groups: r.Approvers.Groups, Count: r.Approvers.Count},
 				MaxDuration: most, Reason: r.Reason, Auto: r.Auto, BreakGlass: r.BreakGlass, TTL: ttl, Hold: hold,

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"example.com/broker/broker/policy"
 	"github.com/spf13/cobra"
 )
 
@@ -26,7 +27,16 @@ would change for what was used.`,
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d rules, %d servers: good\n", args[0], len(c.Policy), len(c.servers))
+			rules, observed := fmt.Sprintf("%d rules", len(c.Policy)), 0
+			for _, r := range c.Policy {
+				if r.Mode == policy.Observe.String() {
+					observed++
+				}
+			}
+			if observed > 0 {
+				rules += fmt.Sprintf(" (%d only observed)", observed)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, %d servers: good\n", args[0], rules, len(c.servers))
 			return err
 		},
 	})

@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"example.com/broker/broker/policy"
 	"example.com/broker/broker/trial"
 	"github.com/spf13/cobra"
 )
@@ -32,8 +33,9 @@ Recordings hold what was delivered, so that there are limits. What was masked in
 them cannot be looked at again: it counts as found where the policy still has the
 detector, and conditions see the mark. Groups are those of the time of the session,
 "now" in conditions is the time of the frame, "auto" and grants are not looked at.
-A tool that was left out of a list is not on record. A call that waited for an
-approval and got it looks like one that passed; --against knows better.
+A tool that was left out of a list is not on record.
+
+What a rule with "mode: observe" would do is listed in brackets, and changes nothing.
 
 Exit status: 0 if nothing that was used would newly be refused or held, 1 if
 something would (0 with --exit-zero), 2 for wrong usage.`,
@@ -160,11 +162,14 @@ func (p *policyTrial) print(r *trial.Report) error {
 	if len(r.Changes) == 0 || err != nil {
 		return err
 	}
+	if n.Observed > 0 {
+		fmt.Fprintf(p.out, "%d calls and frames that pass, and of which rules that are only observed would say otherwise\n", n.Observed)
+	}
 	fmt.Fprintln(p.out)
 	table := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "WAS\tNOW\tRULE\tSERVER\tWHAT\tSUBJECT\tCOUNT\tSESSIONS\tWHY")
 	for _, c := range r.Changes {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", c.Was, c.Now, orDash(c.Rule), c.Server, what(c), c.Subject, c.Count, c.Sessions, why(c))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", c.Was, becomes(c), orDash(c.Rule), c.Server, what(c), c.Subject, c.Count, c.Sessions, why(c))
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -174,7 +179,7 @@ func (p *policyTrial) print(r *trial.Report) error {
 	}
 	fmt.Fprintln(p.out, "\nexamples:")
 	for _, c := range r.Changes {
-		fmt.Fprintf(p.out, "%s, %s → %s, %s, %s\n", what(c), c.Was, c.Now, orDash(c.Rule), c.Subject)
+		fmt.Fprintf(p.out, "%s, %s → %s, %s, %s\n", what(c), c.Was, becomes(c), orDash(c.Rule), c.Subject)
 		for _, e := range c.Examples {
 			_, err = fmt.Fprintln(p.out, strings.TrimRight(fmt.Sprintf("  broker replay %s  %s  %s", e.Session, e.Time.Local().Format(time.DateTime), e.Arguments), " "))
 		}
@@ -189,6 +194,14 @@ func what(c *trial.Change) string {
 		name = c.Method
 	}
 	return strings.TrimSpace(c.Of + " " + name)
+}
+
+// becomes says what would become of it.
+func becomes(c *trial.Change) string {
+	if c.Mode == policy.Observe.String() {
+		return "(" + c.Now + ")"
+	}
+	return c.Now
 }
 
 // why says why it would be so.
