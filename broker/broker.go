@@ -379,7 +379,7 @@ func (b *Broker) serve(ctx context.Context, c *client) {
 	s := recorder.Session{
 		ID: recorder.NewID(), Start: time.Now(),
 		Subject: a.identity.Subject, Groups: a.identity.Groups,
-		Server: a.server, Rule: a.terms.Rule, Agent: b.o.Servers[a.server].Agent,
+		Server: a.server, Rule: a.terms.Rule, Access: a.terms.Access.String(), Agent: b.o.Servers[a.server].Agent,
 		Transport: p.Transport, Client: p.Addr.String(),
 	}
 	log = log.With("session", s.ID)
@@ -411,6 +411,7 @@ func (b *Broker) serve(ctx context.Context, c *client) {
 		log.Info("session opened", "rule", a.terms.Rule, "transport", p.Transport)
 	}
 	err = session.run(ctx, r)
+	b.recordObserved(ctx, session)
 	reason := "closed"
 	if err != nil {
 		reason = err.Error()

@@ -219,7 +219,7 @@ type heldCall struct {
 func (s *session) approval(f *codec.Frame, line []byte, passed recorder.Verdict, t *policy.Terms, verdict policy.Verdict) error {
 	h := &heldCall{terms: t, passed: passed, modern: elicitsURL(codec.Member(f.Meta, metaCapabilities)), digest: digestOf(f, true)}
 	if s.calls.goesOn(h.digest, f) {
-		return s.pass(f, line, passed, h.digest)
+		return s.pass(f, line, passed, h.digest, approvedBy(t))
 	}
 	if sealed := ours(f); sealed != nil {
 		var state callState
@@ -237,9 +237,9 @@ func (s *session) approval(f *codec.Frame, line []byte, passed recorder.Verdict,
 	case err != nil:
 		return fmt.Errorf("%w: %w", recorder.ErrUnavailable, err)
 	case ok && h.retry:
-		return s.passEdited(f, h.digest)
+		return s.passEdited(f, h.digest, approvedBy(t))
 	case ok:
-		return s.pass(f, line, passed, h.digest)
+		return s.pass(f, line, passed, h.digest, approvedBy(t))
 	case s.calls.full():
 		return s.refuse(line, f.ID, &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d calls wait for an approval", maxWaiting)})
 	}
@@ -264,14 +264,19 @@ func (s *session) approval(f *codec.Frame, line []byte, passed recorder.Verdict,
 }
 
 // passEdited delivers a call without what answers the broker's question.
-func (s *session) passEdited(f *codec.Frame, digest string) error {
+func (s *session) passEdited(f *codec.Frame, digest string, note *recorder.Note) error {
 	if f.Kind == codec.Request {
 		if r := s.register(f, digest); r != nil {
 			return s.refuse(f.Line, f.ID, r)
 		}
 	}
 	line := codec.Without(make([]byte, 0, len(f.Line)+1), f, f.Params, "requestState", "inputResponses")
-	return s.toServer.queue(recorder.Edited, line)
+	return s.toServer.queueNoted(note, recorder.Edited, line)
+}
+
+// approvedBy is what is noted of a call that passes because somebody has approved it.
+func approvedBy(t *policy.Terms) *recorder.Note {
+	return &recorder.Note{Mode: recorder.Enforce, Says: policy.Approval.String(), Rule: t.Rule}
 }
 
 // errHeld is returned when a call has waited for as long as its client would.
@@ -452,6 +457,7 @@ func (s *session) passHeld(ctx context.Context, h *heldCall) error {
 	if r := ofTerms(t, s.identity.Subject, s.server); r != nil && (r.Code != CodeApproval || !s.granted(t.Rule)) {
 		return r
 	}
+	var note *recorder.Note
 	switch verdict := t.Call(f, time.Now()); verdict.Access {
 	case policy.Deny:
 		s.refuseHeld(h, CodeDenied, verdict.Reason)
@@ -465,6 +471,7 @@ func (s *session) passHeld(ctx context.Context, h *heldCall) error {
 			s.refuseHeld(h, CodeApproval, "the approval of this call was used, or is over; call again")
 			return nil
 		}
+		note = approvedBy(t)
 	}
 	if s.over.Load() {
 		return nil
@@ -473,7 +480,7 @@ func (s *session) passHeld(ctx context.Context, h *heldCall) error {
 	if h.retry {
 		verdict, line = recorder.Edited, codec.Without(make([]byte, 0, len(f.Line)+1), f, f.Params, "requestState", "inputResponses")
 	}
-	if err := s.toServer.queue(verdict, line); err != nil {
+	if err := s.toServer.queueNoted(note, verdict, line); err != nil {
 		return err
 	}
 	return s.toServer.flush()

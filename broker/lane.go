@@ -50,12 +50,30 @@ type lane struct {
 // queue gathers one frame. line has room for a newline behind it, in the same
 // array, and is not kept.
 func (l *lane) queue(v recorder.Verdict, line []byte) error {
+	return l.queueNoted(nil, v, line)
+}
+
+// queueNoted is queue of a frame of which something is noted, unless that is nil.
+func (l *lane) queueNoted(n *recorder.Note, v recorder.Verdict, line []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.under && len(l.buf)+len(line) > batchSize && l.err == nil {
 		l.closed.L = &l.mu
 		l.closed.Wait()
 	}
+	if n != nil {
+		text, err := json.Marshal(n)
+		if err != nil {
+			return err
+		}
+		if err := l.queueLocked(recorder.Noted, append(text, '\n')[:len(text)]); err != nil {
+			return err
+		}
+	}
+	return l.queueLocked(v, line)
+}
+
+func (l *lane) queueLocked(v recorder.Verdict, line []byte) error {
 	if len(line) > copySize && !l.under {
 		if err := l.flushLocked(); err != nil {
 			return err
@@ -109,9 +127,9 @@ func (l *lane) flushLocked() error {
 	return err
 }
 
-// part delivers a part of a frame that is not held until its end, with what was
-// found in it.
-func (l *lane) part(found []codec.Finding, p []byte) error {
+// part delivers a part of a frame that is not held until its end. about is what is
+// put on record in front of it, if it has bytes.
+func (l *lane) part(about recorder.Frame, v recorder.Verdict, p []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.under {
@@ -120,16 +138,12 @@ func (l *lane) part(found []codec.Finding, p []byte) error {
 		}
 		l.under = true
 	}
-	f := recorder.Frame{Direction: l.direction, Bytes: p, More: true}
-	if len(found) == 0 {
+	f := recorder.Frame{Direction: l.direction, Verdict: v, Bytes: p, More: true}
+	if len(about.Bytes) == 0 {
 		return l.deliver(p, f)
 	}
-	text, err := json.Marshal(found)
-	if err != nil {
-		return err
-	}
-	f.Verdict = recorder.Masked
-	return l.deliver(append(append(text, '\n'), p...), recorder.Frame{Direction: l.direction, Verdict: recorder.Found, Bytes: text}, f)
+	about.Direction = l.direction
+	return l.deliver(append(append(about.Bytes, '\n'), p...), about, f)
 }
 
 // end ends a frame that was delivered in parts: in order, or cut.
@@ -180,7 +194,7 @@ func (l *lane) deliver(out []byte, frames ...recorder.Frame) error {
 	start, end := 0, 0
 	for _, f := range frames {
 		next := min(end+len(f.Bytes)+1, len(out))
-		if f.Verdict == recorder.Blocked || f.Verdict == recorder.Found {
+		if f.Verdict == recorder.Blocked || !f.Verdict.IsFrame() {
 			l.write(out[start:end])
 			start = next
 		}

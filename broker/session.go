@@ -87,6 +87,7 @@ type session struct {
 	fromClient ledger // requests of the client
 	fromServer ledger // requests of the server
 	calls      calls  // those that wait for an approval
+	observed   observed
 	answered   chan struct{}
 	active     atomic.Int64 // the time of the last frame, in ns since 1970
 	wantsLog   atomic.Bool  // the client has asked for log messages
@@ -336,6 +337,7 @@ type view struct {
 	policy *policy.Policy
 	terms  *policy.Terms
 	masker *codec.Masker // nil if nothing is masked, or nothing has been yet
+	looks  *codec.Masker // of what an observing rule would mask, in the same way
 }
 
 // refresh follows a policy that has been reloaded.
@@ -356,7 +358,7 @@ func (s *session) refresh(v *view) error {
 	case !s.granted(t.Rule):
 		return r
 	}
-	v.policy, v.terms, v.masker = p, t, nil
+	v.policy, v.terms, v.masker, v.looks = p, t, nil, nil
 	return nil
 }
 
@@ -366,6 +368,15 @@ func (v *view) masks() *codec.Masker {
 		v.masker = v.terms.Masking.New()
 	}
 	return v.masker
+}
+
+// observes returns the masker of what an observing rule would mask, or nil.
+func (v *view) observes() *codec.Masker {
+	if o := v.terms.Observed; v.looks == nil && o != nil && o.Masking.New != nil {
+		v.looks = o.Masking.New()
+		v.looks.Leave = true
+	}
+	return v.looks
 }
 
 // pumpC2S judges what the client sends, until its end.
@@ -478,10 +489,11 @@ func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
 	if string(f.Method) == "notifications/cancelled" {
 		s.forget(&s.fromClient, f)
 	}
+	note := s.observe(v, f)
 	if ours(f) != nil { // of an approval that is not needed any more
-		return s.passEdited(f, "")
+		return s.passEdited(f, "", note)
 	}
-	return s.pass(f, line, passed, "")
+	return s.pass(f, line, passed, "", note)
 }
 
 // kinds lists the detectors of findings, each once.
@@ -495,14 +507,15 @@ func kinds(findings []codec.Finding) string {
 	return strings.Join(names, ", ")
 }
 
-// pass delivers what the client sent. call is the digest of an approved call.
-func (s *session) pass(f *codec.Frame, line []byte, verdict recorder.Verdict, call string) error {
+// pass delivers what the client sent. call is the digest of an approved call; note
+// may be nil.
+func (s *session) pass(f *codec.Frame, line []byte, verdict recorder.Verdict, call string, note *recorder.Note) error {
 	if f.Kind == codec.Request {
 		if r := s.register(f, call); r != nil {
 			return s.refuse(line, f.ID, r)
 		}
 	}
-	return s.toServer.queue(verdict, line)
+	return s.toServer.queueNoted(note, verdict, line)
 }
 
 // register puts a request in flight, or returns why it cannot be.
@@ -632,13 +645,22 @@ func (s *session) flow(r *codec.Reader, p *codec.Parser, v *view) error {
 	if v.terms.HidesTools() { // whatever was asked, as in s2c
 		refused = "tools"
 	}
-	f, rest, err := p.Flow(r, v.masks(), refused, func(part []byte, found []codec.Finding) error {
+	m := v.masks()
+	if m == nil {
+		m = v.observes()
+	}
+	f, rest, err := p.Flow(r, m, refused, func(part []byte, found []codec.Finding) error {
 		if s.over.Load() {
 			return errSessionOver
 		}
 		s.active.Store(time.Now().UnixNano())
-		return s.toClient.part(found, part)
+		about, verdict, err := s.aboutPart(v, found)
+		if err != nil {
+			return err
+		}
+		return s.toClient.part(about, verdict, part)
 	})
+	s.observed.frame()
 	if err == nil {
 		req, ok := s.fromClient.done(f.ID)
 		s.note()
@@ -743,6 +765,13 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 	case s.room.acknowledged(f): // by the room, before
 		verdict = recorder.Blocked
 	}
+	var note *recorder.Note
+	if m := v.observes(); m != nil && verdict != recorder.Blocked {
+		var findings []codec.Finding
+		out, findings = m.Mask(out[:0], f)
+		note = s.observeFound(v, findings)
+		s.observed.frame()
+	}
 	if m := v.masks(); m != nil {
 		var findings []codec.Finding
 		if out, findings = m.Mask(out[:0], f); len(findings) > 0 {
@@ -756,7 +785,7 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 		out = append(out, '\n')
 		line = out[:len(out)-1]
 	}
-	return out, s.toClient.queue(verdict, line)
+	return out, s.toClient.queueNoted(note, verdict, line)
 }
 
 // keepBack puts what is no frame on record, as far as the policy lets it be seen.
@@ -764,7 +793,11 @@ func (s *session) keepBack(v *view, line []byte) error {
 	if err := s.refresh(v); err != nil {
 		return err
 	}
-	if m := v.masks(); m != nil {
+	m := v.masks()
+	if m == nil { // nobody gets it: what is only observed needs not be there
+		m = v.observes()
+	}
+	if m != nil {
 		masked := m.MaskText(make([]byte, 0, len(line)+1), line)
 		line = append(masked, '\n')[:len(masked)]
 	}

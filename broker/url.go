@@ -136,7 +136,7 @@ func (b *Broker) record(session string, rec Recording) stream.Record {
 						yield(nil, err)
 						return
 					}
-					if f.Direction != codec.S2C || f.Verdict == recorder.Blocked || f.Verdict == recorder.Found {
+					if f.Direction != codec.S2C || f.Verdict == recorder.Blocked || !f.Verdict.IsFrame() {
 						continue
 					}
 					if n >= from && !yield(f.Bytes, nil) {

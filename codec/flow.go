@@ -602,7 +602,7 @@ func (f *flow) oneMore() bool {
 func (f *flow) mark(m *Masker, o *longObject, name []byte) bool {
 	base := len(m.spans)
 	masked := m.memberName(0, len(m.b), name, others) > 0
-	if !masked && !bytes.Contains(name, []byte("[masked:")) {
+	if m.Leave || !masked && !bytes.Contains(name, []byte("[masked:")) {
 		return true
 	}
 	m.merge(base)
@@ -685,6 +685,8 @@ func (f *flow) blob(o *longObject, p place) bool {
 		b = b[:min(len(b), defaultFrame)]
 		ended := f.w.err != nil
 		switch n = f.scan(b, 0); {
+		case n == 0 && len(b) == defaultFrame && m.Leave:
+			return f.untouched(0)
 		case n == 0 && len(b) == defaultFrame:
 			return f.fail(CodeTooLarge, "a blob is too large to be looked at")
 		case n < 0 || n == 0 && ended:

@@ -66,7 +66,8 @@ func byOffset(a, b codec.Finding) int {
 }
 
 // FuzzFlow checks that how a frame arrives does not matter: masked in pieces, it
-// is what it is when it is masked at once.
+// is what it is when it is masked at once; and a Masker that leaves everything
+// changes nothing, refuses nothing more than none, and finds the same.
 func FuzzFlow(f *testing.F) {
 	for i := range 24 { // a few to begin with
 		var seed []byte
@@ -93,6 +94,15 @@ func FuzzFlow(f *testing.F) {
 		unmasked, _, _, plainErr := flow(nil, &choppy{append(bytes.Clone(line), '\n'), pieces, 0}, 48)
 		if plainErr == nil && !bytes.Equal(unmasked, line) {
 			t.Fatalf("%s\nunmasked, became\n%s", line, unmasked)
+		}
+		m.Leave = true
+		left, leftFindings, _, leftErr := flow(m, &choppy{append(bytes.Clone(line), '\n'), pieces, 0}, 48)
+		m.Leave = false
+		if plainErr == nil && (leftErr != nil || !bytes.Equal(left, line)) {
+			t.Fatalf("%s\nleft as it is, became\n%s\n%v", line, left, leftErr)
+		}
+		if err == nil && !slices.Equal(leftFindings, findings) {
+			t.Fatalf("%s\nfindings %v, and left as it is %v", line, findings, leftFindings)
 		}
 		var p codec.Parser
 		frame, wantErr := p.Parse(append(make([]byte, 0, len(line)+1), line...), codec.S2C)

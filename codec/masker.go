@@ -42,6 +42,10 @@ type Finding struct {
 // finding becomes 0. So do names of members; where two of an object would be the
 // same, they are numbered: [masked:NAME 2].
 type Masker struct {
+	// Leave: [Parser.Flow] says what is found and replaces nothing, and accepts what
+	// it would without a Masker.
+	Leave bool
+
 	finder  Finder
 	marks   []string // [masked:NAME], by detector; the last is that of fields
 	longest int      // of marks
@@ -120,6 +124,14 @@ func NewMasker(finder Finder, fields *Fields) *Masker {
 	m.found = m.note
 	m.near = func(at int) { m.hints.at = append(m.hints.at, at) }
 	return m
+}
+
+// Has reports whether m looks for what the detector of that name finds.
+func (m *Masker) Has(detector string) bool {
+	if detector == FieldDetector {
+		return m.fields != nil
+	}
+	return slices.Contains(m.finder.Names(), detector)
 }
 
 // Mask appends f.Line to dst with every finding masked. With none, it is the

@@ -62,7 +62,7 @@ var emptied = map[byte]string{'{': "{}", '[': "[]", '"': `""`}
 const maxTail = 64 << 10
 
 // Flow takes the response of which r has said that it is [Reader.Long]: it is
-// checked, masked by m, which may be nil, and given to deliver, a part at a time
+// checked, masked by m, which may be nil or [Masker.Leave] everything, and given to deliver, a part at a time
 // and without its newline. What Flow keeps of it is a few MiB, however long it
 // is, and 8 to 16 bytes for each name of a long object. findings are of the part,
 // or of what is left out in it. Neither is kept.
@@ -162,12 +162,22 @@ func (p *parts) keep(b []byte) {
 
 func (p *parts) replace(b []byte, s span) {
 	p.findings = p.m.appendFindings(p.findings, s, p.passed)
+	if p.m.Leave {
+		p.keep(b)
+		return
+	}
 	p.passed += len(b)
 	p.out = p.m.appendMark(p.out, s)
 	p.full()
 }
 
-func (p *parts) drop(b []byte) { p.passed += len(b) }
+func (p *parts) drop(b []byte) {
+	if p.m.Leave {
+		p.keep(b)
+		return
+	}
+	p.passed += len(b)
+}
 
 func (p *parts) full() {
 	if len(p.out) >= partSize {

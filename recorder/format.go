@@ -33,17 +33,17 @@ import (
 //
 // A record, the next behind it:
 //
-//	1 byte   bit 0: direction (0 c2s, 1 s2c); bits 1–3: verdict; bits 4 and 5 are of
-//	         a frame that has several records, each but the first with bit 4, each but
-//	         the last with bit 5: it goes on in the direction's next record that is
-//	         neither found nor blocked; bit 6: the record began in the
-//	         block before; bit 7: it goes on in the next
+//	1 byte   bit 0: direction (0 c2s, 1 s2c); the others: verdict
+//	1 byte   bits 0 and 1 are of a frame that has several records, each but the
+//	         first with bit 0, each but the last with bit 1: it goes on in the
+//	         direction's next record that is neither found, noted nor blocked;
+//	         bit 2: the record began in the block before; bit 3: it goes on in the next
 //	varint   time in ns since the session's start
 //	uvarint  length
 //	…        bytes of the frame, or of a part of it
 //
 // Each block can be read without the others. A record whose last part is missing
-// was never delivered. Bits 4 and 5 are for frames that go on record as they arrive: each
+// was never delivered. Bits 0 and 1 are for frames that go on record as they arrive: each
 // of their records was delivered, also where the one behind it is missing.
 
 const (
@@ -53,10 +53,10 @@ const (
 
 	recordS2C       = 1 << 0
 	recordVerdict   = 1 // shift
-	recordRest      = 1 << 4
-	recordMore      = 1 << 5
-	recordBegan     = 1 << 6
-	recordContinues = 1 << 7
+	recordRest      = 1 << 0
+	recordMore      = 1 << 1
+	recordBegan     = 1 << 2
+	recordContinues = 1 << 3
 
 	// blockSize is how long the records of a block may be, in bytes. Badger writes
 	// a value as a whole, and zstd gains little above it.
@@ -136,10 +136,10 @@ func encode(start time.Time, before hash, frames []Frame) *encoding {
 			part := rest[:min(len(rest), blockSize-recordHead)]
 			rest = rest[len(part):]
 			last = len(rest) == 0
-			flags := byte(f.Verdict)<<recordVerdict | began
+			kind, flags := byte(f.Verdict)<<recordVerdict, began
 			began = recordBegan
 			if f.Direction == codec.S2C {
-				flags |= recordS2C
+				kind |= recordS2C
 			}
 			if f.More {
 				flags |= recordMore
@@ -150,7 +150,7 @@ func encode(start time.Time, before hash, frames []Frame) *encoding {
 			if !last {
 				flags |= recordContinues
 			}
-			records = append(records, flags)
+			records = append(records, kind, flags)
 			records = binary.AppendVarint(records, int64(f.Time.Sub(start)))
 			records = binary.AppendUvarint(records, uint64(len(part)))
 			records = append(records, part...)
@@ -255,13 +255,16 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 	}
 	r.records = records
 	for len(records) > 0 {
-		flags := records[0]
-		since, i := binary.Varint(records[1:])
+		if len(records) < 2 {
+			return r.damage(yield, n, errors.New("record cannot be read"))
+		}
+		kind, flags := records[0], records[1]
+		since, i := binary.Varint(records[2:])
 		if i <= 0 {
 			return r.damage(yield, n, errors.New("record cannot be read"))
 		}
-		size, j := binary.Uvarint(records[1+i:])
-		head := 1 + i + j
+		size, j := binary.Uvarint(records[2+i:])
+		head := 2 + i + j
 		if j <= 0 || size > uint64(len(records)-head) {
 			return r.damage(yield, n, errors.New("record cannot be read"))
 		}
@@ -278,15 +281,15 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 			r.partial, r.started = append(r.partial, part...), true
 			continue
 		}
-		f := Frame{Verdict: Verdict(flags >> recordVerdict & 7), Time: r.start.Add(time.Duration(since)), Bytes: part, More: flags&recordMore != 0}
-		if flags&recordS2C != 0 {
+		f := Frame{Verdict: Verdict(kind >> recordVerdict), Time: r.start.Add(time.Duration(since)), Bytes: part, More: flags&recordMore != 0}
+		if kind&recordS2C != 0 {
 			f.Direction = codec.S2C
 		}
 		if r.started {
 			f.Bytes = append(r.partial, part...)
 			r.partial, r.started = r.partial[:0], false
 		}
-		if f.Verdict != Found && f.Verdict != Blocked {
+		if f.Verdict.passes() {
 			if flags&recordRest != 0 && !r.open[f.Direction] {
 				continue // what is in front of it is damaged
 			}

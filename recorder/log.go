@@ -421,7 +421,7 @@ func (r *Recording) Append(frames ...Frame) error {
 		if f.Time.IsZero() {
 			f.Time = now
 		}
-		if f.Verdict != Found && f.Verdict != Blocked {
+		if f.Verdict.passes() {
 			f.rest, r.open[f.Direction] = r.open[f.Direction], f.More
 		}
 	}
@@ -524,7 +524,7 @@ func (l *Log) recover() error {
 			return err
 		}
 		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
-		s.C2S, s.S2C, s.Blocked, s.Masked, s.Findings = Count{}, Count{}, 0, 0, nil
+		s.C2S, s.S2C, s.Blocked, s.Masked, s.Findings, s.Observed = Count{}, Count{}, 0, 0, nil, nil
 		for f, err := range l.frames(context.Background(), s) {
 			if err == nil {
 				s.count(&f)

@@ -64,10 +64,11 @@ type Session struct {
 	Subject   string    `json:"subject"`
 	Groups    []string  `json:"groups"`
 	Server    string    `json:"server"`
-	Rule      string    `json:"rule,omitempty"`  // that gave or denied access
-	Agent     string    `json:"agent,omitempty"` // empty: the one in the broker's process
-	Transport string    `json:"transport"`       // "tls", "quic", "http/1.1", "h2", "h3" or, imported, "tcp"
-	Client    string    `json:"client"`          // its address
+	Rule      string    `json:"rule,omitempty"`   // that gave or denied access
+	Access    string    `json:"access,omitempty"` // what it gave: "allow" or "approval"
+	Agent     string    `json:"agent,omitempty"`  // empty: the one in the broker's process
+	Transport string    `json:"transport"`        // "tls", "quic", "http/1.1", "h2", "h3" or, imported, "tcp"
+	Client    string    `json:"client"`           // its address
 	Start     time.Time `json:"start"`
 	End       time.Time `json:"end,omitzero"`
 	State     string    `json:"state"`
@@ -78,6 +79,9 @@ type Session struct {
 	Masked    int64     `json:"masked"`
 
 	Findings map[string]int64 `json:"findings,omitempty"` // by detector
+	// Observed counts frames by what an observing rule says of them: deny, approval
+	// or mask.
+	Observed map[string]int64 `json:"observed,omitempty"`
 
 	Imported *Imported `json:"imported,omitempty"` // nil: the broker carried the session itself
 
@@ -86,7 +90,8 @@ type Session struct {
 	Blocks int64  `json:"blocks,omitempty"`
 	Head   string `json:"head,omitempty"`
 
-	masked [2]bool // by direction: a part of the frame under way was masked
+	masked [2]bool // by direction: a part of the frame under way was masked,
+	noted  [2]bool // and one has been noted
 }
 
 // Imported says which capture of a network a session was taken from. Nobody has
@@ -107,6 +112,7 @@ func (s *Session) count(f *Frame) {
 	switch f.Verdict {
 	case Blocked:
 		s.Blocked++
+		s.noted[f.Direction] = false
 		return
 	case Aliased:
 		return
@@ -120,6 +126,17 @@ func (s *Session) count(f *Frame) {
 			for _, f := range found {
 				s.Findings[f.Detector]++
 			}
+		}
+		return
+	case Noted:
+		var n Note
+		if json.Unmarshal(f.Bytes, &n) == nil && n.Mode == Observe && !s.noted[f.Direction] {
+			s.Observed = maps.Clone(s.Observed)
+			if s.Observed == nil {
+				s.Observed = map[string]int64{}
+			}
+			s.Observed[n.Says]++
+			s.noted[f.Direction] = true
 		}
 		return
 	}
@@ -139,7 +156,7 @@ func (s *Session) count(f *Frame) {
 			s.Masked++
 		}
 	}
-	*masked = false
+	*masked, s.noted[f.Direction] = false, false
 }
 
 // A Verdict is what became of a frame.
@@ -161,9 +178,33 @@ const (
 	// Cut ends a frame that was being delivered in parts: the rest did not pass. What
 	// the receiver has of it is no frame.
 	Cut
+	// Noted is no frame: it is a Note in JSON, of the frame that follows, or of the
+	// next part of it.
+	Noted
 )
 
-var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased", "found", "cut"}
+var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased", "found", "cut", "noted"}
+
+// IsFrame reports whether a record with this verdict is a frame, or a part of one.
+func (v Verdict) IsFrame() bool { return v != Aliased && v != Found && v != Noted }
+
+// passes reports whether what has this verdict reached somebody.
+func (v Verdict) passes() bool { return v.IsFrame() && v != Blocked }
+
+// A Note is what a rule says of a frame that was delivered all the same.
+type Note struct {
+	Mode   string          `json:"mode"` // Observe, or Enforce: the frame was delivered because somebody had approved it
+	Says   string          `json:"says"` // deny, approval or mask
+	Rule   string          `json:"rule"`
+	Reason string          `json:"reason,omitempty"`
+	Found  []codec.Finding `json:"found,omitempty"` // what would have been masked
+}
+
+// The modes of Notes.
+const (
+	Observe = "observe"
+	Enforce = "enforce"
+)
 
 // String returns the verdict as a word.
 func (v Verdict) String() string {
@@ -180,7 +221,7 @@ type Frame struct {
 	Time      time.Time // when it was recorded; Append fills it in
 	Bytes     []byte    // as delivered, or, if blocked, as received; without its newline
 	// More: these are not all the bytes of a frame that went on record as it arrived;
-	// they go on in the next Frame of the direction that is neither Found nor Blocked.
+	// they go on in the next Frame of the direction that is neither Found, Noted nor Blocked.
 	// If there is none, that is what was delivered of it when the broker died.
 	More bool
 
@@ -267,7 +308,7 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 			out.cut()
 		case err != nil:
 			return errors.Join(out.Flush(), fmt.Errorf("session %s: %w", session, err))
-		case f.Verdict == Aliased || f.Verdict == Found:
+		case !f.Verdict.IsFrame():
 		case v.Want(f):
 			if err := out.add(f); err != nil {
 				return fmt.Errorf("write replay: %w", err)

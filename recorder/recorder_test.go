@@ -78,6 +78,8 @@ func TestRoundTrip(t *testing.T) {
 		{Direction: codec.S2C, Verdict: Answered, Bytes: []byte("{}")},
 		{Direction: codec.S2C, Verdict: Masked, Bytes: []byte(`{"\u0061":"[masked:email]"}`)},
 		{Direction: codec.S2C, Verdict: Edited, Bytes: nil},
+		{Direction: codec.C2S, Verdict: Noted, Bytes: []byte(`{"mode":"enforce","says":"approval","rule":"r"}`)},
+		{Direction: codec.S2C, Verdict: Noted, Bytes: []byte(`{"mode":"observe","says":"mask","rule":"r"}`)},
 		{Direction: codec.S2C, Bytes: bytes.Repeat([]byte("0123456789"), 500_000)},
 	}
 	var want []string
@@ -112,8 +114,8 @@ func TestRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := fmt.Sprint(s.ID, s.Subject, s.Groups, s.State, s.Reason, s.C2S, s.S2C, s.Blocked, s.Masked)
-		want := fmt.Sprint(r.ID(), "ada", []string{"g"}, Ended, "closed", Count{1, 17}, Count{4, 3 + 28 + 1 + 5_000_001}, 1, 1)
+		got := fmt.Sprint(s.ID, s.Subject, s.Groups, s.State, s.Reason, s.C2S, s.S2C, s.Blocked, s.Masked, s.Observed)
+		want := fmt.Sprint(r.ID(), "ada", []string{"g"}, Ended, "closed", Count{1, 17}, Count{4, 3 + 28 + 1 + 5_000_001}, 1, 1, map[string]int64{"mask": 1})
 		if got != want || s.End.Before(s.Start) {
 			t.Errorf("session %s, want %s", got, want)
 		}
@@ -545,7 +547,7 @@ func FuzzBlock(f *testing.F) {
 	for _, b := range encode(time.Time{}, hash{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}).blocks {
 		f.Add(b)
 	}
-	f.Add(sealed([]byte{recordContinues, 0, 1, 'x', 0, 0, 255}))
+	f.Add(sealed([]byte{0, recordContinues, 0, 1, 'x', 0, 0, 0, 255}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		var r blockReader
 		r.read(0, in, func(Frame, error) bool { return true })
@@ -554,10 +556,14 @@ func FuzzBlock(f *testing.F) {
 
 		var got []byte
 		r = blockReader{}
-		for n, b := range encode(time.Time{}, hash{}, []Frame{{Bytes: in}}).blocks {
+		of := Frame{Verdict: Verdict(len(in) % len(verdicts)), More: len(in)%2 == 1}
+		for n, b := range encode(time.Time{}, hash{}, []Frame{{Verdict: of.Verdict, More: of.More, Bytes: in}}).blocks {
 			r.read(uint32(n), b, func(f Frame, err error) bool {
 				if err != nil {
 					t.Fatal(err)
+				}
+				if f.Verdict != of.Verdict || f.More != of.More {
+					t.Errorf("%v, more %v, came back as %v, more %v", of.Verdict, of.More, f.Verdict, f.More)
 				}
 				got = append(got, f.Bytes...)
 				return true

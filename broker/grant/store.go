@@ -102,7 +102,8 @@ const (
 	Issued           = "certificate.issued"
 	CARotated        = "ca.rotated"
 	CredentialUsed   = "credential.used"
-	ClientAllowed    = "client.allowed" // a program, by its person
+	SessionObserved  = "session.observed" // an observing rule would have refused, held or masked something in it
+	ClientAllowed    = "client.allowed"   // a program, by its person
 	ClientRefused    = "client.refused"
 	ClientEnded      = "client.ended" // revoked, or a token of its was used twice
 	NoticeDelivered  = "notice.delivered"

@@ -150,7 +150,7 @@ type Verdict struct {
 
 // Call judges a frame of the client: a request or a notification.
 func (t *Terms) Call(f *codec.Frame, now time.Time) Verdict {
-	call := isCall(f)
+	call := IsCall(f)
 	v := vars{session: &t.session, now: now, frame: f}
 	for i := range t.calls {
 		c := &t.calls[i]
@@ -164,9 +164,9 @@ func (t *Terms) Call(f *codec.Frame, now time.Time) Verdict {
 	return Verdict{Access: Allow}
 }
 
-// isCall reports whether f does more than keep the house. A server may carry
+// IsCall reports whether f does more than keep the house. A server may carry
 // out what came without an id, too, and only not answer it.
-func isCall(f *codec.Frame) bool {
+func IsCall(f *codec.Frame) bool {
 	if f.Kind == codec.Notification && bytes.HasPrefix(f.Method, []byte("notifications/")) {
 		return false
 	}

@@ -58,6 +58,30 @@ func ParseAccess(s string) (Access, error) {
 // String returns allow, approval or deny.
 func (a Access) String() string { return accesses[a] }
 
+// A Mode says whether what a rule says of calls and values is done. Access always is.
+type Mode uint8
+
+const (
+	Enforce Mode = iota
+	Observe      // calls and values pass; what would become of them is in Terms.Observed
+)
+
+var modes = []string{Enforce: "enforce", Observe: "observe"}
+
+// ParseMode reads enforce or observe; empty is enforce.
+func ParseMode(s string) (Mode, error) {
+	if s == "" {
+		return Enforce, nil
+	}
+	if i := slices.Index(modes, s); i >= 0 {
+		return Mode(i), nil
+	}
+	return Enforce, fmt.Errorf("%q is neither enforce nor observe", s)
+}
+
+// String returns enforce or observe.
+func (m Mode) String() string { return modes[m] }
+
 // A Rule gives those whom it matches access to servers, on terms. "*" in a list
 // matches everybody, or every server.
 type Rule struct {
@@ -66,6 +90,7 @@ type Rule struct {
 	Groups   []string
 	Servers  []string
 	Access   Access
+	Mode     Mode
 	Duration time.Duration // of a session at the most, or of a grant that is asked for without one; zero: no limit, or 1 h
 	Calls    []CallRule    // top to bottom, the first that is true decides; none: allow
 	Masking  Masking
@@ -170,6 +195,7 @@ func Compile(rules []Rule) (*Policy, error) {
 		if r.Access > Allow {
 			fault("access", errors.New("is none of allow, approval, deny"))
 		}
+		fault("mode", checkMode(r))
 		compiled := rule{Rule: r, asking: compileAsking(auto, r, fault)}
 		for j, c := range r.Calls {
 			cond, field, err := env.compile(c)
@@ -187,6 +213,22 @@ func Compile(rules []Rule) (*Policy, error) {
 	return p, nil
 }
 
+// checkMode refuses a rule that has nothing to observe. One that denies access
+// would, if it did not, open what it closes, or leave it to whatever rule is next.
+func checkMode(r Rule) error {
+	switch {
+	case r.Mode > Observe:
+		return errors.New("is neither enforce nor observe")
+	case r.Mode == Enforce:
+		return nil
+	case r.Access == Deny:
+		return errors.New("a rule that denies access cannot be observed: access is always enforced; broker policy test says what it would refuse")
+	case len(r.Calls) == 0 && r.Masking.New == nil:
+		return errors.New("there is nothing to observe: the rule has no calls and masks nothing, and its access is always enforced")
+	}
+	return nil
+}
+
 // checkText refuses what could deceive in a log.
 func checkText(s string) error {
 	if strings.ContainsFunc(s, unicode.IsControl) {
@@ -195,13 +237,17 @@ func checkText(s string) error {
 	return nil
 }
 
-// Terms are what a policy says of one identity's use of one server. They may be
-// used by several goroutines.
+// Terms are what a policy says of one identity's use of one server, and what is
+// enforced. They may be used by several goroutines.
 type Terms struct {
 	Access   Access
 	Rule     string // the name of the rule; empty if none matched
 	Duration time.Duration
 	Masking  Masking
+	// Observed are the terms as they would be if the rule, whose mode is Observe, were
+	// enforced; else nil. The Terms themselves then let every call pass, and mask
+	// nothing.
+	Observed *Terms
 
 	calls   []condition
 	asking  asking
@@ -221,10 +267,16 @@ func (p *Policy) Decide(id identity.Identity, server string) *Terms {
 		if !matches(r.Servers, server) || !r.is(id) {
 			continue
 		}
-		return &Terms{
+		t := &Terms{
 			Access: r.Access, Rule: r.Name, Duration: r.Duration, Masking: r.Masking,
 			calls: r.calls, asking: r.asking, session: session{server, id.Subject, id.Groups},
 		}
+		if r.Mode == Observe {
+			passes := *t
+			passes.Observed, passes.calls, passes.Masking = t, nil, Masking{}
+			return &passes
+		}
+		return t
 	}
 	return &Terms{}
 }

@@ -69,6 +69,31 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestObserve checks that what a rule only observes is not in its terms.
+func TestObserve(t *testing.T) {
+	rule := Rule{
+		Name: "r", Users: []string{"*"}, Servers: []string{"*"}, Access: Approval, Mode: Observe,
+		Calls: []CallRule{{Deny: `tool == "drop"`, Reason: "no"}}, Masking: Masking{New: func() *codec.Masker { return nil }, Requests: RequestsDeny},
+		Asking: Asking{Approvers: Approvers{Users: []string{"grace"}}},
+	}
+	drop := frame(t, "tools/call", `{"name":"drop"}`)
+	got := compile(t, rule).Decide(identity.Identity{Subject: "ada"}, "x")
+	if got.Access != Approval || got.Rule != "r" || got.Asking().Approvers.Users == nil {
+		t.Errorf("access is not as the rule says: %+v", got)
+	}
+	if v := got.Call(drop, time.Now()); v.Access != Allow || got.HidesTools() || got.Hides("drop") || got.Masking.New != nil || got.Masking.Requests != RequestsPass {
+		t.Errorf("an observing rule decides: %+v", v)
+	}
+	o := got.Observed
+	if v := o.Call(drop, time.Now()); v != (Verdict{Deny, "no", "r"}) || o.Masking.Requests != RequestsDeny || o.Masking.New == nil {
+		t.Errorf("observed is %+v", v)
+	}
+	rule.Mode = Enforce
+	if got := compile(t, rule).Decide(identity.Identity{Subject: "ada"}, "x"); got.Observed != nil || got.Call(drop, time.Now()).Access != Deny {
+		t.Error("an enforcing rule only observes")
+	}
+}
+
 // terms are ada's at bigquery with these call rules.
 func terms(t testing.TB, calls ...CallRule) *Terms {
 	r := Rule{Name: "r", Users: []string{"ada"}, Servers: []string{"bigquery"}, Access: Allow, Calls: calls}
@@ -192,6 +217,9 @@ func TestCompileErrors(t *testing.T) {
 		{asks(Asking{Auto: "subject"}), "policy[1].auto: is of type string, not bool"},
 		{with(func(r *Rule) { r.Asking.Approvers = grace }), "policy[1]: names approvers, auto or break_glass"},
 		{with(func(r *Rule) { r.Duration = time.Hour; r.Asking.MaxDuration = time.Minute }), "policy[1].max_duration: is less"},
+		{with(func(r *Rule) { r.Mode = Observe }), "policy[1].mode: there is nothing to observe"},
+		{with(func(r *Rule) { r.Mode = Observe; r.Access = Deny; r.Calls = []CallRule{{Deny: "true"}} }), "policy[1].mode: a rule that denies access cannot be observed"},
+		{with(func(r *Rule) { r.Mode = 2 }), "policy[1].mode: is neither enforce nor observe"},
 		{call(CallRule{Deny: "tool =="}), "policy[1].calls[1].deny: Syntax error"},
 		{call(CallRule{Deny: "tool == 1"}), "policy[1].calls[1].deny: found no matching overload"},
 	}

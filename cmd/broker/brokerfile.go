@@ -85,6 +85,7 @@ type ruleFile struct {
 	Groups      []string      `yaml:"groups"`
 	Servers     []string      `yaml:"servers"`
 	Access      string        `yaml:"access"`
+	Mode        string        `yaml:"mode"`
 	Duration    string        `yaml:"duration"`
 	MaxDuration string        `yaml:"max_duration"`
 	Approvers   approversFile `yaml:"approvers"`
@@ -180,6 +181,17 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 		return nil, err
 	}
 	if err := c.readNotices(); err != nil {
+		return nil, err
+	}
+	return c, c.readPolicy()
+}
+
+// readPolicyFile reads the policy of a broker.yaml, or of a file that has policy
+// and detectors only. What else is in it is not looked at, and needs nothing.
+func readPolicyFile(path string) (*brokerConfig, error) {
+	c := &brokerConfig{}
+	var err error
+	if c.configFile, err = readConfig(path, &c.brokerFile, "policy", "detectors"); err != nil {
 		return nil, err
 	}
 	return c, c.readPolicy()
@@ -366,6 +378,10 @@ func (c *brokerConfig) readPolicy() error {
 		if err != nil {
 			return c.errorAt(fmt.Sprintf("policy[%d].access", i), err)
 		}
+		mode, err := policy.ParseMode(r.Mode)
+		if err != nil {
+			return c.errorAt(fmt.Sprintf("policy[%d].mode", i), err)
+		}
 		var duration, most, ttl, hold, certificate time.Duration
 		for _, d := range []struct {
 			key, text string
@@ -381,7 +397,7 @@ func (c *brokerConfig) readPolicy() error {
 		}
 		rules[i] = policy.Rule{
 			Name: r.Name, Users: r.Users, Groups: r.Groups, Servers: r.Servers,
-			Access: access, Duration: duration, Masking: masking, Certificate: certificate,
+			Access: access, Mode: mode, Duration: duration, Masking: masking, Certificate: certificate,
 			Asking: policy.Asking{
 				Approvers:   policy.Approvers{Users: r.Approvers.Users, Groups: r.Approvers.Groups, Count: r.Approvers.Count},
 				MaxDuration: most, Reason: r.Reason, Auto: r.Auto, BreakGlass: r.BreakGlass, TTL: ttl, Hold: hold,

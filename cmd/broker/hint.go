@@ -28,6 +28,8 @@ func hint(err error) string {
 		return "broker sessions lists what is on record"
 	case errors.Is(err, errUnverified):
 		return "keep the data folder as it is, and compare it with a copy; what is good can still be replayed"
+	case errors.Is(err, errWouldRefuse):
+		return "broker replay SESSION shows what was used; --exit-zero only reports"
 	case errors.Is(err, recorder.ErrInUse):
 		return "another broker runs on this data folder; give each its own"
 	case errors.Is(err, agent.ErrNotJoined):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -76,4 +77,32 @@ func (c *brokerConfig) masking(i int, r ruleFile, own map[string]detect.Detector
 	detect.New(detectors...) // reads the rules now, not in somebody's first answer
 	m.New = func() *codec.Masker { return codec.NewMasker(detect.New(detectors...), fields) }
 	return m, nil
+}
+
+// maskAll returns what masks everything that a detector finds, of those that there
+// are and those of the files, and what their rules name in mask_fields.
+func maskAll(files ...*brokerConfig) (func() *codec.Masker, error) {
+	var detectors []detect.Detector
+	var names []string
+	for _, name := range detect.Names() {
+		d, _ := detect.ByName(name)
+		detectors = append(detectors, d)
+	}
+	for _, c := range files {
+		own, err := c.ownDetectors()
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range slices.Sorted(maps.Keys(own)) {
+			detectors = append(detectors, own[name])
+		}
+		for _, r := range c.Policy {
+			names = append(names, r.MaskFields...)
+		}
+	}
+	fields, err := codec.NewFields(names)
+	if err != nil {
+		return nil, err
+	}
+	return func() *codec.Masker { return codec.NewMasker(detect.New(detectors...), fields) }, nil
 }

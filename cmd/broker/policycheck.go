@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"example.com/broker/broker/policy"
 	"github.com/spf13/cobra"
 )
 
@@ -10,9 +11,12 @@ func policyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
 		Short: "check a policy before it is put in force",
-		Args:  cobra.NoArgs,
+		Long: `Check a policy before it is put in force: check says whether it loads, test what it
+would change for what was used.`,
+		Example: "  broker policy check broker.yaml\n  broker policy test broker.yaml --since 30d",
+		Args:    cobra.NoArgs,
 	}
-	cmd.AddCommand(&cobra.Command{
+	cmd.AddCommand(policyTest(), &cobra.Command{
 		Use:     "check FILE",
 		Short:   "check a configuration and compile its policy",
 		Long:    "Check broker.yaml as broker serve would read it, without starting anything.",
@@ -23,7 +27,16 @@ func policyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d rules, %d servers: good\n", args[0], len(c.Policy), len(c.servers))
+			rules, observed := fmt.Sprintf("%d rules", len(c.Policy)), 0
+			for _, r := range c.Policy {
+				if r.Mode == policy.Observe.String() {
+					observed++
+				}
+			}
+			if observed > 0 {
+				rules += fmt.Sprintf(" (%d only observed)", observed)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, %d servers: good\n", args[0], rules, len(c.servers))
 			return err
 		},
 	})

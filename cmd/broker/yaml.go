@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -35,8 +36,9 @@ func (c *configFile) tellUse(u credential.Use) {
 }
 
 // readConfig reads a strict YAML file into v, a pointer to a struct. ${VAR} in
-// values is taken from the environment.
-func readConfig(path string, v any) (*configFile, error) {
+// values is taken from the environment: everywhere, or, if sections are named, in
+// those only.
+func readConfig(path string, v any, sections ...string) (*configFile, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, hinted{fmt.Errorf("%s: no such file", path), "name the configuration with --config FILE"}
@@ -58,7 +60,15 @@ func readConfig(path string, v any) (*configFile, error) {
 	// Values are expanded, never the text: a variable with a newline in it must
 	// not become keys.
 	expand := &expander{path: path}
-	ast.Walk(expand, file.Docs[0].Body)
+	if m, ok := file.Docs[0].Body.(*ast.MappingNode); ok && len(sections) > 0 {
+		for _, section := range m.Values {
+			if slices.Contains(sections, section.Key.String()) {
+				ast.Walk(expand, section)
+			}
+		}
+	} else {
+		ast.Walk(expand, file.Docs[0].Body)
+	}
 	if expand.err != nil {
 		return nil, expand.err
 	}
