@@ -1,15 +1,21 @@
 package main
 
 import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
 	"example.com/broker/codec"
 	"example.com/broker/recorder"
+	"example.com/broker/recorder/rerun"
 	"github.com/spf13/cobra"
 )
 
 func replay() *cobra.Command {
 	var (
 		data, direction string
-		blocked         bool
+		blocked, serve  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "replay SESSION",
@@ -17,13 +23,22 @@ func replay() *cobra.Command {
 		Long: `Write the bytes of a session on record. With --direction s2c they are, byte for
 byte, what the client received; with c2s, what the server received; both is one
 after the other as they passed. Frames that were refused reached nobody: --blocked
-adds them where the client (c2s) or the server (s2c) sent them.`,
-		Example: "  broker replay --direction s2c 06a2n8mwvg5c3k0q",
-		Args:    cobra.ExactArgs(1),
+adds them where the client (c2s) or the server (s2c) sent them.
+
+With --serve it stands in for the server: it answers a client on stdin and stdout
+with what is on record, by method and params. A client's configuration can run it,
+and so can stdio in broker.yaml. A request that is not on record gets an error with
+code 404, which names those that are like it.`,
+		Example: `  broker replay --direction s2c 06a2n8mwvg5c3k0q
+  claude mcp add bigquery -- broker replay --serve --data /var/lib/broker 06a2n8mwvg5c3k0q`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			view, err := viewOf(direction, blocked)
 			if err != nil {
 				return err
+			}
+			if serve {
+				return serveRecording(cmd.Context(), data, args[0], cmd.InOrStdin(), cmd.OutOrStdout())
 			}
 			src, err := openSource(data)
 			if err != nil {
@@ -36,8 +51,67 @@ adds them where the client (c2s) or the server (s2c) sent them.`,
 	addData(cmd, &data)
 	cmd.Flags().StringVar(&direction, "direction", "both", "`SIDE` to replay: c2s, s2c or both")
 	cmd.Flags().BoolVar(&blocked, "blocked", false, "add the frames that were refused")
+	cmd.Flags().BoolVar(&serve, "serve", false, "stand in for the server, on stdin and stdout")
+	cmd.MarkFlagsMutuallyExclusive("serve", "direction")
+	cmd.MarkFlagsMutuallyExclusive("serve", "blocked")
 	cmd.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"both", "c2s", "s2c"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.ValidArgsFunction = completeSessions(&data)
 	return cmd
+}
+
+// serveRecording answers a client from a recording.
+func serveRecording(ctx context.Context, data, session string, in io.Reader, out io.Writer) error {
+	tape, err := openTape(ctx, data, session)
+	if err != nil {
+		return err
+	}
+	defer tape.Close()
+	done := make(chan error, 1)
+	go func() { done <- rerun.Serve(in, out, session, tape) }() // ends with the process: nothing wakes a read of stdin
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done(): // a client that is done sends SIGTERM
+		return nil
+	}
+}
+
+// openTape reads a recording, and lets go of the log: others may want it.
+func openTape(ctx context.Context, data, session string) (*recorder.Tape, error) {
+	src, err := openSource(data)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	tape, err := recorder.ReadTape(ctx, src, session)
+	if err != nil {
+		return nil, err
+	}
+	if tape.Damaged != nil {
+		fmt.Fprintf(os.Stderr, "broker: warning: session %s: %v\n", session, tape.Damaged)
+	}
+	return tape, nil
+}
+
+// completeSessions completes the newest sessions.
+func completeSessions(data *string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) (ids []cobra.Completion, _ cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		src, err := openSource(*data)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		defer src.Close()
+		for s, err := range src.Sessions(context.Background()) {
+			if err != nil || len(ids) == 50 {
+				break
+			}
+			ids = append(ids, cobra.CompletionWithDesc(s.ID, s.Subject+" "+s.Server))
+		}
+		return ids, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+	}
 }
 
 // viewOf says what a replay writes: with c2s alone, what the server received; else
