@@ -82,3 +82,39 @@ func TestReplayServe(t *testing.T) {
 		t.Error("the broker logs an error")
 	}
 }
+
+// TestReplayAgainst runs a session of the official client again, against the server
+// that answered it and against one that the other era of MCP is spoken to.
+func TestReplayAgainst(t *testing.T) {
+	b := startBroker(t, t.TempDir(), `servers:
+  modern: {stdio: [sdk-server]}
+  legacy: {stdio: [sdk-server, "2025-11-25"]}
+`+everything)
+	writeFile(t, filepath.Join(b.dir, "ada.pem"), string(b.issue(t, "ada", "analysts")))
+	for _, era := range []string{"modern", "legacy"} {
+		conn := b.dial(t, era, stream.Dial)
+		useEverything(t, era, &mcp.IOTransport{Reader: conn, Writer: conn})
+		if err := conn.ended(t.Context()); err != nil {
+			t.Error(err)
+		}
+		session := b.newest(t)
+		against := func(server string) (string, int) {
+			cmd := exec.Command("broker", "replay", "--against", server, "--broker", b.addr, "--identity", "ada.pem", session)
+			cmd.Dir = b.dir
+			out, err := cmd.Output()
+			if cmd.ProcessState == nil {
+				t.Fatal(err)
+			}
+			return string(out), cmd.ProcessState.ExitCode()
+		}
+		if out, status := against(era); status != 0 || strings.Count(out, "same ") < 60 {
+			t.Errorf("%s: exit status %d\n%s", era, status, out)
+		}
+		if era == "legacy" {
+			continue
+		}
+		if out, status := against("legacy"); status != 1 || !strings.Contains(out, "different  server/discover (frame 1)\n") {
+			t.Errorf("%s against legacy: exit status %d\n%s", era, status, out)
+		}
+	}
+}

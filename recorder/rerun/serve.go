@@ -130,13 +130,22 @@ func decode(text []byte) any {
 }
 
 func (v *server) index() error {
-	for _, e := range v.exchanges {
-		f, err := v.parse(&v.p, e.at)
-		if err != nil {
-			return err
-		}
-		for _, k := range keysOf(e.method, f.Params) {
-			v.known[k] = append(v.known[k], e)
+	// One that was never answered counts where there is none like it: of a client that
+	// was in the waiting room, the broker repeats the handshake.
+	for _, answered := range []bool{true, false} {
+		for _, e := range v.exchanges {
+			if answered != (e.answer >= 0 || e.cancelled) {
+				continue
+			}
+			f, err := v.parse(&v.p, e.at)
+			if err != nil {
+				return err
+			}
+			for _, k := range keysOf(e.method, f.Params) {
+				if answered || v.known[k] == nil {
+					v.known[k] = append(v.known[k], e)
+				}
+			}
 		}
 	}
 	return nil
