@@ -46,6 +46,8 @@ var (
 	ErrNotEnded = errors.New("the session has not ended")
 	// ErrUnsigned is returned for a checkpoint of a log that has no key.
 	ErrUnsigned = errors.New("the log has no signed checkpoint")
+	// ErrMore is yielded by Follow when all that is on record was yielded: more may come.
+	ErrMore = errors.New("there is more to come")
 	// ErrDamaged is wrapped by errors of blocks that cannot be read.
 	ErrDamaged = errors.New("recording is damaged")
 )

@@ -10,8 +10,10 @@ import (
 
 	"example.com/broker/codec"
 	"example.com/broker/recorder"
+	"example.com/broker/recorder/player"
 	"example.com/broker/recorder/rerun"
 	"example.com/broker/stream"
+	"github.com/charmbracelet/x/term"
 	"github.com/spf13/cobra"
 )
 
@@ -19,12 +21,15 @@ func replay() *cobra.Command {
 	var (
 		data, direction string
 		blocked, serve  bool
+		raw             bool
+		speed           float64
 		against         againstFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "replay SESSION",
-		Short: "write a session's bytes as they were delivered",
-		Long: `Write the bytes of a session on record. With --direction s2c they are, byte for
+		Short: "play a session, write its bytes, or put it in the place of a client or a server",
+		Long: `On a terminal, play a session: its frames with the time between them; ? shows the
+keys. Elsewhere, or with --raw, write the bytes of a session on record. With --direction s2c they are, byte for
 byte, what the client received; with c2s, what the server received; both is one
 after the other as they passed. Frames that were refused reached nobody: --blocked
 adds them where the client (c2s) or the server (s2c) sent them.
@@ -49,6 +54,9 @@ with --blocked.`,
 			if err != nil {
 				return err
 			}
+			if speed <= 0 {
+				return usagef("--speed %g: must be over 0", speed)
+			}
 			if serve {
 				return serveRecording(cmd.Context(), data, args[0], cmd.InOrStdin(), cmd.OutOrStdout())
 			}
@@ -61,12 +69,18 @@ with --blocked.`,
 				return err
 			}
 			defer src.Close()
-			return recorder.Replay(cmd.Context(), cmd.OutOrStdout(), src, args[0], view)
+			in, out := cmd.InOrStdin(), cmd.OutOrStdout()
+			if !raw && isTerminal(in) && isTerminal(out) {
+				return play(cmd.Context(), in, out, src, args[0], direction, speed)
+			}
+			return recorder.Replay(cmd.Context(), out, src, args[0], view)
 		},
 	}
 	addData(cmd, &data)
 	cmd.Flags().StringVar(&direction, "direction", "both", "`SIDE` to replay: c2s, s2c or both")
 	cmd.Flags().BoolVar(&blocked, "blocked", false, "add the frames that were refused; with --against, send them")
+	cmd.Flags().BoolVar(&raw, "raw", false, "write bytes to a terminal, too")
+	cmd.Flags().Float64Var(&speed, "speed", 1, "play so many `TIMES` as fast, on a terminal")
 	cmd.Flags().BoolVar(&serve, "serve", false, "stand in for the server, on stdin and stdout")
 	against.add(cmd)
 	cmd.MarkFlagsMutuallyExclusive("serve", "against")
@@ -76,6 +90,27 @@ with --blocked.`,
 	cmd.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"both", "c2s", "s2c"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.ValidArgsFunction = completeSessions(&data)
 	return cmd
+}
+
+// isTerminal reports whether what is read or written is a terminal.
+func isTerminal(v any) bool {
+	f, ok := v.(*os.File)
+	return ok && term.IsTerminal(f.Fd())
+}
+
+// play plays a recording on a terminal.
+func play(ctx context.Context, in io.Reader, out io.Writer, src recorder.Source, session, direction string, speed float64) error {
+	s, err := recorder.Lookup(ctx, src, session)
+	if err != nil {
+		return err
+	}
+	o := player.Options{Speed: speed}
+	for _, d := range []codec.Direction{codec.C2S, codec.S2C} {
+		if direction == d.String() {
+			o.Only = &d
+		}
+	}
+	return player.Play(ctx, in, out, s, src.Frames(ctx, session), o)
 }
 
 // serveRecording answers a client from a recording.

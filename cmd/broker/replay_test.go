@@ -1,15 +1,21 @@
 package main
 
 import (
+	"bufio"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"example.com/broker/recorder"
 	"example.com/broker/stream"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
+	"golang.org/x/sys/unix"
 )
 
 // newest returns the id of the newest session.
@@ -117,4 +123,103 @@ func TestReplayAgainst(t *testing.T) {
 			t.Errorf("%s against legacy: exit status %d\n%s", era, status, out)
 		}
 	}
+}
+
+// A terminal is one that a command runs on.
+type terminal struct {
+	*os.File
+	t      *testing.T
+	screen logBuffer
+}
+
+// onTerminal runs broker with these arguments on a terminal.
+func onTerminal(t *testing.T, dir string, args ...string) (*terminal, *exec.Cmd) {
+	t.Helper()
+	far, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { far.Close() })
+	control, err := far.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var number int
+	control.Control(func(fd uintptr) {
+		if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err == nil {
+			number, err = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
+		}
+		unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: 30, Col: 100})
+	})
+	if err != nil {
+		t.Skip(err)
+	}
+	near, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer near.Close()
+	cmd := exec.Command("broker", args...)
+	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = dir, near, near, near
+	cmd.Env = append(os.Environ(), "TERM=xterm-256color")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	term := &terminal{File: far, t: t}
+	go io.Copy(&term.screen, far) // ends with the command
+	return term, cmd
+}
+
+// shows waits until text has been on the screen.
+func (term *terminal) shows(text string) {
+	term.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(term.screen.String(), text); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			term.t.Fatalf("%q is never on the screen:\n%q", text, term.screen.String())
+		}
+	}
+}
+
+// TestReplayTerminal plays a session on a terminal.
+func TestReplayTerminal(t *testing.T) {
+	b := startBroker(t, t.TempDir(), "servers:\n  sdk: {stdio: [sdk-server, \"2025-11-25\"]}\n"+everything)
+	conn := b.dial(t, "sdk", stream.Dial)
+	const hostile = "no frame \x1b]0;owned\x07\x1b[2J"
+	fmt.Fprintf(conn, "%s\n%s\n%s\n", hostile, request(1), `{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"echo","arguments":{"text":"needle"}}}`)
+	in := bufio.NewReader(conn)
+	for range 3 {
+		nextLine(t, in)
+	}
+	conn.Close()
+	session := b.newest(t)
+
+	term, cmd := onTerminal(t, b.dir, "replay", "--speed", "1000", session)
+	term.shows("blocked")
+	io.WriteString(term, "/needle\r")
+	term.shows("found in frame")
+	io.WriteString(term, "?")
+	term.shows("it reached nobody")
+	io.WriteString(term, "xq")
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("q: %v", err)
+	}
+	if text := term.screen.String(); strings.Contains(text, "owned\x07") || strings.Contains(text, "\x1b]0;") {
+		t.Errorf("a control sequence on record reaches the terminal: %q", text)
+	} else if !strings.HasSuffix(strings.TrimRight(text, "\r\n"), "\x1b[?25h") && !strings.Contains(text, "\x1b[?1049l") {
+		t.Errorf("the terminal is not left as it was: %q", text[max(0, len(text)-200):])
+	}
+
+	// SIGTERM is a way to quit; --raw writes bytes, whatever they are.
+	term, cmd = onTerminal(t, b.dir, "replay", session)
+	term.shows("playing")
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("SIGTERM: %v", err)
+	}
+	term, cmd = onTerminal(t, b.dir, "replay", "--raw", "--blocked", session)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("raw: %v", err)
+	}
+	term.shows(hostile)
 }

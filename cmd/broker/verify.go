@@ -145,11 +145,6 @@ func (v *verification) progress() func(int) {
 	}
 }
 
-func isTerminal(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}
-
 // print prints what has been found.
 func (v *verification) print(r recorder.Report) error {
 	out := v.out

@@ -79,9 +79,7 @@ type ask struct {
 	answer int    // of the client, on the tape; -1: none
 }
 
-// key names an exchange or an ask to a person.
-func (e *exchange) key() string { return label(e.method, e.name) }
-
+// label names a request to a person.
 func label(method, name string) string {
 	if name == "" {
 		return method
