@@ -173,3 +173,27 @@ func (f *Fields) step(states []state, here int, goes func(*step) bool) []state {
 	}
 	return states
 }
+
+// Has reports whether the value at a place is one of f: by its name, or by its path
+// from the outermost value. The steps of a place are names of members (string) and
+// numbers of elements (int). f may be nil.
+func (f *Fields) Has(place []any) bool {
+	if f == nil || len(place) == 0 {
+		return false
+	}
+	if name, ok := place[len(place)-1].(string); ok && f.named([]byte(name)) {
+		return true
+	}
+	states := f.begin(nil)
+	for _, st := range place {
+		here := len(states)
+		switch st := st.(type) {
+		case string:
+			states = f.member(states, 0, []byte(st))
+		case int:
+			states = f.element(states, 0, st)
+		}
+		states = states[here:]
+	}
+	return f.ends(states)
+}

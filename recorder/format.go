@@ -305,8 +305,15 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 	return true
 }
 
-// damage reports a block that cannot be read.
+// damage reports a block that cannot be read. Frames that are under way end there
+// for who reads them, as if they had been cut.
 func (r *blockReader) damage(yield func(Frame, error) bool, block uint32, err error) bool {
+	open := r.open
 	r.partial, r.started, r.open = r.partial[:0], false, [2]bool{}
+	for _, d := range []codec.Direction{codec.C2S, codec.S2C} {
+		if open[d] && !yield(Frame{Direction: d, Verdict: Cut}, nil) {
+			return false
+		}
+	}
 	return yield(Frame{}, fmt.Errorf("%w: block %d, behind frame %d: %w", ErrDamaged, block, r.frames, err))
 }

@@ -46,6 +46,8 @@ var (
 	ErrNotEnded = errors.New("the session has not ended")
 	// ErrUnsigned is returned for a checkpoint of a log that has no key.
 	ErrUnsigned = errors.New("the log has no signed checkpoint")
+	// ErrMore is yielded by Follow when all that is on record was yielded: more may come.
+	ErrMore = errors.New("there is more to come")
 	// ErrDamaged is wrapped by errors of blocks that cannot be read.
 	ErrDamaged = errors.New("recording is damaged")
 )
@@ -305,7 +307,6 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 		switch {
 		case errors.Is(err, ErrDamaged):
 			damaged = errors.Join(damaged, err)
-			out.cut()
 		case err != nil:
 			return errors.Join(out.Flush(), fmt.Errorf("session %s: %w", session, err))
 		case !f.Verdict.IsFrame():
@@ -372,15 +373,6 @@ func (l *lines) add(f Frame) error {
 		l.end()
 	}
 	return err
-}
-
-// cut ends the frame under way, of which the rest is lost.
-func (l *lines) cut() {
-	if l.under {
-		l.WriteByte('\n')
-		l.under = false
-	}
-	l.end()
 }
 
 // end writes what has waited.

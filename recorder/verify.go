@@ -57,7 +57,7 @@ func VerifySession(ctx context.Context, src Source, session, verifier string) (R
 	p, err := src.Proof(ctx, session)
 	switch {
 	case errors.Is(err, ErrNotEnded):
-		s, err := find(ctx, src, session)
+		s, err := src.Session(ctx, session)
 		if err != nil {
 			return r, err
 		}
@@ -84,15 +84,6 @@ func VerifySession(ctx context.Context, src Source, session, verifier string) (R
 		return r, nil
 	}
 	return r, r.session(ctx, src, s)
-}
-
-func find(ctx context.Context, src Source, session string) (Session, error) {
-	for s, err := range src.Sessions(ctx) {
-		if err != nil || s.ID == session {
-			return s, err
-		}
-	}
-	return Session{}, ErrNoSession
 }
 
 // VerifyLog verifies all sessions, and that the tree is the one whose head is

@@ -12,7 +12,6 @@ import (
 
 	"example.com/broker/recorder"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 )
 
 func verify() *cobra.Command {
@@ -144,11 +143,6 @@ func (v *verification) progress() func(int) {
 			fmt.Fprintf(f, "\r%d sessions…\x1b[K\r", n)
 		}
 	}
-}
-
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ) // /dev/null is a device, too
-	return err == nil
 }
 
 // print prints what has been found.

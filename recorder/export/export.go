@@ -134,6 +134,9 @@ func (j *joiner) record(f recorder.Frame) error {
 		pending.found += n
 		return nil
 	}
+	if !f.Verdict.IsFrame() {
+		return nil
+	}
 	var made *frame
 	under := &j.under[f.Direction]
 	if f.Verdict == recorder.Blocked || *under == nil {

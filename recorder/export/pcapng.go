@@ -154,6 +154,9 @@ func (x *pcapng) record(f recorder.Frame) error {
 		x.found[d], _ = appendFindings(x.found[d], f.Bytes)
 		return nil
 	}
+	if !f.Verdict.IsFrame() {
+		return nil
+	}
 	if f.Verdict == recorder.Blocked || !x.under[d] {
 		x.frames++
 		x.comments = append(x.comments, fmt.Sprintf("frame %d %s %s", x.frames, d, f.Verdict))
