@@ -8,13 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -94,10 +92,10 @@ func TestExportImport(t *testing.T) {
 		for n := 1300; n < 1480; n++ {
 			add(codec.C2S, false, `{"jsonrpc":"2.0","method":"notifications/progress","params":{"x":"`+strings.Repeat("x", n)+`"}}`)
 		}
-		add(codec.S2C, false, `{"jsonrpc":"2.0","id":2,"result":{"text":"`+strings.Repeat("ü", 1<<20)+`"}}`)
+		add(codec.S2C, false, `{"jsonrpc":"2.0","id":2,"result":{"text":"`+strings.Repeat("ü", 1<<17)+`"}}`)
 		frames1 := len(want)
 		add(codec.S2C, true, `{"jsonrpc":"2.0","id":3,"result":{"text":"`)
-		for range 12 {
+		for range 6 {
 			add(codec.S2C, true, strings.Repeat("0123456789abcdef", 1<<16))
 			add(codec.C2S, false, `{"jsonrpc":"2.0","method":"notifications/progress"}`)
 		}
@@ -480,105 +478,6 @@ func (d *discard) Append(frames ...recorder.Frame) error {
 	return nil
 }
 
-// TestImportMemory takes in many streams with lines that do not end, and many that
-// only begin, and one frame of 128 MiB.
-func TestImportMemory(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
-	for _, c := range []struct {
-		name  string
-		write func(w io.Writer)
-	}{
-		{"lines without an end", func(w io.Writer) {
-			for port := range 300 {
-				a := newWire(t, fmt.Sprintf("10.0.0.1:%d", 10000+port), "10.0.0.2:8080")
-				a.hello()
-				a.say(0, hello)
-				for range 16 {
-					a.packet(0, layers.TCP{ACK: true}, strings.Repeat("x", 60_000))
-				}
-				write(w, a.packets)
-			}
-		}},
-		{"forty thousand beginnings", func(w io.Writer) {
-			a := newWire(t, "10.0.0.1:1", "10.0.0.2:8080")
-			for n := range 40_000 {
-				a.ends[0] = netip.AddrPortFrom(a.ends[0].Addr(), uint16(n))
-				a.seq[0] = uint32(n)
-				a.packets = a.packets[:0]
-				a.packet(0, layers.TCP{SYN: true}, "")
-				write(w, a.packets)
-			}
-		}},
-		{"holes", func(w io.Writer) {
-			for port := range 200 {
-				a := newWire(t, fmt.Sprintf("10.0.0.1:%d", 10000+port), "10.0.0.2:8080")
-				a.hello()
-				a.say(0, hello)
-				a.seq[0]++
-				for range 10 {
-					a.packet(0, layers.TCP{ACK: true}, strings.Repeat("x", 60_000))
-				}
-				write(w, a.packets)
-			}
-		}},
-		{"a long frame", func(w io.Writer) {
-			a := newWire(t, "10.0.0.1:50000", "10.0.0.2:8080")
-			a.hello()
-			a.say(0, hello)
-			for range 128 << 20 / 60_000 {
-				a.packet(1, layers.TCP{ACK: true}, strings.Repeat("x", 60_000))
-				write(w, a.packets)
-				a.packets = a.packets[:0]
-			}
-		}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r, w := io.Pipe()
-			go func() {
-				pw := pcapgo.NewWriterNanos(w)
-				pw.WriteFileHeader(65535, layers.LinkTypeEthernet)
-				c.write(w)
-				w.Close()
-			}()
-			var peak uint64
-			watched := readerFunc(func(p []byte) (int, error) {
-				if rand.IntN(500) == 0 {
-					var m runtime.MemStats
-					runtime.GC()
-					runtime.ReadMemStats(&m)
-					peak = max(peak, m.HeapAlloc)
-				}
-				return r.Read(p)
-			})
-			d := &discard{}
-			report, err := Import(t.Context(), watched, d, recorder.Imported{})
-			if err != nil || report.Fault != "" {
-				t.Fatalf("got %v, %s", err, report.Fault)
-			}
-			t.Logf("%d packets, %d frames of %d bytes, at most %d MiB", report.Packets, d.frames, d.bytes, peak>>20)
-			if peak > 256<<20 {
-				t.Errorf("%d MiB were in use", peak>>20)
-			}
-		})
-	}
-}
-
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
-func write(w io.Writer, packets [][]byte) {
-	for _, p := range packets {
-		head := binary.LittleEndian.AppendUint32(nil, uint32(start.Unix()))
-		head = binary.LittleEndian.AppendUint32(head, 0)
-		head = binary.LittleEndian.AppendUint32(head, uint32(len(p)))
-		head = binary.LittleEndian.AppendUint32(head, uint32(len(p)))
-		w.Write(append(head, p...))
-	}
-}
-
 func TestImportCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -617,7 +516,7 @@ type checked struct{ *testing.T }
 
 func (c checked) Start(s recorder.Session) (Recording, error) {
 	_, err := json.Marshal(s)
-	return checkedRecording{c.T}, err
+	return checkedRecording(c), err
 }
 
 type checkedRecording struct{ *testing.T }
@@ -638,7 +537,7 @@ func (c checkedRecording) Append(frames ...recorder.Frame) error {
 // come twice and in any order, some not at all: what is on record as delivered was
 // sent, in its order, and without loss all of it is.
 func TestImportSegments(t *testing.T) {
-	for seed := range uint64(400) {
+	for seed := range uint64(150) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		var lines []string
 		text := ""

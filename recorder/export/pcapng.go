@@ -41,8 +41,8 @@ const (
 	segment4 = 1500 - 20 - 20 // Ethernet's MTU, less the headers
 	segment6 = 1500 - 40 - 20
 	window   = 65535
-	scale    = 7       // window << scale bytes may be under way
-	ackEvery = 1 << 20 // bytes
+	scale    = 7         // window << scale bytes may be under way
+	ackEvery = 256 << 10 // bytes
 
 	maxComment  = 1 << 10 // bytes
 	maxComments = 100     // of one packet
