@@ -380,12 +380,15 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.mu.Lock()
+	l.live[s.ID] = r // before it can be found
+	l.mu.Unlock()
 	if err := l.commit(write{sessionKey(s.ID), b}, write{openKey(s.ID), []byte{}}); err != nil {
+		l.mu.Lock()
+		delete(l.live, s.ID)
+		l.mu.Unlock()
 		return nil, fmt.Errorf("start recording: %w", err)
 	}
-	l.mu.Lock()
-	l.live[s.ID] = r
-	l.mu.Unlock()
 	return r, nil
 }
 
@@ -399,6 +402,16 @@ type Recording struct {
 	head    hash    // of the last
 	open    [2]bool // by direction: more of a frame is to come
 	err     error   // of an append; sticky, for what is on record behind it is uncertain
+
+	changed chan struct{} // closed at the next append, or at the end; nil: nobody waits
+}
+
+// wake wakes those who wait for more. r.mu is held.
+func (r *Recording) wake() {
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
 }
 
 // ID returns the session's id.
@@ -441,6 +454,7 @@ func (r *Recording) Append(frames ...Frame) error {
 	for i := range frames {
 		r.session.count(&frames[i])
 	}
+	r.wake()
 	return nil
 }
 
@@ -454,6 +468,7 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 	defer r.mu.Unlock()
 	r.session.State, r.session.Reason, r.session.End = state, reason, end.Round(0)
 	r.session.Blocks, r.session.Head = int64(r.next), hex.EncodeToString(r.head[:])
+	defer r.wake()
 	return r.finish()
 }
 
@@ -547,16 +562,20 @@ func (l *Log) recover() error {
 	return nil
 }
 
-// scan calls f with the keys of a prefix, and their values if they are wanted,
-// until it returns false.
+// scan calls f with the keys of a prefix and their values, until it returns false.
 func (l *Log) scan(prefix []byte, backwards bool, f func(key, value []byte) (bool, error)) error {
+	from := prefix
+	if backwards {
+		from = append(prefix[:len(prefix):len(prefix)], 0xff)
+	}
+	return l.scanFrom(prefix, from, backwards, f)
+}
+
+// scanFrom is scan from a key on.
+func (l *Log) scanFrom(prefix, from []byte, backwards bool, f func(key, value []byte) (bool, error)) error {
 	return l.db.View(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: backwards, PrefetchValues: true, PrefetchSize: 4})
 		defer it.Close()
-		from := prefix
-		if backwards {
-			from = append(prefix[:len(prefix):len(prefix)], 0xff)
-		}
 		for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
 			item := it.Item()
 			var more bool
@@ -634,10 +653,73 @@ func (l *Log) Frames(ctx context.Context, session string) iter.Seq2[Frame, error
 	}
 }
 
+// Follow implements [Source].
+func (l *Log) Follow(ctx context.Context, session string) iter.Seq2[Frame, error] {
+	return func(yield func(Frame, error) bool) {
+		s, err := l.session(session)
+		if err != nil {
+			yield(Frame{}, err)
+			return
+		}
+		r := blockReader{start: s.Start}
+		err = l.follow(ctx, s.ID, func(n uint32, b []byte) (bool, error) { return r.read(n, b, yield), nil },
+			func() (bool, error) { return yield(Frame{}, ErrMore), nil })
+		if err != nil {
+			yield(Frame{}, err)
+		}
+	}
+}
+
+// follow is blocks until the session ends. It calls more before it waits for the next
+// block.
+func (l *Log) follow(ctx context.Context, session string, f func(n uint32, b []byte) (bool, error), more func() (bool, error)) error {
+	for from := uint32(0); ; {
+		changed := l.watch(session) // before they are read: what comes then closes it
+		goOn := true
+		err := l.blocks(ctx, session, from, func(n uint32, b []byte) (bool, error) {
+			from = n + 1
+			var err error
+			goOn, err = f(n, b)
+			return goOn, err
+		})
+		if err != nil || !goOn || changed == nil {
+			return err
+		}
+		if goOn, err := more(); err != nil || !goOn {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// watch returns what is closed when there is more of a session, or nil if it does not
+// run.
+func (l *Log) watch(session string) <-chan struct{} {
+	l.mu.Lock()
+	r := l.live[session]
+	l.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.session.State != Running {
+		return nil
+	}
+	if r.changed == nil {
+		r.changed = make(chan struct{})
+	}
+	return r.changed
+}
+
 func (l *Log) frames(ctx context.Context, s Session) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		r := blockReader{start: s.Start}
-		err := l.blocks(ctx, s.ID, func(n uint32, b []byte) (bool, error) { return r.read(n, b, yield), nil })
+		err := l.blocks(ctx, s.ID, 0, func(n uint32, b []byte) (bool, error) { return r.read(n, b, yield), nil })
 		if err != nil {
 			yield(Frame{}, err)
 		}
@@ -647,7 +729,7 @@ func (l *Log) frames(ctx context.Context, s Session) iter.Seq2[Frame, error] {
 // Blocks implements [Source].
 func (l *Log) Blocks(ctx context.Context, session string) iter.Seq2[Block, error] {
 	return func(yield func(Block, error) bool) {
-		err := l.blocks(ctx, session, func(n uint32, b []byte) (bool, error) { return yield(Block{n, b}, nil), nil })
+		err := l.blocks(ctx, session, 0, func(n uint32, b []byte) (bool, error) { return yield(Block{n, b}, nil), nil })
 		if err != nil {
 			yield(Block{}, err)
 		}
@@ -702,10 +784,11 @@ func (l *Log) Checkpoint(context.Context) ([]byte, error) {
 	return c, err
 }
 
-// blocks calls f with the blocks of a session, until it returns false.
-func (l *Log) blocks(ctx context.Context, session string, f func(n uint32, b []byte) (bool, error)) error {
+// blocks calls f with the blocks of a session, from a number on, until it returns
+// false.
+func (l *Log) blocks(ctx context.Context, session string, from uint32, f func(n uint32, b []byte) (bool, error)) error {
 	prefix := blockPrefix(session)
-	return l.scan(prefix, false, func(key, value []byte) (bool, error) {
+	return l.scanFrom(prefix, blockKey(session, from), false, func(key, value []byte) (bool, error) {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}

@@ -46,8 +46,8 @@ var (
 	ErrNotEnded = errors.New("the session has not ended")
 	// ErrUnsigned is returned for a checkpoint of a log that has no key.
 	ErrUnsigned = errors.New("the log has no signed checkpoint")
-	// ErrMore is yielded by Follow when all that is on record was yielded: more may come.
-	ErrMore = errors.New("there is more to come")
+	// ErrMore is no failure: [Source.Follow] has yielded all that there is so far.
+	ErrMore = errors.New("there may be more to come")
 	// ErrDamaged is wrapped by errors of blocks that cannot be read.
 	ErrDamaged = errors.New("recording is damaged")
 )
@@ -259,6 +259,9 @@ type Source interface {
 	// that cannot be read yields an error in its place, and whoever goes on gets
 	// the rest.
 	Frames(ctx context.Context, session string) iter.Seq2[Frame, error]
+	// Follow is Frames until the session has ended: frames are yielded as they are
+	// recorded, and [ErrMore] before each wait.
+	Follow(ctx context.Context, session string) iter.Seq2[Frame, error]
 	// Blocks yields what is in the log of a session, and Leaves its sessions that have
 	// ended, in the order of their ends.
 	Blocks(ctx context.Context, session string) iter.Seq2[Block, error]
@@ -288,6 +291,8 @@ type View struct {
 	// Server: as the server has seen them. Else a request that went to it by another
 	// id (Aliased) has the one that its client gave it.
 	Server bool
+	// Follow: what is recorded from now on is written, too, until the session ends.
+	Follow bool
 }
 
 // Replay writes the frames of a session, a newline behind each, as the
@@ -299,12 +304,20 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 	}
 	out := lines{Writer: bufio.NewWriterSize(w, 64<<10)}
 	var damaged error
-	frames := src.Frames(ctx, session)
+	read := src.Frames
+	if v.Follow {
+		read = src.Follow
+	}
+	frames := read(ctx, session)
 	if !v.Server {
 		frames = Reveal(frames)
 	}
 	for f, err := range frames {
 		switch {
+		case errors.Is(err, ErrMore):
+			if err := out.Flush(); err != nil {
+				return fmt.Errorf("write replay: %w", err)
+			}
 		case errors.Is(err, ErrDamaged):
 			damaged = errors.Join(damaged, err)
 		case err != nil:

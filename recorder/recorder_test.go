@@ -525,12 +525,12 @@ func TestCutAnswer(t *testing.T) {
 	}
 	all.WriteByte(0)
 	for cut := range all.Len() {
-		err := readBlocks(bufio.NewReader(bytes.NewReader(all.Bytes()[:cut])), func(Session) {}, func(Block) bool { return true })
+		err := readBlocks(bufio.NewReader(bytes.NewReader(all.Bytes()[:cut])), func(Session) {}, func(Block) bool { return true }, nil)
 		if err == nil {
 			t.Errorf("%d of %d bytes are taken for all", cut, all.Len())
 		}
 	}
-	if err := readBlocks(bufio.NewReader(&all), func(Session) {}, func(Block) bool { return true }); err != nil {
+	if err := readBlocks(bufio.NewReader(&all), func(Session) {}, func(Block) bool { return true }, nil); err != nil {
 		t.Error(err)
 	}
 }

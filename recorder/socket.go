@@ -24,7 +24,9 @@ import (
 //	GET /sessions/{id}/blocks  the Session in JSON and a newline, then for each
 //	                           block: its length (uvarint, never 0), its number
 //	                           (4 bytes, big-endian) and its bytes; at the end a
-//	                           length of 0, so that nothing is cut unnoticed
+//	                           length of 0, so that nothing is cut unnoticed; with
+//	                           ?follow, that is the end of the session, and blocks
+//	                           come as they are recorded
 //	GET /sessions/{id}/proof   a tlog-proof
 //	GET /leaves                a Leaf in JSON a line, oldest first
 //	GET /checkpoint            the signed note
@@ -106,14 +108,20 @@ func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var head []byte
-	err = l.blocks(r.Context(), s.ID, func(n uint32, b []byte) (bool, error) {
+	put := func(n uint32, b []byte) (bool, error) {
 		head = binary.BigEndian.AppendUint32(binary.AppendUvarint(head[:0], uint64(len(b))), n)
 		_, err := w.Write(head)
 		if err == nil {
 			_, err = w.Write(b)
 		}
 		return true, err
-	})
+	}
+	if r.URL.Query().Has("follow") {
+		flush := http.NewResponseController(w).Flush
+		err = l.follow(r.Context(), s.ID, put, func() (bool, error) { return true, flush() })
+	} else {
+		err = l.blocks(r.Context(), s.ID, 0, put)
+	}
 	if err == nil {
 		w.Write([]byte{0})
 	}
@@ -280,7 +288,7 @@ func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 func (r *remote) Session(ctx context.Context, session string) (s Session, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	err = r.blocks(ctx, session, func(first Session) { s = first }, func(Block) bool { return false })
+	err = r.blocks(ctx, session, "", func(first Session) { s = first }, func(Block) bool { return false }, nil)
 	return s, err
 }
 
@@ -315,7 +323,19 @@ func jsonLines[T any](ctx context.Context, r *remote, path string) iter.Seq2[T, 
 func (r *remote) Frames(ctx context.Context, session string) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		var frames blockReader
-		err := r.blocks(ctx, session, func(s Session) { frames.start = s.Start }, func(b Block) bool { return frames.read(b.Number, b.Bytes, yield) })
+		err := r.blocks(ctx, session, "", func(s Session) { frames.start = s.Start }, func(b Block) bool { return frames.read(b.Number, b.Bytes, yield) }, nil)
+		if err != nil {
+			yield(Frame{}, err)
+		}
+	}
+}
+
+// Follow implements [Source].
+func (r *remote) Follow(ctx context.Context, session string) iter.Seq2[Frame, error] {
+	return func(yield func(Frame, error) bool) {
+		var frames blockReader
+		err := r.blocks(ctx, session, "?follow", func(s Session) { frames.start = s.Start }, func(b Block) bool { return frames.read(b.Number, b.Bytes, yield) },
+			func() bool { return yield(Frame{}, ErrMore) })
 		if err != nil {
 			yield(Frame{}, err)
 		}
@@ -325,28 +345,32 @@ func (r *remote) Frames(ctx context.Context, session string) iter.Seq2[Frame, er
 // Blocks implements [Source].
 func (r *remote) Blocks(ctx context.Context, session string) iter.Seq2[Block, error] {
 	return func(yield func(Block, error) bool) {
-		err := r.blocks(ctx, session, func(Session) {}, func(b Block) bool { return yield(b, nil) })
+		err := r.blocks(ctx, session, "", func(Session) {}, func(b Block) bool { return yield(b, nil) }, nil)
 		if err != nil {
 			yield(Block{}, err)
 		}
 	}
 }
 
-// blocks calls begin with a session and f with its blocks, until it returns false.
-func (r *remote) blocks(ctx context.Context, session string, begin func(Session), f func(Block) bool) error {
-	body, err := r.get(ctx, "/sessions/"+url.PathEscape(session)+"/blocks")
+// blocks calls begin with a session and f with its blocks, until it returns false,
+// and more, if it is not nil, before it waits for the next.
+func (r *remote) blocks(ctx context.Context, session, query string, begin func(Session), f func(Block) bool, more func() bool) error {
+	body, err := r.get(ctx, "/sessions/"+url.PathEscape(session)+"/blocks"+query)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	if err := readBlocks(bufio.NewReader(body), begin, f); err != nil {
+	if err := readBlocks(bufio.NewReader(body), begin, f, more); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		return fmt.Errorf("ask the broker: %w", err)
 	}
 	return nil
 }
 
 // readBlocks reads what serveBlocks has written.
-func readBlocks(in *bufio.Reader, begin func(Session), f func(Block) bool) error {
+func readBlocks(in *bufio.Reader, begin func(Session), f func(Block) bool, more func() bool) error {
 	line, err := in.ReadBytes('\n')
 	if err != nil {
 		return err
@@ -358,6 +382,9 @@ func readBlocks(in *bufio.Reader, begin func(Session), f func(Block) bool) error
 	begin(s)
 	var b []byte
 	for {
+		if more != nil && in.Buffered() == 0 && !more() {
+			return nil
+		}
 		size, err := binary.ReadUvarint(in)
 		if err == io.EOF {
 			return io.ErrUnexpectedEOF

@@ -21,7 +21,7 @@ func replay() *cobra.Command {
 	var (
 		data, direction string
 		blocked, serve  bool
-		raw             bool
+		raw, follow     bool
 		speed           float64
 		against         againstFlags
 	)
@@ -32,7 +32,8 @@ func replay() *cobra.Command {
 keys. Elsewhere, or with --raw, write the bytes of a session on record. With --direction s2c they are, byte for
 byte, what the client received; with c2s, what the server received; both is one
 after the other as they passed. Frames that were refused reached nobody: --blocked
-adds them where the client (c2s) or the server (s2c) sent them.
+adds them where the client (c2s) or the server (s2c) sent them. Of a session that
+runs, --follow goes on until it ends.
 
 With --serve it stands in for the server: it answers a client on stdin and stdout
 with what is on record, by method and params. A client's configuration can run it,
@@ -46,6 +47,7 @@ cursors, progress tokens and what --ignore names are not compared; what was mask
 cannot be, and is listed. What was refused when it was recorded is not sent, except
 with --blocked.`,
 		Example: `  broker replay --direction s2c 06a2n8mwvg5c3k0q
+  broker replay --follow 06a2n8mwvg5c3k0q
   claude mcp add bigquery -- broker replay --serve --data /var/lib/broker 06a2n8mwvg5c3k0q
   broker replay --against bigquery-test --ignore '$.result.content[*].text' 06a2n8mwvg5c3k0q`,
 		Args: cobra.ExactArgs(1),
@@ -71,19 +73,25 @@ with --blocked.`,
 			defer src.Close()
 			in, out := cmd.InOrStdin(), cmd.OutOrStdout()
 			if !raw && isTerminal(in) && isTerminal(out) {
-				return play(cmd.Context(), in, out, src, args[0], direction, speed)
+				return play(cmd.Context(), in, out, src, args[0], direction, speed, follow)
 			}
-			return recorder.Replay(cmd.Context(), out, src, args[0], view)
+			view.Follow = follow
+			err = recorder.Replay(cmd.Context(), out, src, args[0], view)
+			if follow && errors.Is(err, context.Canceled) {
+				return nil // an interrupt is the way to end it
+			}
+			return err
 		},
 	}
 	addData(cmd, &data)
 	cmd.Flags().StringVar(&direction, "direction", "both", "`SIDE` to replay: c2s, s2c or both")
 	cmd.Flags().BoolVar(&blocked, "blocked", false, "add the frames that were refused; with --against, send them")
 	cmd.Flags().BoolVar(&raw, "raw", false, "write bytes to a terminal, too")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "of a session that runs, go on until it ends")
 	cmd.Flags().Float64Var(&speed, "speed", 1, "play so many `TIMES` as fast, on a terminal")
 	cmd.Flags().BoolVar(&serve, "serve", false, "stand in for the server, on stdin and stdout")
 	against.add(cmd)
-	cmd.MarkFlagsMutuallyExclusive("serve", "against")
+	cmd.MarkFlagsMutuallyExclusive("serve", "against", "follow")
 	cmd.MarkFlagsMutuallyExclusive("serve", "direction")
 	cmd.MarkFlagsMutuallyExclusive("against", "direction")
 	cmd.MarkFlagsMutuallyExclusive("serve", "blocked")
@@ -99,18 +107,14 @@ func isTerminal(v any) bool {
 }
 
 // play plays a recording on a terminal.
-func play(ctx context.Context, in io.Reader, out io.Writer, src recorder.Source, session, direction string, speed float64) error {
-	s, err := src.Session(ctx, session)
-	if err != nil {
-		return fmt.Errorf("session %s: %w", session, err)
-	}
-	o := player.Options{Speed: speed}
+func play(ctx context.Context, in io.Reader, out io.Writer, src recorder.Source, session, direction string, speed float64, follow bool) error {
+	o := player.Options{Speed: speed, Live: follow}
 	for _, d := range []codec.Direction{codec.C2S, codec.S2C} {
 		if direction == d.String() {
 			o.Only = &d
 		}
 	}
-	return player.Play(ctx, in, out, s, src.Frames(ctx, session), o)
+	return player.Play(ctx, in, out, src, session, o)
 }
 
 // serveRecording answers a client from a recording.

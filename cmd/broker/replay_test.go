@@ -130,6 +130,7 @@ type terminal struct {
 	*os.File
 	t      *testing.T
 	screen logBuffer
+	over   chan struct{} // closed when all that was written is on the screen
 }
 
 // onTerminal runs broker with these arguments on a terminal.
@@ -166,8 +167,11 @@ func onTerminal(t *testing.T, dir string, args ...string) (*terminal, *exec.Cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	term := &terminal{File: far, t: t}
-	go io.Copy(&term.screen, far) // ends with the command
+	term := &terminal{File: far, t: t, over: make(chan struct{})}
+	go func() { // ends with the command
+		io.Copy(&term.screen, far)
+		close(term.over)
+	}()
 	return term, cmd
 }
 
@@ -204,9 +208,10 @@ func TestReplayTerminal(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("q: %v", err)
 	}
+	<-term.over
 	if text := term.screen.String(); strings.Contains(text, "owned\x07") || strings.Contains(text, "\x1b]0;") {
 		t.Errorf("a control sequence on record reaches the terminal: %q", text)
-	} else if !strings.HasSuffix(strings.TrimRight(text, "\r\n"), "\x1b[?25h") && !strings.Contains(text, "\x1b[?1049l") {
+	} else if !strings.Contains(text, "\x1b[?1049l") || !strings.Contains(text, "\x1b[?25h") {
 		t.Errorf("the terminal is not left as it was: %q", text[max(0, len(text)-200):])
 	}
 
@@ -222,4 +227,58 @@ func TestReplayTerminal(t *testing.T) {
 		t.Errorf("raw: %v", err)
 	}
 	term.shows(hostile)
+}
+
+// TestReplayFollow follows a session that runs, on a pipe and on a terminal.
+func TestReplayFollow(t *testing.T) {
+	b := startBroker(t, t.TempDir(), "servers:\n  sdk: {stdio: [sdk-server, \"2025-11-25\"]}\n"+everything)
+	conn := b.dial(t, "sdk", stream.Dial)
+	answers := bufio.NewReader(conn)
+	io.WriteString(conn, request(1))
+	first := nextLine(t, answers)
+	session := b.newest(t)
+
+	follow := exec.Command("broker", "replay", "--follow", "--direction", "s2c", session)
+	interrupted := exec.Command("broker", "replay", "-f", session)
+	var pipes []*bufio.Reader
+	for _, cmd := range []*exec.Cmd{follow, interrupted} {
+		cmd.Dir, cmd.Stderr = b.dir, b.log
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		pipes = append(pipes, bufio.NewReader(out))
+	}
+	term, player := onTerminal(t, b.dir, "replay", "--follow", session)
+	term.shows(" live ")
+	if got := nextLine(t, pipes[0]); got != first {
+		t.Errorf("the first is %q, want %q", got, first)
+	}
+	nextLine(t, pipes[1])
+	for i := range 5 {
+		io.WriteString(conn, request(i+2))
+		if got, want := nextLine(t, pipes[0]), nextLine(t, answers); got != want {
+			t.Errorf("followed %q, want %q", got, want)
+		}
+	}
+	interrupted.Process.Signal(os.Interrupt)
+	if err := interrupted.Wait(); err != nil {
+		t.Errorf("interrupted: %v", err)
+	}
+	conn.CloseWrite()
+	rest, _ := io.ReadAll(answers)
+	if got, err := io.ReadAll(pipes[0]); err != nil || string(got) != string(rest) {
+		t.Errorf("the rest is %q, %v, want %q", got, err, rest)
+	}
+	if err := follow.Wait(); err != nil {
+		t.Errorf("the end: %v", err)
+	}
+	term.shows("the session has ended")
+	io.WriteString(term, "q")
+	if err := player.Wait(); err != nil {
+		t.Errorf("q: %v", err)
+	}
 }

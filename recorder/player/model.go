@@ -92,6 +92,9 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		if m.failed = msg.err; msg.err != nil {
 			return m, tea.Quit
 		}
+		if m.live {
+			m.live, m.playing, m.said = false, false, "the session has ended"
+		}
 	case tick:
 		m.tick(time.Time(msg))
 		return m, next()

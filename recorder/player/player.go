@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 
@@ -23,13 +24,16 @@ import (
 type Options struct {
 	Speed float64          // times the session's own; if zero, 1
 	Only  *codec.Direction // nil: both
-	// Live: the session runs, and what is recorded is shown at once.
+	// Live: what is recorded from now on is shown at once, until the session ends.
 	Live bool
 }
 
-// Play plays the frames of a session, which may still come, until the person quits
-// or ctx is done.
-func Play(ctx context.Context, in io.Reader, out io.Writer, s recorder.Session, frames iter.Seq2[recorder.Frame, error], o Options) error {
+// Play plays a session of a source until the person quits or ctx is done.
+func Play(ctx context.Context, in io.Reader, out io.Writer, src recorder.Source, session string, o Options) error {
+	s, err := src.Session(ctx, session)
+	if err != nil {
+		return fmt.Errorf("session %s: %w", session, err)
+	}
 	tape, err := recorder.NewTape()
 	if err != nil {
 		return err
@@ -39,7 +43,11 @@ func Play(ctx context.Context, in io.Reader, out io.Writer, s recorder.Session, 
 	defer cancel()
 	p := tea.NewProgram(newModel(s, tape, o), tea.WithContext(ctx), tea.WithInput(in), tea.WithOutput(out), tea.WithoutSignalHandler())
 	done := make(chan struct{})
-	go load(ctx, p.Send, frames, done)
+	frames := src.Frames
+	if o.Live {
+		frames = src.Follow
+	}
+	go load(ctx, p.Send, frames(ctx, session), done)
 	last, err := p.Run()
 	cancel()
 	<-done

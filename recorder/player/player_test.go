@@ -237,7 +237,7 @@ func TestLive(t *testing.T) {
 	m.Update(story[4:])
 	has(t, m, "── 5/5", " live ")
 	m.Update(ended{})
-	has(t, m, "── 5/5")
+	has(t, m, "── 5/5", " paused ", "the session has ended")
 }
 
 // What cannot be read is said, or ends the player.
