@@ -404,25 +404,31 @@ func (f *flow) array(p place, depth int) bool {
 			}
 			behind()
 		}
-		if !f.space() {
+		if !f.behind(']', "expected a value", "expected , or ] in an array") {
 			return false
-		}
-		switch f.next() {
-		case ',':
-			f.keep(1)
-			if !f.space() {
-				return false
-			}
-			if f.next() == ']' {
-				return f.fail(CodeParse, "expected a value")
-			}
-		case ']':
-		default:
-			return f.fail(CodeParse, "expected , or ] in an array")
 		}
 	}
 	f.keep(1)
 	return true
+}
+
+// behind goes to what is behind an element or a member and its comma: another one,
+// or the closing bracket.
+func (f *flow) behind(closing byte, another, either string) bool {
+	if !f.space() {
+		return false
+	}
+	switch f.next() {
+	case closing:
+		return true
+	case ',':
+		f.keep(1)
+		if !f.space() {
+			return false
+		}
+		return f.next() != closing || f.fail(CodeParse, another)
+	}
+	return f.fail(CodeParse, either)
 }
 
 // element returns the place of an array's element, and what to call behind it.
@@ -541,21 +547,8 @@ func (f *flow) object(p place, depth int) bool {
 			return f.fail(CodeParse, "expected : behind a name")
 		}
 		f.keep(1)
-		if !f.space() || !f.member(&o, name, depth) || !f.space() {
+		if !f.space() || !f.member(&o, name, depth) || !f.behind('}', "expected a name in an object", "expected , or } in an object") {
 			return false
-		}
-		switch f.next() {
-		case ',':
-			f.keep(1)
-			if !f.space() {
-				return false
-			}
-			if f.next() == '}' {
-				return f.fail(CodeParse, "expected a name in an object")
-			}
-		case '}':
-		default:
-			return f.fail(CodeParse, "expected , or } in an object")
 		}
 	}
 	f.keep(1)
