@@ -37,6 +37,8 @@ func membersBlocks(b []byte, i int, t *template, k, limit int, rows bool) (at, n
 func unquoteBlocks(dst, src []byte) (i, n int)
 
 // packing is, for each set of 8 bytes, where they are.
+//
+//lint:ignore U1000 unquoteBlocks reads it
 var packing = func() (table [256][8]byte) {
 	for set := range table {
 		n := 0
