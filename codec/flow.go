@@ -920,6 +920,13 @@ func (t *content) look() {
 			}
 		}
 	}
+	if f.fault.code == CodeTooLarge && f.m.Leave { // the rest is not looked at
+		f.keep(len(f.w.rest()))
+		for f.w.more() {
+			f.keep(len(f.w.rest()))
+		}
+		return
+	}
 	if f.fault.code == CodeTooLarge {
 		t.broken = true
 		t.f.fail(CodeTooLarge, f.fault.reason)

@@ -42,8 +42,8 @@ type Finding struct {
 // finding becomes 0. So do names of members; where two of an object would be the
 // same, they are numbered: [masked:NAME 2].
 type Masker struct {
-	// Leave: [Parser.Flow] says what is found and replaces nothing, and accepts what
-	// it would without a Masker.
+	// Leave: [Parser.Flow] says what is found and replaces nothing. What costs too much
+	// it does not look at; only escapes within escapes, MiBs of them, it still refuses.
 	Leave bool
 
 	finder  Finder
