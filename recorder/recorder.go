@@ -354,7 +354,7 @@ func Reveal(frames iter.Seq2[Frame, error]) iter.Seq2[Frame, error] {
 				continue
 			}
 			for i := range aliases {
-				if f.Verdict != Found && bytes.Contains(f.Bytes, aliases[i].As) && json.Valid(f.Bytes) {
+				if f.Verdict.IsFrame() && bytes.Contains(f.Bytes, aliases[i].As) && json.Valid(f.Bytes) {
 					f.Bytes = aliases[i].Reveal(nil, f.Bytes)
 				}
 			}

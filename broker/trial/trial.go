@@ -155,9 +155,10 @@ func Run(ctx context.Context, src recorder.Source, o Options) (*Report, error) {
 	return &t.report, nil
 }
 
-// wants reports whether some of s may be in the time that is asked for.
+// wants reports whether some of s may be in the time that is asked for. Of what was
+// imported nobody knows who it was.
 func (t *trial) wants(s *recorder.Session) bool {
-	return (t.o.Subject == "" || s.Subject == t.o.Subject) && (t.o.Server == "" || s.Server == t.o.Server) &&
+	return s.Imported == nil && (t.o.Subject == "" || s.Subject == t.o.Subject) && (t.o.Server == "" || s.Server == t.o.Server) &&
 		s.Start.Before(t.report.Until) && (s.End.IsZero() || !s.End.Before(t.o.Since))
 }
 
