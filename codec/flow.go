@@ -131,6 +131,15 @@ func (f *flow) fail(code int, reason string) bool {
 	return false
 }
 
+// tooLong is fail at a number or a name that is too long to be looked at. A text
+// with one that seemed to be JSON is taken for none.
+func (f *flow) tooLong(reason string) bool {
+	if f.strict {
+		return f.fail(CodeTooLarge, reason)
+	}
+	return f.fail(CodeParse, reason)
+}
+
 func (f *flow) keep(n int) {
 	f.to.keep(f.w.rest()[:n])
 	f.w.pass(n)
@@ -277,7 +286,7 @@ func (f *flow) value(p place, depth int, inside bool) bool {
 	case '"':
 		return f.str(p)
 	}
-	return f.fail(CodeTooLarge, "a number is too long")
+	return f.tooLong("a number is too long")
 }
 
 // delimited reports whether behind the next n bytes is what may stand behind a
@@ -562,7 +571,7 @@ func (f *flow) name(o *longObject) (name []byte, ok bool) {
 		return nil, false
 	}
 	if n == 0 {
-		return nil, f.fail(CodeTooLarge, "a name is too long")
+		return nil, f.tooLong("a name is too long")
 	}
 	raw := f.w.rest()[:n]
 	name = Unquote(nil, raw)
@@ -660,7 +669,7 @@ func (f *flow) untouched(depth int) bool {
 		return ok
 	}
 	if f.next() != '"' {
-		return f.fail(CodeTooLarge, "a number is too long")
+		return f.tooLong("a number is too long")
 	}
 	return f.skipString()
 }
