@@ -341,7 +341,7 @@ func (f *flow) isLong() bool {
 			}
 			continue
 		}
-		if o.look(b[:min(len(b), readSize)], start) {
+		if o.look(b[:min(len(b), readSize)], start, int64(min(f.sizes.value, shortContainer))) {
 			return o.at-start > int64(f.sizes.value)
 		}
 	}
@@ -349,8 +349,8 @@ func (f *flow) isLong() bool {
 }
 
 // look goes over b, and stops behind the container that begins at start: then it
-// reports true.
-func (o *outline) look(b []byte, start int64) bool {
+// reports true. It does not remember where those end that are not over short bytes.
+func (o *outline) look(b []byte, start, short int64) bool {
 	for i := 0; i < len(b); i++ {
 		if o.escaped {
 			o.escaped = false
@@ -379,7 +379,7 @@ func (o *outline) look(b []byte, start int64) bool {
 				o.at = end
 				return true
 			}
-			if end-begin > shortContainer {
+			if end-begin > short {
 				if o.ended == nil {
 					o.ended = map[int64]int64{}
 				}
