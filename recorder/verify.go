@@ -266,7 +266,7 @@ func (v *chain) add(b Block) bool {
 			damaged = err
 			return false
 		}
-		if !f.More {
+		if f.Verdict.IsFrame() && !f.More {
 			v.heldCount++
 		}
 		v.heldLast = f.Time
