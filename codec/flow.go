@@ -927,6 +927,12 @@ func (t *content) look() {
 		case '{', '[':
 			for f.space() && (f.next() == '{' || f.next() == '[') && f.value(place{states: len(f.m.states)}, 1, false) {
 			}
+		default:
+			f.plain()
+			return
+		}
+		if f.w.err != nil && f.w.err != io.EOF {
+			return // it is cut, and whether it is JSON nobody knows
 		}
 	}
 	if f.fault.code == CodeTooLarge && f.m.Leave { // the rest is not looked at

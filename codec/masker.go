@@ -596,6 +596,8 @@ func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
 // distinct numbers the marks in the names of the object at i, so that no two of
 // its names are the same. m.spans[first:] are those in the object.
 func (m *Masker) distinct(i, first int) {
+	// What was held comes late, and may be JSON with names of its own.
+	slices.SortStableFunc(m.spans[first:], func(a, b span) int { return a.start - b.start })
 	type masked struct{ start, end, last int } // last is the last of its spans
 	var all []masked
 	taken := map[string]bool{}
