@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"bytes"
 	_ "embed"
 	"fmt"
 	"regexp"
@@ -34,8 +35,145 @@ type rule struct {
 // An allowance says what is no secret all the same.
 type allowance struct {
 	target    string // "" for the secret, "match" or "line"
-	programs  []*program
+	number    int
+	programs  patterns
 	stopwords *words
+}
+
+// patterns are programs that are looked for anywhere in a text.
+type patterns struct {
+	all   []*sought
+	heads bool // each begins with its head
+}
+
+// A sought is a program, and what tells that it is not at a place.
+type sought struct {
+	*program
+	bits *[1 << headBits / 64]uint64 // by hash of the three bytes that it may begin with, letters' case apart; nil: it may begin with fewer
+}
+
+const headBits = 12
+
+// headHash returns the hash of three bytes, which are the lowest of k.
+func headHash(k uint32) uint32 { return (k | 0x202020) & 0xffffff * hashMul >> (32 - headBits) }
+
+func (p *patterns) headIn(text []byte) bool {
+	for _, s := range p.all {
+		if bytes.Contains(text, s.head) {
+			return true
+		}
+	}
+	return false
+}
+
+// in reports whether one of p matches in text.
+func (p *patterns) in(m *machine, text []byte) bool {
+	for _, s := range p.all {
+		if s.bits == nil {
+			if m.search(s.program, text) {
+				return true
+			}
+			continue
+		}
+		if len(text) < 3 || s.head != nil && !bytes.Contains(text, s.head) {
+			continue
+		}
+		m.fresh()
+		k := three(0, text[0], text[1])
+		for i, c := range text[2:] {
+			k = k>>8 | uint32(c)<<16
+			if h := headHash(k); s.bits[h>>6]>>(h&63)&1 != 0 && s.start.first[text[i]] && m.match(s.program, text, i) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func newSought(p *program) *sought {
+	s := &sought{program: p}
+	if p.begin {
+		return s
+	}
+	s.bits = new([1 << headBits / 64]uint64)
+	h := headsOf{bits: s.bits, left: 1 << 16}
+	if !h.from(p.start, 0, 0, false) {
+		s.bits = nil
+	}
+	return s
+}
+
+// headsOf collects the three bytes with which a program can begin. Whether it
+// matches anywhere is asked, not where: of a run in front, it is enough to see its
+// last byte.
+type headsOf struct {
+	bits *[1 << headBits / 64]uint64
+	left int // so many steps
+}
+
+// from reports false if there are too many, or fewer than three bytes will do. The
+// n bytes in front of the instruction are those of k; pinned tells that a run may
+// not begin later.
+func (h *headsOf) from(in *inst, k uint32, n int, pinned bool) bool {
+	if h.left--; h.left < 0 {
+		return false
+	}
+	if n == 3 {
+		hash := headHash(k)
+		h.bits[hash>>6] |= 1 << (hash & 63)
+		return true
+	}
+	switch in.op {
+	case opMatch:
+		return false
+	case opOpen:
+		return h.from(in.next, k, n, pinned)
+	case opAlt:
+		for _, alt := range in.alts {
+			if !h.from(alt, k, n, pinned) {
+				return false
+			}
+		}
+		return true
+	case opText:
+		for i := 0; i < len(in.text) && n < 3; i++ {
+			k |= uint32(in.text[i]) << (8 * n)
+			n++
+		}
+		return h.from(in.next, k, n, true)
+	case opSet:
+		return h.each(in.set, k, n, in.next)
+	case opRun:
+		if n == 0 && !pinned && in.min <= 1 {
+			if in.min == 0 {
+				return h.from(in.next, k, n, false)
+			}
+			return h.each(in.set, k, n, in.next)
+		}
+		if in.min == 0 && !h.from(in.next, k, n, true) {
+			return false
+		}
+		rest := *in
+		rest.min, rest.max = max(0, in.min-1), in.max-1
+		if in.max == 1 {
+			return h.each(in.set, k, n, in.next)
+		}
+		return h.each(in.set, k, n, &rest)
+	}
+	return h.from(in.next, k, n, true)
+}
+
+func (h *headsOf) each(set *byteSet, k uint32, n int, next *inst) bool {
+	var seen byteSet
+	for c := range set {
+		if f := byte(c) | 0x20; set[c] && !seen[f] {
+			seen[f] = true
+			if !h.from(next, k|uint32(f)<<(8*n), n+1, true) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // An expression is one way in which a rule's values are found.
@@ -54,6 +192,7 @@ type ruleSet struct {
 	slow        *regexp.Regexp // where there is no index
 	allow       []allowance    // for all rules
 	count       int            // of rules
+	allowances  int            // of all rules
 	unanchored  []string       // rules, or parts of them, that are not looked for, and why
 }
 
@@ -100,6 +239,7 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.number(global)
 	s.allow = global
 	var all [][]anchor
 	for i, file := range []ruleFile{theirs, ours} {
@@ -116,6 +256,7 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 				}
 				made.allow = append(made.allow, allow...)
 			}
+			s.number(made.allow)
 			re, err := syntax.Parse(r.Regex, syntax.Perl)
 			if err != nil {
 				return nil, fmt.Errorf("rule %s: %w", r.ID, err)
@@ -141,6 +282,13 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 	return s, nil
 }
 
+func (s *ruleSet) number(list []allowance) {
+	for i := range list {
+		list[i].number = s.allowances
+		s.allowances++
+	}
+}
+
 // compile returns nothing for an allowance that asks for the name of a file.
 func (f allowFile) compile() ([]allowance, error) {
 	if strings.EqualFold(f.Condition, "AND") && len(f.Paths) > 0 || len(f.Regexes)+len(f.StopWords) == 0 {
@@ -156,8 +304,9 @@ func (f allowFile) compile() ([]allowance, error) {
 		if err != nil {
 			return nil, err
 		}
-		a.programs = append(a.programs, p)
+		a.programs.all = append(a.programs.all, newSought(p))
 	}
+	a.programs.heads = !slices.ContainsFunc(a.programs.all, func(s *sought) bool { return s.head == nil })
 	return []allowance{a}, nil
 }
 
@@ -249,18 +398,52 @@ func newWords(list []string) *words {
 
 func three(a, b, c byte) uint32 { return uint32(a) | uint32(b)<<8 | uint32(c)<<16 }
 
-// in reports whether one of w stands in text, which is in lower case.
+// in reports whether one of w stands in text.
 func (w *words) in(text []byte) bool {
-	for i := 0; i+3 <= len(text); i++ {
-		k := three(text[i], text[i+1], text[i+2])
+	_, end := w.find(text)
+	return end > 0
+}
+
+// find returns where in text one of w stands, or 0, 0.
+func (w *words) find(text []byte) (from, to int) {
+	if len(text) < 3 {
+		return 0, 0
+	}
+	k := three(0, small[text[0]], small[text[1]])
+	for i, c := range text[2:] {
+		k = k>>8 | uint32(small[c])<<16
 		if h := k * hashMul >> 20; w.prefixes[h>>6]>>(h&63)&1 == 0 {
 			continue
 		}
 		for _, s := range w.by[k] {
-			if len(text)-i >= len(s) && string(text[i:i+len(s)]) == s {
-				return true
+			if isSmall(text[i:], s) {
+				return i, i + len(s)
 			}
 		}
 	}
-	return false
+	return 0, 0
 }
+
+// isSmall reports that text begins with s, which is in lower case.
+func isSmall(text []byte, s string) bool {
+	if len(text) < len(s) {
+		return false
+	}
+	for i := range len(s) {
+		if small[text[i]] != s[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// small is bytes with letters in lower case.
+var small = func() (t [256]byte) {
+	for c := range t {
+		t[c] = byte(c)
+		if 'A' <= c && c <= 'Z' {
+			t[c] += 'a' - 'A'
+		}
+	}
+	return t
+}()

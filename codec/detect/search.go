@@ -16,7 +16,16 @@ type search struct {
 	taken       []taken // by rule
 	named       []byte
 	lower       []byte
+	tally       tally
+	known       []place // by allowance: where its last word stands
+	knownHolder place   // of placeholders, the same
 }
+
+// A place is a part of a text. What a value is for what stands there, every
+// value around it is.
+type place struct{ text, from, to int }
+
+func (p place) in(text, from, to int) bool { return p.text == text && from <= p.from && p.to <= to }
 
 // A taken place is not looked at again by the same rule.
 type taken struct{ text, end int }
@@ -111,7 +120,7 @@ func (s *search) check(x *expression) {
 		}
 		return
 	}
-	if r.entropy > 0 && entropy(secret) <= r.entropy || r.varied && !varied(secret) || placeholder(secret) {
+	if r.entropy > 0 && s.entropyAtMost(r.entropy, start, end) || r.varied && !s.varied(start, end) || s.placeholder(start, end) {
 		return
 	}
 	if bytes.Contains(secret, maskBegin) {
@@ -121,7 +130,7 @@ func (s *search) check(x *expression) {
 		for x.lead.max > 0 && match[0] > 0 && match[0] > slots[0]-x.lead.max && x.set[s.text[match[0]-1]] {
 			match[0]--
 		}
-		if s.allowed(s.allow, secret, match) || s.allowed(r.allow, secret, match) {
+		if place := [2]int{start, end}; s.allowed(s.allow, place, match) || s.allowed(r.allow, place, match) {
 			return
 		}
 		if r.generic && isIdentifier(secret) && !namesSecret(s.text[match[0]:start]) {
@@ -141,29 +150,45 @@ func (s *search) report(r *rule, start, end int, match [2]int) {
 var maskBegin = []byte("[masked:")
 
 // allowed reports whether one of list says that what was found is no secret.
-func (s *search) allowed(list []allowance, secret []byte, match [2]int) bool {
+func (s *search) allowed(list []allowance, secret, match [2]int) bool {
 	for i := range list {
 		a := &list[i]
-		target := secret
+		if a.stopwords != nil && s.stopped(a, secret) {
+			return true
+		}
+		target := s.text[secret[0]:secret[1]]
 		switch a.target {
 		case "match":
 			target = s.text[match[0]:match[1]]
 		case "line":
+			target = s.text[max(0, match[0]-maxLine):min(len(s.text), match[1]+maxLine)]
+			if a.programs.heads && !a.programs.headIn(target) {
+				continue
+			}
 			target = line(s.text, match)
 		}
-		for _, p := range a.programs {
-			if s.allowing.search(p, target) {
-				return true
-			}
-		}
-		if a.stopwords != nil {
-			s.lower = appendLower(s.lower[:0], secret)
-			if a.stopwords.in(s.lower) {
-				return true
-			}
+		if a.programs.in(&s.allowing, target) {
+			return true
 		}
 	}
 	return false
+}
+
+// stopped reports whether a stopword of a is in the secret.
+func (s *search) stopped(a *allowance, secret [2]int) bool {
+	if s.known == nil {
+		s.known = make([]place, s.allowances)
+	}
+	p := &s.known[a.number]
+	if p.in(s.texts, secret[0], secret[1]) {
+		return true
+	}
+	from, to := a.stopwords.find(s.text[secret[0]:secret[1]])
+	if to == 0 {
+		return false
+	}
+	*p = place{s.texts, secret[0] + from, secret[0] + to}
+	return true
 }
 
 // maxLine bounds how much of a line is looked at, on either side of a match.
@@ -254,16 +279,85 @@ const (
 
 // varied reports a value that looks made at random, or at least chosen by the
 // rules for passwords: letters, and digits or marks, and not few of them.
-func varied(value []byte) bool {
-	letters, others := 0, 0
-	for _, c := range value {
+func (s *search) varied(from, to int) bool {
+	letters, others := false, false
+	for _, c := range s.text[from:to] {
 		if is(c, upper|lower|beyond) {
-			letters++
+			letters = true
 		} else if !is(c, under|dash|dot) {
-			others++
+			others = true
+		}
+		if letters && others {
+			return !s.entropyAtMost(2.3, from, to)
 		}
 	}
-	return letters > 0 && others > 0 && entropy(value) > 2.3
+	return false
+}
+
+// entropyAtMost reports whether the entropy of s.text[from:to] is not above limit.
+func (s *search) entropyAtMost(limit float64, from, to int) bool {
+	n := to - from
+	if n < len(timesLog) {
+		if timesLog[n]/float64(n) <= limit { // no two bytes are the same
+			return true
+		}
+		s.tally.move(s.texts, s.text, from, to)
+		const unsure = 1e-6 // what entropy adds up differs by less
+		switch e := timesLog[n]/float64(n) - float64(s.tally.sum)/logOne/float64(n); {
+		case e < limit-unsure:
+			return true
+		case e > limit+unsure:
+			return false
+		}
+	}
+	return entropy(s.text[from:to]) <= limit
+}
+
+// A tally counts the bytes of a part of a text. Values that overlap, as those of
+// names in a value do, are counted once.
+type tally struct {
+	text     int
+	from, to int
+	counts   [256]uint16
+	sum      int64 // of counts times their logarithm, in parts of logOne
+}
+
+const logOne = 1 << 32
+
+// countLog is timesLog in parts of logOne.
+var countLog = func() (t [len(timesLog)]int64) {
+	for n := range t {
+		t[n] = int64(math.Round(timesLog[n] * logOne))
+	}
+	return t
+}()
+
+func (t *tally) move(number int, text []byte, from, to int) {
+	if t.text != number || from < t.from || from >= t.to || from-t.from+max(to-t.to, t.to-to) >= to-from {
+		t.counts, t.sum = [256]uint16{}, 0
+		t.text, t.from, t.to = number, from, from
+	}
+	for ; t.to < to; t.to++ {
+		t.add(text[t.to])
+	}
+	for ; t.to > to; t.to-- {
+		t.remove(text[t.to-1])
+	}
+	for ; t.from < from; t.from++ {
+		t.remove(text[t.from])
+	}
+}
+
+func (t *tally) add(c byte) {
+	n := t.counts[c]
+	t.counts[c] = n + 1
+	t.sum += countLog[n+1] - countLog[n]
+}
+
+func (t *tally) remove(c byte) {
+	n := t.counts[c]
+	t.counts[c] = n - 1
+	t.sum -= countLog[n] - countLog[n-1]
 }
 
 // entropy is Shannon's, of the bytes of value, in bits a byte.
@@ -295,25 +389,48 @@ var placeholders = newWords([]string{
 	"example", "changeme", "change_me", "placeholder", "redacted", "xxxx", "your-", "your_", "insert", "****", "....", "[masked:", "process.env", "os.environ", "getenv",
 })
 
-// placeholder reports a value that is one, has one in it, or has what begins one: < ${ {{ $(
-func placeholder(value []byte) bool {
-	if len(value) > 128 { // nobody writes one so long
+// longPlaceholder is how long one is at most: nobody writes a longer one.
+const longPlaceholder = 128
+
+// placeholder is of s.text[from:to].
+func (s *search) placeholder(from, to int) bool {
+	if to-from > longPlaceholder {
 		return false
 	}
-	var buf [128]byte
-	folded := buf[:len(value)]
-	same, before := true, byte(0)
+	if s.knownHolder.in(s.texts, from, to) {
+		return true
+	}
+	value := s.text[from:to]
+	if first, end := placeholders.find(value); end > 0 {
+		s.knownHolder = place{s.texts, from + first, from + end}
+		return true
+	}
+	return standsFor(value)
+}
+
+// placeholder reports a value that is one, has one in it, or has what begins one.
+func placeholder(value []byte) bool {
+	return len(value) <= longPlaceholder && (placeholders.in(value) || standsFor(value))
+}
+
+// standsFor reports a value that is one byte over and over, or has what begins a
+// placeholder: < ${ {{ $(
+func standsFor(value []byte) bool {
+	same := true
 	for i, c := range value {
-		switch {
-		case 'A' <= c && c <= 'Z':
-			folded[i] = c + 'a' - 'A'
-		case c == '<', c == '{' && (before == '$' || before == '{'), c == '(' && before == '$':
+		switch c {
+		case '<':
 			return true
-		default:
-			folded[i] = c
+		case '{':
+			if i > 0 && (value[i-1] == '$' || value[i-1] == '{') {
+				return true
+			}
+		case '(':
+			if i > 0 && value[i-1] == '$' {
+				return true
+			}
 		}
 		same = same && c == value[0]
-		before = c
 	}
-	return same || placeholders.in(folded) || value[0] == '$' || value[0] == '%' && value[len(value)-1] == '%'
+	return same || value[0] == '$' || value[0] == '%' && value[len(value)-1] == '%'
 }
