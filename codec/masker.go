@@ -815,6 +815,5 @@ func (m *Masker) isJSON(text []byte) bool {
 	if m.layer == maxLayers {
 		return false
 	}
-	i := skipSpace(text, 0)
-	return len(text)-i >= 2 && (text[i] == '{' || text[i] == '[' || text[i] == '"') && m.check.valid(text)
+	return beginsJSON(text) && m.check.valid(text)
 }

@@ -40,7 +40,7 @@ func (m *Masker) settle(base int, text, name []byte) {
 		for _, s := range m.spans[base:] {
 			size += m.markLen(s) - (s.end - s.start)
 		}
-		if size > 4*aroundMark {
+		if size > 4*aroundMark && !beginsJSON(text) { // which may be JSON as masked
 			m.scanMarks(text, base, first)
 		} else {
 			m.scratch = m.replace(m.scratch, text, m.spans[base:])
@@ -53,6 +53,12 @@ func (m *Masker) settle(base int, text, name []byte) {
 		m.merge(first)
 		m.back(base, first)
 	}
+}
+
+// beginsJSON reports text that begins as what isJSON is asked for.
+func beginsJSON(text []byte) bool {
+	i := skipSpace(text, 0)
+	return i < len(text) && (text[i] == '{' || text[i] == '[' || text[i] == '"')
 }
 
 // aroundMark is how much of a long text is looked at again on either side of
