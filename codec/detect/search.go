@@ -17,7 +17,7 @@ type search struct {
 	named       []byte
 	lower       []byte
 	tally       tally
-	known       []place // by allowance: where its last word stands
+	known       []place // by allowance: where its last word stands, or where none of its heads does
 	knownHolder place   // of placeholders, the same
 }
 
@@ -161,8 +161,7 @@ func (s *search) allowed(list []allowance, secret, match [2]int) bool {
 		case "match":
 			target = s.text[match[0]:match[1]]
 		case "line":
-			target = s.text[max(0, match[0]-maxLine):min(len(s.text), match[1]+maxLine)]
-			if a.programs.heads && !a.programs.headIn(target) {
+			if a.programs.heads > 0 && a.stopwords == nil && s.headless(a, max(0, match[0]-maxLine), min(len(s.text), match[1]+maxLine)) {
 				continue
 			}
 			target = line(s.text, match)
@@ -172,6 +171,29 @@ func (s *search) allowed(list []allowance, secret, match [2]int) bool {
 		}
 	}
 	return false
+}
+
+// headless reports that none of a's programs begins in s.text[from:to]. It looks
+// ahead, for the next match is near.
+func (s *search) headless(a *allowance, from, to int) bool {
+	if s.known == nil {
+		s.known = make([]place, s.allowances)
+	}
+	p := &s.known[a.number] // in which no head is
+	if p.text != s.texts || from < p.from || from > p.to {
+		*p = place{s.texts, from, from}
+	}
+	if to > p.to {
+		again := max(p.from, p.to-a.programs.heads+1)
+		ahead := min(len(s.text), to+4*maxLine)
+		n := a.programs.headAt(s.text[again:ahead])
+		if n < 0 {
+			p.to = ahead
+		} else {
+			p.to = again + n
+		}
+	}
+	return to <= p.to
 }
 
 // stopped reports whether a stopword of a is in the secret.
