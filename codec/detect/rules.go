@@ -411,7 +411,7 @@ func withoutLead(re *syntax.Regexp) (*syntax.Regexp, *byteSet, span) {
 
 // words are looked for anywhere in a text, letters' case apart.
 type words struct {
-	prefixes [1 << 12 / 64]uint64
+	prefixes [1 << 16 / 64]uint64
 	by       map[uint32][]string // their first three bytes
 }
 
@@ -427,7 +427,7 @@ func newWords(list []string) *words {
 		}
 		k := three(s[0], s[1], s[2])
 		w.by[k] = append(w.by[k], s)
-		h := k * hashMul >> 20
+		h := k * hashMul >> 16
 		w.prefixes[h>>6] |= 1 << (h & 63)
 	}
 	return w
@@ -449,7 +449,7 @@ func (w *words) find(text []byte) (from, to int) {
 	k := three(0, small[text[0]], small[text[1]])
 	for i, c := range text[2:] {
 		k = k>>8 | uint32(small[c])<<16
-		if h := k * hashMul >> 20; w.prefixes[h>>6]>>(h&63)&1 == 0 {
+		if h := k * hashMul >> 16; w.prefixes[h>>6]>>(h&63)&1 == 0 {
 			continue
 		}
 		for _, s := range w.by[k] {
