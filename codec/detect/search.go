@@ -71,7 +71,7 @@ func (s *search) hit(at int, first int32) {
 		}
 		x := &s.expressions[e.id]
 		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
-			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) || !s.hasValue(&x.value, e.id, start) {
+			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) || x.value.n > 0 && !s.hasValue(&x.value, e.id, start) {
 				continue
 			}
 			t := s.takenBy(x.rule)
@@ -93,7 +93,7 @@ func (s *search) hit(at int, first int32) {
 // in one long run, it is gone over once.
 func (s *search) hasValue(v *value, number int32, start int) bool {
 	if v.words != nil || v.n < longValue {
-		return v.in(s.text, start)
+		return v.find(s.text, start) >= 0
 	}
 	if s.runs == nil {
 		s.runs = make([]place, len(s.expressions))
