@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"math/bits"
 	"regexp/syntax"
 	"slices"
 )
@@ -378,11 +379,17 @@ func appendGrams(all []anchor, s sequence, like anchor) []anchor {
 // bytes tells nearly every place that has none; a table knows the others.
 type index struct {
 	bits    [1 << (hashBits - 6)]uint64 // by hash: 1 if a gram has it
-	keys    []uint32                    // open addressing; the length is a power of two
-	first   []int32                     // by slot: the first entry of the key in entries + 1; 0: no key
+	slots   []slot                      // open addressing
+	shift   int                         // of the product, for a slot
 	entries []entry
 	pairs   []pair
 	likes   likes // the same
+}
+
+// A slot is a gram and the first of its entries + 1; 0: there is no gram.
+type slot struct {
+	gram  uint32
+	first int32
 }
 
 // A pair is two bytes that are looked for, by the rarer one.
@@ -411,11 +418,8 @@ func newIndex(of [][]anchor) *index {
 	for _, as := range of {
 		n += len(as)
 	}
-	size := 64
-	for size < 2*n {
-		size *= 2
-	}
-	x := &index{keys: make([]uint32, size), first: make([]int32, size)}
+	size := bits.Len(uint(2*n | 63))
+	x := &index{slots: make([]slot, 1<<size), shift: 32 - size}
 	for id, as := range of {
 		for _, a := range as {
 			if a.pair != "" {
@@ -435,22 +439,21 @@ func newIndex(of [][]anchor) *index {
 			p := a.gram * hashMul
 			x.bits[p>>(wordShift+6)] |= 1 << (p >> wordShift & 63)
 			slot := x.slot(a.gram)
-			x.keys[slot] = a.gram
-			x.entries = append(x.entries, entry{int32(id), x.first[slot], a.back, a.near})
-			x.first[slot] = int32(len(x.entries))
+			x.entries = append(x.entries, entry{int32(id), slot.first, a.back, a.near})
+			slot.gram, slot.first = a.gram, int32(len(x.entries))
 		}
 	}
 	return x
 }
 
 // slot returns the slot of a gram, or the free one where it would be.
-func (x *index) slot(gram uint32) uint32 {
-	mask := uint32(len(x.keys) - 1)
-	at := gram * hashMul >> 7 & mask
-	for x.first[at] != 0 && x.keys[at] != gram {
-		at = (at + 1) & mask
+func (x *index) slot(gram uint32) *slot {
+	for at := gram * hashMul >> (x.shift & 31); ; at++ {
+		s := &x.slots[int(at)&(len(x.slots)-1)]
+		if s.gram == gram || s.first == 0 {
+			return s
+		}
 	}
-	return at
 }
 
 const folding = 0x2020202020202020
@@ -507,7 +510,7 @@ func (x *index) four(text []byte, i int, h hitter) {
 }
 
 func (x *index) at(gram uint32, i int, h hitter) {
-	if first := x.first[x.slot(gram)]; first != 0 {
+	if first := x.slot(gram).first; first != 0 {
 		h.hit(i, first)
 	}
 }
@@ -516,7 +519,7 @@ func (x *index) at(gram uint32, i int, h hitter) {
 func (x *index) any(text []byte) bool {
 	for i := 0; i+4 <= len(text); i++ {
 		gram := binary.LittleEndian.Uint32(text[i:]) | folding&0xffffffff
-		if x.bit(gram)&1 != 0 && x.first[x.slot(gram)] != 0 {
+		if x.bit(gram)&1 != 0 && x.slot(gram).first != 0 {
 			return true
 		}
 	}

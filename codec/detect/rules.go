@@ -4,6 +4,7 @@ import (
 	"bytes"
 	_ "embed"
 	"fmt"
+	"math/bits"
 	"regexp"
 	"regexp/syntax"
 	"slices"
@@ -42,8 +43,10 @@ type allowance struct {
 
 // patterns are programs that are looked for anywhere in a text.
 type patterns struct {
-	all   []*sought
-	heads bool // each begins with its head
+	pinned  []*program  // match at the start only
+	byFirst [256]uint32 // which of the first 32 of them can begin with a byte, by bits
+	others  []sought
+	heads   int // how long the longest of their heads is, if each of them begins with one and none is pinned
 }
 
 // A sought is a program, and what tells that it is not at a place.
@@ -57,50 +60,85 @@ const headBits = 12
 // headHash returns the hash of three bytes, which are the lowest of k.
 func headHash(k uint32) uint32 { return (k | 0x202020) & 0xffffff * hashMul >> (32 - headBits) }
 
-func (p *patterns) headIn(text []byte) bool {
-	for _, s := range p.all {
-		if bytes.Contains(text, s.head) {
+func (p *patterns) add(q *program) {
+	if q.begin {
+		if n := len(p.pinned); n < 32 {
+			for c := range p.byFirst {
+				if q.start.empty || q.start.first[c] {
+					p.byFirst[c] |= 1 << n
+				}
+			}
+		}
+		p.pinned = append(p.pinned, q)
+	} else {
+		s := sought{program: q, bits: new([1 << headBits / 64]uint64)}
+		if h := (&headsOf{bits: s.bits, left: 1 << 16}); !h.from(q.start, 0, 0, false) {
+			s.bits = nil
+		}
+		p.others = append(p.others, s)
+	}
+	p.heads = 0
+	if len(p.pinned) > 0 {
+		return
+	}
+	for _, s := range p.others {
+		if s.head == nil {
+			p.heads = 0
+			return
+		}
+		p.heads = max(p.heads, len(s.head))
+	}
+}
+
+// headAt returns where in text the first of the heads is, or -1.
+func (p *patterns) headAt(text []byte) int {
+	first := -1
+	for _, s := range p.others {
+		if n := bytes.Index(text, s.head); n >= 0 && (first < 0 || n < first) {
+			first, text = n, text[:min(len(text), n+p.heads)]
+		}
+	}
+	return first
+}
+
+// in reports whether one of p matches in text.
+func (p *patterns) in(m *machine, text []byte) bool {
+	m.fresh()
+	if len(text) > 0 {
+		for mask := p.byFirst[text[0]]; mask != 0; mask &= mask - 1 {
+			if m.match(p.pinned[bits.TrailingZeros32(mask)], text, 0) {
+				return true
+			}
+		}
+	}
+	for i, q := range p.pinned {
+		if (i >= 32 || len(text) == 0) && m.match(q, text, 0) {
+			return true
+		}
+	}
+	for i := range p.others {
+		if p.others[i].in(m, text) {
 			return true
 		}
 	}
 	return false
 }
 
-// in reports whether one of p matches in text.
-func (p *patterns) in(m *machine, text []byte) bool {
-	for _, s := range p.all {
-		if s.bits == nil {
-			if m.search(s.program, text) {
-				return true
-			}
-			continue
-		}
-		if len(text) < 3 || s.head != nil && !bytes.Contains(text, s.head) {
-			continue
-		}
-		m.fresh()
-		k := three(0, text[0], text[1])
-		for i, c := range text[2:] {
-			k = k>>8 | uint32(c)<<16
-			if h := headHash(k); s.bits[h>>6]>>(h&63)&1 != 0 && s.start.first[text[i]] && m.match(s.program, text, i) {
-				return true
-			}
+func (s *sought) in(m *machine, text []byte) bool {
+	if s.bits == nil {
+		return m.search(s.program, text)
+	}
+	if len(text) < 3 || s.head != nil && !bytes.Contains(text, s.head) {
+		return false
+	}
+	k := three(0, text[0], text[1])
+	for i, c := range text[2:] {
+		k = k>>8 | uint32(c)<<16
+		if h := headHash(k); s.bits[h>>6]>>(h&63)&1 != 0 && s.start.first[text[i]] && m.match(s.program, text, i) {
+			return true
 		}
 	}
 	return false
-}
-
-func newSought(p *program) *sought {
-	s := &sought{program: p}
-	if p.begin {
-		return s
-	}
-	s.bits = new([1 << headBits / 64]uint64)
-	h := headsOf{bits: s.bits, left: 1 << 16}
-	if !h.from(p.start, 0, 0, false) {
-		s.bits = nil
-	}
-	return s
 }
 
 // headsOf collects the three bytes with which a program can begin. Whether it
@@ -304,9 +342,8 @@ func (f allowFile) compile() ([]allowance, error) {
 		if err != nil {
 			return nil, err
 		}
-		a.programs.all = append(a.programs.all, newSought(p))
+		a.programs.add(p)
 	}
-	a.programs.heads = !slices.ContainsFunc(a.programs.all, func(s *sought) bool { return s.head == nil })
 	return []allowance{a}, nil
 }
 
@@ -374,7 +411,7 @@ func withoutLead(re *syntax.Regexp) (*syntax.Regexp, *byteSet, span) {
 
 // words are looked for anywhere in a text, letters' case apart.
 type words struct {
-	prefixes [1 << 12 / 64]uint64
+	prefixes [1 << 16 / 64]uint64
 	by       map[uint32][]string // their first three bytes
 }
 
@@ -390,7 +427,7 @@ func newWords(list []string) *words {
 		}
 		k := three(s[0], s[1], s[2])
 		w.by[k] = append(w.by[k], s)
-		h := k * hashMul >> 20
+		h := k * hashMul >> 16
 		w.prefixes[h>>6] |= 1 << (h & 63)
 	}
 	return w
@@ -412,7 +449,7 @@ func (w *words) find(text []byte) (from, to int) {
 	k := three(0, small[text[0]], small[text[1]])
 	for i, c := range text[2:] {
 		k = k>>8 | uint32(small[c])<<16
-		if h := k * hashMul >> 20; w.prefixes[h>>6]>>(h&63)&1 == 0 {
+		if h := k * hashMul >> 16; w.prefixes[h>>6]>>(h&63)&1 == 0 {
 			continue
 		}
 		for _, s := range w.by[k] {

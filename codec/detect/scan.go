@@ -163,8 +163,10 @@ func (f *Finder) places(c *classified, offset int) (p uint64) {
 		p |= binary.LittleEndian.Uint64(c[rowPlus][offset:]) << 1
 	}
 	if f.at&besideMark != 0 {
-		if dot := binary.LittleEndian.Uint64(c[rowDot][offset:]) & (d >> 1); dot != 0 {
-			p |= numbers(numbers(numbers(dot, d, d2)>>1&dot, d, d2)>>1&dot, d, d2)
+		if dots := binary.LittleEndian.Uint64(c[rowDot][offset:]); dots&(d>>1) != 0 {
+			dot := dots & (d >> 1)
+			first := ^(dots << 1 & (d << 2)) // behind 1. ip has looked from the 1
+			p |= numbers(numbers(numbers(dot, d, d2)>>1&dot, d, d2)>>1&dot, d, d2) & first
 		}
 	}
 	return p&start&windowMask | colons

@@ -17,7 +17,8 @@ type search struct {
 	named       []byte
 	lower       []byte
 	tally       tally
-	known       []place // by allowance: where its last word stands
+	known       []place // by allowance: where its last word stands, or where none of its heads does
+	runs        []place // by expression: bytes of its value
 	knownHolder place   // of placeholders, the same
 }
 
@@ -70,7 +71,7 @@ func (s *search) hit(at int, first int32) {
 		}
 		x := &s.expressions[e.id]
 		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
-			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) || !x.value.in(s.text, start) {
+			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) || x.value.n > 0 && !s.hasValue(&x.value, e.id, start) {
 				continue
 			}
 			t := s.takenBy(x.rule)
@@ -87,6 +88,30 @@ func (s *search) hit(at int, first int32) {
 		}
 	}
 }
+
+// hasValue is v.in, of the expression of that number. Where many values may begin
+// in one long run, it is gone over once.
+func (s *search) hasValue(v *value, number int32, start int) bool {
+	if v.words != nil || v.n < longValue {
+		return v.find(s.text, start) >= 0
+	}
+	if s.runs == nil {
+		s.runs = make([]place, len(s.expressions))
+	}
+	r := &s.runs[number]
+	if first := max(start+v.from.min, r.from); r.text == s.texts && first <= start+v.from.max && first+v.n <= r.to {
+		return true
+	}
+	from := v.find(s.text, start)
+	if from < 0 {
+		return false
+	}
+	*r = place{s.texts, from, v.set.run(s.text, from+v.n, 4*v.n)}
+	return true
+}
+
+// longValue is how long a run is at least that is worth to be known.
+const longValue = 64
 
 func (s *search) takenBy(r *rule) *taken {
 	if s.taken == nil {
@@ -161,8 +186,7 @@ func (s *search) allowed(list []allowance, secret, match [2]int) bool {
 		case "match":
 			target = s.text[match[0]:match[1]]
 		case "line":
-			target = s.text[max(0, match[0]-maxLine):min(len(s.text), match[1]+maxLine)]
-			if a.programs.heads && !a.programs.headIn(target) {
+			if a.programs.heads > 0 && a.stopwords == nil && s.headless(a, max(0, match[0]-maxLine), min(len(s.text), match[1]+maxLine)) {
 				continue
 			}
 			target = line(s.text, match)
@@ -172,6 +196,29 @@ func (s *search) allowed(list []allowance, secret, match [2]int) bool {
 		}
 	}
 	return false
+}
+
+// headless reports that none of a's programs begins in s.text[from:to]. It looks
+// ahead, for the next match is near.
+func (s *search) headless(a *allowance, from, to int) bool {
+	if s.known == nil {
+		s.known = make([]place, s.allowances)
+	}
+	p := &s.known[a.number] // in which no head is
+	if p.text != s.texts || from < p.from || from > p.to {
+		*p = place{s.texts, from, from}
+	}
+	if to > p.to {
+		again := max(p.from, p.to-a.programs.heads+1)
+		ahead := min(len(s.text), to+4*maxLine)
+		n := a.programs.headAt(s.text[again:ahead])
+		if n < 0 {
+			p.to = ahead
+		} else {
+			p.to = again + n
+		}
+	}
+	return to <= p.to
 }
 
 // stopped reports whether a stopword of a is in the secret.
@@ -297,10 +344,10 @@ func (s *search) varied(from, to int) bool {
 // entropyAtMost reports whether the entropy of s.text[from:to] is not above limit.
 func (s *search) entropyAtMost(limit float64, from, to int) bool {
 	n := to - from
-	if n < len(timesLog) {
-		if timesLog[n]/float64(n) <= limit { // no two bytes are the same
-			return true
-		}
+	if n < len(timesLog) && timesLog[n]/float64(n) <= limit { // even if no two bytes are the same
+		return true
+	}
+	if n >= longTally && n < len(timesLog) {
 		s.tally.move(s.texts, s.text, from, to)
 		const unsure = 1e-6 // what entropy adds up differs by less
 		switch e := timesLog[n]/float64(n) - float64(s.tally.sum)/logOne/float64(n); {
@@ -322,7 +369,10 @@ type tally struct {
 	sum      int64 // of counts times their logarithm, in parts of logOne
 }
 
-const logOne = 1 << 32
+const (
+	logOne    = 1 << 32
+	longTally = 48 // of shorter values it is no gain
+)
 
 // countLog is timesLog in parts of logOne.
 var countLog = func() (t [len(timesLog)]int64) {
@@ -416,21 +466,16 @@ func placeholder(value []byte) bool {
 // standsFor reports a value that is one byte over and over, or has what begins a
 // placeholder: < ${ {{ $(
 func standsFor(value []byte) bool {
-	same := true
 	for i, c := range value {
-		switch c {
-		case '<':
+		if opens[c] && (c == '<' || i > 0 && (value[i-1] == '$' || c == '{' && value[i-1] == '{')) {
 			return true
-		case '{':
-			if i > 0 && (value[i-1] == '$' || value[i-1] == '{') {
-				return true
-			}
-		case '(':
-			if i > 0 && value[i-1] == '$' {
-				return true
-			}
 		}
-		same = same && c == value[0]
 	}
-	return same || value[0] == '$' || value[0] == '%' && value[len(value)-1] == '%'
+	same := 1
+	for same < len(value) && value[same] == value[0] {
+		same++
+	}
+	return same == len(value) || value[0] == '$' || value[0] == '%' && value[len(value)-1] == '%'
 }
+
+var opens = [256]bool{'<': true, '{': true, '(': true}

@@ -129,10 +129,19 @@ func (s *byteSet) has(t *byteSet) bool {
 }
 
 // in reports whether v is in text where a match begins at start.
-func (v *value) in(text []byte, start int) bool {
-	if v.n == 0 {
-		return true
+func (v *value) in(text []byte, start int) bool { return v.n == 0 || v.find(text, start) >= 0 }
+
+// run returns the offset behind the bytes of s from i on, at most max of them.
+func (s *byteSet) run(text []byte, i, max int) int {
+	end := min(len(text), i+max)
+	for i < end && s[text[i]] {
+		i++
 	}
+	return i
+}
+
+// find returns where v is in text where a match begins at start, or -1.
+func (v *value) find(text []byte, start int) int {
 	first, last := start+v.from.min, start+v.from.max
 	if v.words != nil {
 		far := min(len(text), start+v.mark+1)
@@ -141,7 +150,7 @@ func (v *value) in(text []byte, start int) bool {
 			i++
 		}
 		if i == far {
-			return false
+			return -1
 		}
 		first, last = max(first, i+1), min(last, i+v.behind)
 		for i < last && i < len(text) && v.gap[text[i]] {
@@ -164,9 +173,9 @@ func (v *value) in(text []byte, start int) bool {
 			to++
 		}
 		if to == from+v.n {
-			return true
+			return from
 		}
 		i = to + v.n
 	}
-	return false
+	return -1
 }
