@@ -455,7 +455,7 @@ func (f *flow) element(p place, n int) (inner place, behind func()) {
 // last, and returns how many. It may take none.
 func (f *flow) elements(p place, n, depth int) (many int) {
 	b := f.w.rest()
-	b = b[:min(len(b), readSize)]
+	b = b[:min(len(b), readSize, f.sizes.value)]
 	s := f.s
 	s.reset(b)
 	end := 0
