@@ -41,7 +41,9 @@ func Play(ctx context.Context, in io.Reader, out io.Writer, src recorder.Source,
 	defer tape.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := tea.NewProgram(newModel(s, tape, o), tea.WithContext(ctx), tea.WithInput(in), tea.WithOutput(out), tea.WithoutSignalHandler())
+	p := tea.NewProgram(newModel(s, tape, o), tea.WithInput(in), tea.WithOutput(out), tea.WithoutSignalHandler())
+	// In order, as a person quits: killed, the program may still be writing.
+	defer context.AfterFunc(ctx, p.Quit)()
 	done := make(chan struct{})
 	frames := src.Frames
 	if o.Live {
