@@ -309,6 +309,7 @@ func (m *Masker) part(f *Frame, raw []byte, a area) {
 type hints struct {
 	known   bool // else everything is looked at
 	escapes bool // there is a backslash
+	blobs   bool // there may be base64: no hint tells of what it stands for
 	base    int  // of at, which is a stack
 	next    int  // the first that is not behind
 	at      []int
@@ -326,6 +327,8 @@ const (
 // What stands between members; not in a string, where quotes are escaped.
 var comma, commaBlank = []byte(`,"`), []byte(`, "`)
 
+var blobName = []byte(`"blob"`)
+
 // hint finds the hints in raw, which is m.b from offset on, and returns those of
 // the JSON around it.
 func (m *Masker) hint(raw []byte, offset int) (outer hints) {
@@ -339,6 +342,7 @@ func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 	h.known = m.finder.Near(raw, m.near)
 	h.escapes = bytes.IndexByte(raw, '\\') >= 0
 	own := h.at[h.base:]
+	h.blobs = len(own) == 0 && !h.escapes && bytes.Contains(raw, blobName) // else it is not asked for
 	for i := range own {
 		own[i] += offset
 	}
@@ -368,7 +372,7 @@ func (m *Masker) unhint(outer hints) {
 
 // quiet reports that there is nothing to look at.
 func (h *hints) quiet(m *Masker) bool {
-	return h.known && !h.escapes && len(h.at) == h.base && m.fields == nil
+	return h.known && !h.escapes && !h.blobs && len(h.at) == h.base && m.fields == nil
 }
 
 // reach leaves the hints behind that are too far before from.

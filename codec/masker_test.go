@@ -120,6 +120,25 @@ func TestMask(t *testing.T) {
 	}
 }
 
+// TestMaskBlobAmongRows checks that what base64 stands for is looked at where
+// members are short and nothing hints at anything.
+func TestMaskBlobAmongRows(t *testing.T) {
+	rows := strings.TrimSuffix(strings.Repeat(`{"p":"a","q":"b"},`, 60), ",")
+	for _, other := range []string{"", `,"mail":"bob@example.com"`} { // and where something does
+		in := func(blob string) string {
+			return `{"rows":[` + rows + `],"contents":[{"uri":"x","mimeType":"text/plain","blob":"` + blob + `"}]` + other + `}`
+		}
+		want := strings.ReplaceAll(in(base64Of("to [masked:email] now")), "bob@example.com", "[masked:email]")
+		for layer, wrap := range map[string]func(string) string{
+			"frame": func(s string) string { return s }, "string": func(s string) string { return string(must(json.Marshal(s))) },
+		} {
+			if got, _ := mask(t, newMasker("email"), result(wrap(in(base64Of("to ada@example.com now"))))); got != string(result(wrap(want))) {
+				t.Errorf("%s: got %s", layer, got)
+			}
+		}
+	}
+}
+
 func base64Of(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
 func TestFields(t *testing.T) {
