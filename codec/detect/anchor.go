@@ -411,6 +411,7 @@ const (
 	hashBits  = 18 // of 32 KiB, which the first cache holds
 	wordShift = 32 - hashBits
 	hashMul   = 0x9e3779b1
+	slotMul   = 0x27d4eb2f
 )
 
 func newIndex(of [][]anchor) *index {
@@ -448,7 +449,8 @@ func newIndex(of [][]anchor) *index {
 
 // slot returns the slot of a gram, or the free one where it would be.
 func (x *index) slot(gram uint32) *slot {
-	for at := gram * hashMul >> (x.shift & 31); ; at++ {
+	// Another hash than that of bits: what passed there for another gram meets it not here.
+	for at := gram * slotMul >> (x.shift & 31); ; at++ {
 		s := &x.slots[int(at)&(len(x.slots)-1)]
 		if s.gram == gram || s.first == 0 {
 			return s

@@ -311,6 +311,7 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 					return nil, fmt.Errorf("rule %s: %w", r.ID, err)
 				}
 				e.value = valueOf(v)
+				e.value.long = e.value.words == nil && e.value.n >= longValue && e.value.from.min == e.value.from.max
 				s.expressions = append(s.expressions, e)
 				all = append(all, found)
 			}

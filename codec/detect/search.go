@@ -71,7 +71,10 @@ func (s *search) hit(at int, first int32) {
 		}
 		x := &s.expressions[e.id]
 		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
-			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) || x.value.n > 0 && !s.hasValue(&x.value, e.id, start) {
+			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) {
+				continue
+			}
+			if x.value.long && !s.inRun(&x.value, e.id, start) || !x.value.long && !x.value.in(s.text, start) {
 				continue
 			}
 			t := s.takenBy(x.rule)
@@ -89,29 +92,26 @@ func (s *search) hit(at int, first int32) {
 	}
 }
 
-// hasValue is v.in, of the expression of that number. Where many values may begin
-// in one long run, it is gone over once.
-func (s *search) hasValue(v *value, number int32, start int) bool {
-	if v.words != nil || v.n < longValue {
-		return v.find(s.text, start) >= 0
-	}
+// inRun is v.in, for the long value of the expression of that number. Many may
+// begin in one run of its bytes, which is gone over once.
+func (s *search) inRun(v *value, number int32, start int) bool {
 	if s.runs == nil {
 		s.runs = make([]place, len(s.expressions))
 	}
+	from := start + v.from.min
 	r := &s.runs[number]
-	if first := max(start+v.from.min, r.from); r.text == s.texts && first <= start+v.from.max && first+v.n <= r.to {
+	if r.text == s.texts && r.from <= from && from+v.n <= r.to {
 		return true
 	}
-	from := v.find(s.text, start)
-	if from < 0 {
+	if !v.in(s.text, start) {
 		return false
 	}
-	*r = place{s.texts, from, v.set.run(s.text, from+v.n, 4*v.n)}
+	*r = place{s.texts, from, from + v.n}
+	for end := min(len(s.text), from+5*v.n); r.to < end && v.set[s.text[r.to]]; {
+		r.to++
+	}
 	return true
 }
-
-// longValue is how long a run is at least that is worth to be known.
-const longValue = 64
 
 func (s *search) takenBy(r *rule) *taken {
 	if s.taken == nil {

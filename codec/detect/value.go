@@ -18,9 +18,12 @@ type value struct {
 	mark   int // how far from where the match begins words end, at most
 	behind int // how far behind them the value begins, at most
 	inner  int
+
+	long bool // the value begins at one place, and is long enough for its runs to be known
 }
 
 const (
+	longValue  = 64
 	shortValue = 8  // shorter ones are everywhere
 	farValue   = 64 // and so are those that may be anywhere
 )
@@ -129,19 +132,10 @@ func (s *byteSet) has(t *byteSet) bool {
 }
 
 // in reports whether v is in text where a match begins at start.
-func (v *value) in(text []byte, start int) bool { return v.n == 0 || v.find(text, start) >= 0 }
-
-// run returns the offset behind the bytes of s from i on, at most max of them.
-func (s *byteSet) run(text []byte, i, max int) int {
-	end := min(len(text), i+max)
-	for i < end && s[text[i]] {
-		i++
+func (v *value) in(text []byte, start int) bool {
+	if v.n == 0 {
+		return true
 	}
-	return i
-}
-
-// find returns where v is in text where a match begins at start, or -1.
-func (v *value) find(text []byte, start int) int {
 	first, last := start+v.from.min, start+v.from.max
 	if v.words != nil {
 		far := min(len(text), start+v.mark+1)
@@ -150,7 +144,7 @@ func (v *value) find(text []byte, start int) int {
 			i++
 		}
 		if i == far {
-			return -1
+			return false
 		}
 		first, last = max(first, i+1), min(last, i+v.behind)
 		for i < last && i < len(text) && v.gap[text[i]] {
@@ -173,9 +167,9 @@ func (v *value) find(text []byte, start int) int {
 			to++
 		}
 		if to == from+v.n {
-			return from
+			return true
 		}
 		i = to + v.n
 	}
-	return -1
+	return false
 }
