@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -98,7 +97,8 @@ func (p *policyTrial) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
-	p.o.Progress = p.progress()
+	show := progress(p.err)
+	p.o.Progress = func(sessions, frames int64) { show("%d sessions, %d frames", sessions, frames) }
 	r, err := trial.Run(ctx, src, p.o)
 	if err != nil {
 		return err
@@ -115,21 +115,6 @@ func (p *policyTrial) run(ctx context.Context) error {
 
 // errWouldRefuse is returned where a policy takes away what was used.
 var errWouldRefuse = errors.New("some of what was used would be refused or held")
-
-// progress shows how far a trial is, on a terminal.
-func (p *policyTrial) progress() func(sessions, frames int64) {
-	f, ok := p.err.(*os.File)
-	if !ok || !isTerminal(f) {
-		return nil
-	}
-	last := time.Now()
-	return func(sessions, frames int64) {
-		if time.Since(last) > 200*time.Millisecond {
-			last = time.Now()
-			fmt.Fprintf(f, "\r%d sessions, %d frames…\x1b[K\r", sessions, frames)
-		}
-	}
-}
 
 // warn says what a trial could not look at.
 func (p *policyTrial) warn(r *trial.Report) {
