@@ -1,0 +1,334 @@
+package recorder
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"example.com/broker/codec"
+)
+
+// A made session is one on record of which the test knows all that can be looked for.
+type made struct {
+	Session
+	tools  []string
+	frames []string
+}
+
+// fits is what a query means, as simple as it can be said.
+func (m *made) fits(q *Query, state string) bool {
+	one := func(wanted []string, has ...string) bool {
+		for _, w := range wanted {
+			if slices.Contains(has, w) {
+				return true
+			}
+		}
+		return len(wanted) == 0
+	}
+	var verdicts []string
+	for v, n := range map[string]int64{"blocked": m.Blocked, "masked": m.Masked, "approved": m.Approved, "observed": int64(len(m.Observed))} {
+		if n > 0 {
+			verdicts = append(verdicts, v)
+		}
+	}
+	text := true
+	for _, t := range q.Text {
+		expr := regexp.MustCompile(`(?i)(^|[^\pL\pN])` + strings.ReplaceAll(regexp.QuoteMeta(t), " ", `\s+`) + `($|[^\pL\pN])`)
+		text = text && slices.ContainsFunc(m.frames, expr.MatchString)
+	}
+	return text && one(q.Subjects, m.Subject) && one(q.Groups, m.Groups...) && one(q.Servers, m.Server) && one(q.Tools, m.tools...) &&
+		one(q.Verdicts, verdicts...) && one(q.States, state) &&
+		(q.Since.IsZero() || state == Running || !m.End.Before(q.Since)) && (q.Until.IsZero() || m.Start.Before(q.Until)) &&
+		(q.Before == "" || m.ID < q.Before)
+}
+
+var (
+	someWords = strings.Fields("drop table users select name from where id order 17 4711 über 東 mail")
+	someTools = []string{"query", "execute_sql", "list", "drop"}
+)
+
+func pick[T any](r *rand.Rand, from []T) T { return from[r.IntN(len(from))] }
+
+// makeSession records a session with frames of some words.
+func makeSession(t testing.TB, l *Log, r *rand.Rand, end bool) (*made, *Recording) {
+	t.Helper()
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(r.Int64N(int64(20 * 24 * time.Hour))))
+	m := &made{Session: Session{Start: start, Subject: pick(r, []string{"ada", "bob", "eve"}), Server: pick(r, []string{"a", "b", "c"}),
+		Groups: pick(r, [][]string{nil, {"x"}, {"y"}, {"x", "y"}})}}
+	rec, err := l.Start(m.Session)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.ID = rec.ID()
+	for range 1 + r.IntN(4) {
+		var text []string
+		for range 1 + r.IntN(6) {
+			text = append(text, pick(r, someWords))
+		}
+		f := Frame{Direction: codec.Direction(r.IntN(2)), Time: start, Verdict: pick(r, []Verdict{Delivered, Delivered, Delivered, Masked, Blocked, Edited})}
+		line := fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"%s"}}`, strings.Join(text, pick(r, []string{" ", "\t ", "-"})))
+		if r.IntN(3) == 0 {
+			tool := pick(r, someTools)
+			f.Direction = codec.C2S
+			line = fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"arguments":{"a":"%s"},"name":"%s"}}`, strings.Join(text, " "), tool)
+			m.tools = append(m.tools, tool)
+		}
+		m.frames = append(m.frames, line)
+		f.Bytes = []byte(line)
+		frames := []Frame{f}
+		switch {
+		case f.Verdict == Blocked:
+			m.Blocked++
+		case r.IntN(5) == 0:
+			note := pick(r, []string{`{"mode":"enforce","says":"approval","rule":"r"}`, `{"mode":"observe","says":"deny","rule":"r"}`})
+			frames = []Frame{{Direction: f.Direction, Time: start, Verdict: Noted, Bytes: []byte(note)}, f}
+			if strings.Contains(note, "enforce") {
+				m.Approved++
+			} else {
+				m.Observed = map[string]int64{"deny": 1}
+			}
+		}
+		if f.Verdict == Masked {
+			m.Masked++
+		}
+		if len(frames) == 1 && r.IntN(6) == 0 && f.Verdict != Blocked { // in parts
+			cut := r.IntN(len(line))
+			rest := f
+			f.Bytes, f.More, rest.Bytes = f.Bytes[:cut], true, f.Bytes[cut:]
+			frames = []Frame{f, rest}
+		}
+		if err := rec.Append(frames...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m.State = Running; end {
+		m.State = pick(r, []string{Ended, Refused})
+		m.End = start.Add(time.Duration(r.ExpFloat64() * r.ExpFloat64() * float64(pick(r, []time.Duration{time.Second, time.Hour, 100 * time.Hour}))))
+		if err := rec.EndAt(m.End, m.State, "closed"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return m, rec
+}
+
+func makeQuery(r *rand.Rand, all []*made) (q Query) {
+	some := func(from ...string) (list []string) {
+		for range 1 + r.IntN(2) {
+			list = append(list, pick(r, from))
+		}
+		return list
+	}
+	when := func() time.Time { return pick(r, all).Start.Add(time.Duration(r.NormFloat64() * float64(time.Hour))) }
+	for range 1 + r.IntN(3) {
+		switch r.IntN(10) {
+		case 0:
+			q.Subjects = some("ada", "bob", "eve", "nobody")
+		case 1:
+			q.Groups = some("x", "y", "z")
+		case 2:
+			q.Servers = some("a", "b", "c", "none")
+		case 3:
+			q.Tools = some(append(someTools, "none")...)
+		case 4:
+			q.Verdicts = some(Verdicts...)
+		case 5:
+			q.States = some(States...)
+		case 6:
+			q.Since = when()
+		case 7:
+			q.Until = when()
+		case 8:
+			q.Before = pick(r, all).ID
+		case 9:
+			for range 1 + r.IntN(2) {
+				q.Text = append(q.Text, pick(r, []string{pick(r, someWords), pick(r, someWords) + " " + pick(r, someWords),
+					"Drop Table", "jsonrpc", "4711-id", "none", `name":"drop`, "us", "ordern"}))
+			}
+		}
+	}
+	return q
+}
+
+// ids returns the sessions that are found.
+func ids(t testing.TB, src Source, q Query) (found []string) {
+	t.Helper()
+	for s, err := range src.Find(t.Context(), q) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, s.ID)
+	}
+	return found
+}
+
+// indexed waits until all that has ended is indexed, in segments where there is enough
+// for one.
+func indexed(t testing.TB, l *Log) {
+	t.Helper()
+	for range 3000 {
+		waiting := 0
+		err := l.scan(unindexedKey(""), false, func(key, value []byte) (bool, error) {
+			s, err := l.session(string(key[len("x/u/"):]))
+			if bytes.Equal(value, waits) && s.State != Running {
+				waiting++
+			}
+			return true, err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		loose := 0
+		if err := l.keys(wordsKey(""), func(string) bool { loose++; return true }); err != nil {
+			t.Fatal(err)
+		}
+		if building, _ := l.value(buildingKey); waiting == 0 && loose < l.o.segment && building == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("nothing is indexed")
+}
+
+// TestFind compares what random queries find with what a look at each session says: of
+// sessions that run, are not indexed, are in segments, after the log was opened again,
+// through the socket, and after some have been deleted.
+func TestFind(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	data := t.TempDir()
+	o := Options{Dir: filepath.Join(data, "log"), segment: 32}
+	l := open(t, o)
+	var all []*made
+	recs := map[string]*Recording{}
+	check := func(name string, src Source) {
+		t.Helper()
+		hits := 0
+		for range 150 {
+			q := makeQuery(r, all)
+			want := []string{}
+			for _, m := range all {
+				if m.fits(&q, m.State) {
+					want = append(want, m.ID)
+				}
+			}
+			slices.Sort(want)
+			slices.Reverse(want)
+			if got := ids(t, src, q); !slices.Equal(got, want) {
+				t.Fatalf("%s, %+v: found %d\n%v\nwant %d\n%v", name, q, len(got), got, len(want), want)
+			}
+			hits += len(want)
+		}
+		if hits == 0 {
+			t.Errorf("%s: nothing was found at all", name)
+		}
+	}
+	more := func(n int) {
+		for range n {
+			m, rec := makeSession(t, l, r, r.IntN(8) > 0)
+			all, recs[m.ID] = append(all, m), rec
+		}
+	}
+	l.index.mu.Lock() // nothing is indexed
+	more(100)
+	check("not indexed", l)
+	l.index.mu.Unlock()
+	indexed(t, l)
+	check("indexed", l)
+	more(100)
+	check("while it is indexed", l)
+	indexed(t, l)
+	if segments, err := l.segments(); err != nil || len(segments) < 3 {
+		t.Errorf("%d segments, error %v", len(segments), err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- ServeSocket(ctx, data, l) }()
+	src := dial(t, data)
+	check("through the socket", src)
+	src.Close()
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, o)
+	for _, m := range all {
+		if m.State == Running {
+			m.State, m.End = Interrupted, m.Start
+		}
+	}
+	check("opened again", l)
+	indexed(t, l)
+	check("indexed again", l)
+
+	// The first half of them is deleted, as it stands in the index.
+	slices.SortFunc(all, func(a, b *made) int { return strings.Compare(a.ID, b.ID) })
+	for _, m := range all[:len(all)/2] {
+		forgetSession(t, l, m.ID)
+	}
+	before, _ := l.segments()
+	all = all[len(all)/2:]
+	check("some deleted", l)
+	l.indexLater("")
+	indexed(t, l)
+	for range 1000 {
+		if after, _ := l.segments(); len(after) < len(before) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	check("segments deleted", l)
+	for _, m := range all {
+		forgetSession(t, l, m.ID)
+	}
+	if err := l.tidyIndex(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.keys([]byte("x/"), func(key string) bool {
+		if key != "v" {
+			t.Errorf("what is deleted leaves x/%.40q", key)
+		}
+		return true
+	})
+}
+
+// forgetSession deletes a session with its index.
+func forgetSession(t *testing.T, l *Log, id string) {
+	t.Helper()
+	s, err := l.session(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.index.mu.Lock()
+	defer l.index.mu.Unlock()
+	gone, err := l.forget(&s)
+	if err == nil {
+		err = l.commit(append(gone, write{key: sessionKey(id)})...)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dial waits for a log's socket.
+func dial(t *testing.T, data string) Source {
+	t.Helper()
+	for {
+		if src, err := DialSource(data); err == nil {
+			return src
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
