@@ -3,11 +3,14 @@ package recorder
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -331,4 +334,161 @@ func dial(t *testing.T, data string) Source {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// fill puts sessions on record as they would be in the index, one a minute, without
+// their frames: but for every rare one, of which there are ten, and for the newest.
+func fill(t testing.TB, l *Log, n int) {
+	t.Helper()
+	l.index.mu.Lock() // away from what indexes by itself
+	defer l.index.mu.Unlock()
+	r := rand.New(rand.NewPCG(1, 2))
+	zipf := rand.NewZipf(r, 1.1, 8, 20_000)
+	begin := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
+	batch := l.db.NewWriteBatch()
+	put := func(writes ...write) {
+		for _, w := range writes {
+			if err := batch.Set(w.key, w.value); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var words wordSet
+	for i := range n {
+		s := Session{Start: begin.Add(time.Duration(i) * time.Minute), State: Ended, Groups: []string{fmt.Sprint("group-", i%20), "all"},
+			Subject: fmt.Sprint("user-", i%1000), Server: fmt.Sprint("server-", i%50), Transport: "tls", C2S: Count{20, 4000}, S2C: Count{20, 80_000}}
+		s.ID, s.End = newID(s.Start), s.Start.Add(time.Duration(r.ExpFloat64()*float64(20*time.Minute)))
+		words.reset()
+		text := fmt.Sprint("word-", i%7)
+		rare := i%(n/10) == n/20
+		if rare {
+			s.Subject, s.Blocked, text = "rare", 1, text+" a rare needle"
+		}
+		words.addText([]byte(text))
+		for range 60 {
+			words.addText(fmt.Appendf(nil, "w%d %x", zipf.Uint64(), r.Uint32()))
+		}
+		if rare || i > n-200 {
+			e := encode(s.Start, firstHash(s.ID), []Frame{{Direction: codec.S2C, Time: s.Start, Bytes: []byte(text)}})
+			put(write{blockKey(s.ID, 0), bytes.Clone(e.blocks[0])})
+		}
+		b, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := indexer{words: words, tools: map[string]bool{fmt.Sprint("tool-", i%300): true}}
+		writes, err := x.writes(&s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(append(startPostings(&s), write{sessionKey(s.ID), b})...)
+		put(writes[:len(writes)-1]...) // the last says that it waits no longer
+		if l.index.loose++; l.index.loose == l.o.segment {
+			if err := batch.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			batch = l.db.NewWriteBatch()
+			if _, err := l.makeSegment(); err != nil {
+				t.Fatal(err)
+			}
+			l.index.loose = 0
+		}
+	}
+	if err := batch.Flush(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// costs are queries with ten results, or limited to fifty, whatever the number of
+// sessions.
+var costs = []struct {
+	name  string
+	query Query
+	limit int
+	want  int
+}{
+	{"the newest on a server", Query{Servers: []string{"server-7"}}, 50, 50},
+	{"a rare subject", Query{Subjects: []string{"rare"}}, 0, 10},
+	{"a rare verdict, a group of all", Query{Verdicts: []string{"blocked"}, Groups: []string{"all"}}, 0, 10},
+	{"a tool, by one of a group", Query{Tools: []string{"tool-17", "tool-18"}, Groups: []string{"group-17"}}, 15, 15},
+	{"ten minutes two years ago", Query{Since: time.Date(2024, 1, 3, 12, 0, 30, 0, time.UTC), Until: time.Date(2024, 1, 3, 12, 10, 0, 0, time.UTC)}, 0, 31},
+	{"a rare word", Query{Text: []string{"needle"}}, 0, 10},
+	{"a phrase, and a server of many", Query{Text: []string{"a rare needle"}, Groups: []string{"all"}}, 0, 10},
+	{"a frequent word", Query{Text: []string{"word-3"}}, 20, 20},
+}
+
+// find returns how many sessions are found, and how many keys and sessions were looked at.
+func find(t testing.TB, l *Log, q Query, limit int) (found, visited, read int) {
+	t.Helper()
+	f, err := l.newFinder(&q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	err = f.run(t.Context(), func(Session) bool { found++; return found != limit })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found, f.visited, f.read
+}
+
+// TestFindCost checks that what is looked at grows with what is found and not with what
+// is on record: for text, one look a word and segment.
+func TestFindCost(t *testing.T) {
+	const small, large, segment = 5_000, 20_000, 250
+	logs := map[int]*Log{}
+	for _, n := range []int{small, large} {
+		logs[n] = open(t, Options{Dir: t.TempDir(), segment: segment})
+		fill(t, logs[n], n)
+	}
+	for _, tt := range costs {
+		t.Run(tt.name, func(t *testing.T) {
+			found, few, read := find(t, logs[small], tt.query, tt.limit)
+			again, many, _ := find(t, logs[large], tt.query, tt.limit)
+			if found != tt.want || again != tt.want || read > 2*found {
+				t.Errorf("found %d and %d, want %d; %d were read", found, again, tt.want, read)
+			}
+			t.Logf("%d keys, then %d", few, many)
+			more := 0
+			for _, text := range tt.query.Text {
+				more += (1 + len(wordsOf([]byte(text)))) * (large - small) / segment
+			}
+			if many > few+few/4+more {
+				t.Errorf("%d keys of %d sessions, and %d of %d", few, small, many, large)
+			}
+		})
+	}
+}
+
+// BenchmarkFind looks among as many sessions as RECORDER_FIND_SESSIONS says.
+func BenchmarkFind(b *testing.B) {
+	n := 20_000
+	if text := os.Getenv("RECORDER_FIND_SESSIONS"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			b.Fatal(err)
+		}
+	}
+	l := open(b, Options{Dir: b.TempDir()})
+	fill(b, l, n)
+	for _, tt := range costs {
+		b.Run(tt.name, func(b *testing.B) {
+			var found, visited int
+			for b.Loop() {
+				found, visited, _ = find(b, l, tt.query, tt.limit)
+			}
+			b.ReportMetric(float64(found), "found")
+			b.ReportMetric(float64(visited), "keys")
+		})
+	}
+	b.Run("all that is on record", func(b *testing.B) {
+		if n > 100_000 {
+			b.Skip("takes long")
+		}
+		for b.Loop() {
+			for s := range l.Sessions(b.Context()) {
+				_ = s
+			}
+		}
+	})
 }
