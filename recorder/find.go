@@ -167,6 +167,8 @@ type finder struct {
 	txn       *badger.Txn
 	iterators []*badger.Iterator
 	segments  []segment // with words, the one with the newest session first
+	unindexed []string  // sessions whose frames have to be read, and sessions whose
+	loose     []string  // words are in no segment; sorted
 	root      idSet
 	phrases   []phrase
 
@@ -175,7 +177,13 @@ type finder struct {
 }
 
 func (l *Log) newFinder(q *Query) (*finder, error) {
-	f := &finder{log: l, q: q, txn: l.db.NewTransaction(false)}
+	f := &finder{log: l, q: q}
+	// First these, then the database: what is indexed in between is in both.
+	sets := &l.index.sets
+	sets.Lock()
+	f.unindexed, f.loose = slices.Clone(sets.unindexed), slices.Clone(sets.loose)
+	sets.Unlock()
+	f.txn = l.db.NewTransaction(false)
 	for _, t := range q.Text {
 		f.phrases = append(f.phrases, newPhrase(t))
 	}
@@ -224,11 +232,11 @@ func (f *finder) plan() idSet {
 	// The others may also be in what is not indexed.
 	for field, values := range map[byte][]string{fieldTool: q.Tools, fieldVerdict: q.Verdicts, fieldState: q.States} {
 		if len(values) > 0 {
-			all = append(all, append(oneOf(field, values), f.unindexed()))
+			all = append(all, append(oneOf(field, values), f.unread()))
 		}
 	}
 	if !q.Since.IsZero() {
-		u := union{f.unindexed(), f.keys(fieldPrefix(fieldLength, string(rune('a'+len(lengthClasses)))))}
+		u := union{f.unread(), f.keys(fieldPrefix(fieldLength, string(rune('a'+len(lengthClasses)))))}
 		for k, longest := range lengthClasses {
 			keys := f.keys(fieldPrefix(fieldLength, string(rune('a'+k))))
 			keys.floor = idAt(q.Since.Add(-longest))
@@ -238,7 +246,7 @@ func (f *finder) plan() idSet {
 	}
 	for _, p := range f.phrases {
 		for _, h := range wordsOf(p) {
-			all = append(all, union{&wordSessions{f: f, hash: h, loose: f.keys(wordsKey("")), segments: f.segments}, f.unindexed()})
+			all = append(all, union{&wordSessions{f: f, hash: h, loose: listSet{f: f, ids: f.loose}, segments: f.segments}, f.unread()})
 		}
 	}
 	if len(all) == 0 {
@@ -247,8 +255,10 @@ func (f *finder) plan() idSet {
 	return all
 }
 
-// unindexed are the sessions whose frames have to be read.
-func (f *finder) unindexed() idSet { return f.keys(unindexedKey("")) }
+// unread are the sessions of which the index does not know what is in them.
+func (f *finder) unread() idSet {
+	return union{&listSet{f: f, ids: f.unindexed}, f.keys(muchKey(""))}
+}
 
 // run calls yield with what is found, until it returns false.
 func (f *finder) run(ctx context.Context, yield func(Session) bool) error {
@@ -400,8 +410,7 @@ type keySet struct {
 	f      *finder
 	it     *badger.Iterator
 	prefix []byte
-	floor  string                       // no older ones
-	want   func(v []byte) (bool, error) // of their values; nil: any
+	floor  string // no older ones
 
 	begun bool
 	key   string // of the iterator; "": behind its end
@@ -423,18 +432,6 @@ func (k *keySet) at(id string) (string, error) {
 		}
 		k.load()
 	}
-	for k.want != nil && k.key >= k.floor && k.key != "" {
-		ok := false
-		err := k.it.Item().Value(func(v []byte) (err error) { ok, err = k.want(v); return err })
-		if err != nil {
-			return "", err
-		}
-		if ok {
-			break
-		}
-		k.it.Next()
-		k.load()
-	}
 	if k.key < k.floor {
 		return "", nil
 	}
@@ -450,20 +447,34 @@ func (k *keySet) load() {
 	}
 }
 
+// listSet are sessions in memory.
+type listSet struct {
+	f   *finder
+	ids []string // sorted
+}
+
+func (l *listSet) at(id string) (string, error) {
+	for n := len(l.ids); n > 0; n = len(l.ids) {
+		if l.ids[n-1] <= id {
+			return l.ids[n-1], nil
+		}
+		l.f.visited++
+		l.ids = l.ids[:n-1]
+	}
+	return "", nil
+}
+
 // wordSessions are the sessions with a word.
 type wordSessions struct {
 	f        *finder
 	hash     wordHash
-	loose    *keySet   // those that are in no segment yet
+	loose    listSet   // those that are in no segment yet
 	segments []segment // that have not been looked at, the one with the newest session first
 	open     [][]string
 }
 
 func (w *wordSessions) at(id string) (string, error) {
-	if w.loose.want == nil {
-		w.loose.want = w.isIn
-	}
-	best, err := w.loose.at(id)
+	best, err := w.isLoose(id)
 	if err != nil {
 		return "", err
 	}
@@ -500,12 +511,25 @@ func (w *wordSessions) at(id string) (string, error) {
 	return best, nil
 }
 
-// isIn reports whether the word is in the list of a session's words.
-func (w *wordSessions) isIn(words []byte) (bool, error) {
-	at := func(i int) wordHash { return binary.LittleEndian.Uint32(words[4*i:]) }
-	n := len(words) / 4
-	i := sort.Search(n, func(i int) bool { return at(i) >= w.hash })
-	return i < n && at(i) == w.hash, nil
+// isLoose is at of the sessions that are in no segment.
+func (w *wordSessions) isLoose(id string) (string, error) {
+	for {
+		found, err := w.loose.at(id)
+		if err != nil || found == "" {
+			return "", err
+		}
+		ok := false
+		err = w.value(wordsKey(found), func(words []byte) {
+			at := func(i int) wordHash { return binary.LittleEndian.Uint32(words[4*i:]) }
+			n := len(words) / 4
+			i := sort.Search(n, func(i int) bool { return at(i) >= w.hash })
+			ok = i < n && at(i) == w.hash
+		})
+		if err != nil || ok {
+			return found, err
+		}
+		id = older(found)
+	}
 }
 
 // inSegment returns the sessions of a segment that have the word, the oldest first.

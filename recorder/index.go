@@ -1,7 +1,6 @@
 package recorder
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -9,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -23,8 +23,9 @@ import (
 // database:
 //
 //	x/v                    its version
-//	x/u/<session>          what is in the session is not indexed: it runs or its turn has
-//	                       not come ("-"), or there is too much in it ("+")
+//	x/u/<session>          what is in the session is not indexed: it runs, or its turn has
+//	                       not come
+//	x/m/<session>          there is too much in it to be indexed
 //	x/f/<field><value>\0<session>  the session has that value; empty
 //	x/t/<session>          the tools that it called, in JSON
 //	x/w/<session>          its words: hashes, sorted, 4 bytes little-endian each
@@ -32,7 +33,8 @@ import (
 // Fields: s subject, g group, v server, t tool, d verdict, e state, l length. Subject,
 // groups and server are written with the session's start, where x/u is; the rest in the
 // background when it has ended, in the commit that takes x/u away. So kill -9 loses
-// nothing: what has x/u is read.
+// nothing: what has x/u or x/m is read. What is in x/u and x/w is in memory, too: keys
+// that come and go leave marks in Badger, which a walk over them has to pass.
 //
 // The words of many sessions become a segment, and are in x/w no longer:
 //
@@ -79,10 +81,10 @@ var (
 	buildingKey = []byte("x/b")
 	empty       = []byte{}
 	waits       = []byte("-")
-	tooMuch     = []byte("+")
 )
 
 func unindexedKey(id string) []byte { return []byte("x/u/" + id) }
+func muchKey(id string) []byte      { return []byte("x/m/" + id) }
 func toolsKey(id string) []byte     { return []byte("x/t/" + id) }
 func wordsKey(id string) []byte     { return []byte("x/w/" + id) }
 
@@ -195,9 +197,9 @@ func (x *indexer) callOf(f *Frame) (line []byte, whole bool) {
 // writes are what the index has of a session that has ended, whose frames have all been
 // added.
 func (x *indexer) writes(s *Session) ([]write, error) {
-	w := endPostings(s)
-	if x.much || x.words.full {
-		return append(w, write{unindexedKey(s.ID), tooMuch}), nil
+	w := append(endPostings(s), write{unindexedKey(s.ID), nil})
+	if x.isMuch() {
+		return append(w, write{muchKey(s.ID), empty}), nil
 	}
 	tools := slices.Sorted(maps.Keys(x.tools))
 	for _, t := range tools {
@@ -212,32 +214,87 @@ func (x *indexer) writes(s *Session) ([]write, error) {
 	for _, h := range hashes {
 		words = binary.LittleEndian.AppendUint32(words, h)
 	}
-	return append(w, write{toolsKey(s.ID), list}, write{wordsKey(s.ID), words}, write{unindexedKey(s.ID), nil}), nil
+	return append(w, write{toolsKey(s.ID), list}, write{wordsKey(s.ID), words}), nil
 }
+
+// isMuch reports whether there is more in the session than the index takes.
+func (x *indexer) isMuch() bool { return x.much || x.words.full }
 
 // index is the state of the index of a Log.
 type index struct {
 	// mu is held while the index of what has ended is written or taken away.
 	mu      sync.Mutex
 	indexer indexer
-	loose   int  // sessions whose words are in no segment
 	deleted bool // sessions have been deleted since segments were looked at
 
 	missing bool // it could not be begun; everything is read
 
-	queue struct {
+	wake chan struct{} // has one where something has ended
+
+	sets struct {
 		sync.Mutex
-		ended []string // sessions whose turn comes
+		ended     []string // sessions whose turn comes, in its order
+		unindexed []string // sessions with x/u, sorted
+		loose     []string // those with x/w
 	}
-	wake chan struct{} // has one where something is queued
+}
+
+// insert puts an id into a sorted list. Most are the newest.
+func insert(list []string, id string) []string {
+	i, ok := slices.BinarySearch(list, id)
+	if ok {
+		return list
+	}
+	return slices.Insert(list, i, id)
+}
+
+// without takes an id out of a sorted list.
+func without(list []string, id string) []string {
+	if i, ok := slices.BinarySearch(list, id); ok {
+		return slices.Delete(list, i, i+1)
+	}
+	return list
+}
+
+// starts and ends are told of sessions: the first before it is on record, the second
+// when its end is.
+func (x *index) starts(id string) {
+	x.sets.Lock()
+	defer x.sets.Unlock()
+	x.sets.unindexed = insert(x.sets.unindexed, id)
+}
+
+func (x *index) ends(id string) {
+	x.sets.Lock()
+	x.sets.ended = append(x.sets.ended, id)
+	x.sets.Unlock()
+	x.tell()
+}
+
+// tell wakes keepIndex.
+func (x *index) tell() {
+	select {
+	case x.wake <- struct{}{}:
+	default:
+	}
+}
+
+// gone is told of a session that is not on record any more.
+func (x *index) gone(id string) {
+	x.sets.Lock()
+	defer x.sets.Unlock()
+	x.sets.unindexed, x.sets.loose = without(x.sets.unindexed, id), without(x.sets.loose, id)
 }
 
 // openIndex makes sure that each session is in the index, if only as one to be read.
 func (l *Log) openIndex() error {
 	l.index.wake = make(chan struct{}, 1)
 	version, err := l.value(versionKey)
-	if err != nil || string(version) == indexVersion {
+	if err != nil {
 		return err
+	}
+	if string(version) == indexVersion {
+		return l.loadIndex()
 	}
 	l.index.missing = true
 	if err := l.db.DropPrefix([]byte("x/")); err != nil {
@@ -262,26 +319,24 @@ func (l *Log) openIndex() error {
 	if err != nil {
 		return err
 	}
-	if n > 0 {
-		l.o.Log.Info("sessions are being indexed", "sessions", n)
-	}
 	if err := l.commit(append(batch, write{versionKey, []byte(indexVersion)})...); err != nil {
 		return err
 	}
 	l.index.missing = false
-	return nil
+	return l.loadIndex()
 }
 
-// indexLater has a session indexed that has ended.
-func (l *Log) indexLater(id string) {
-	q := &l.index.queue
-	q.Lock()
-	q.ended = append(q.ended, id)
-	q.Unlock()
-	select {
-	case l.index.wake <- struct{}{}:
-	default:
+// loadIndex takes what is in memory from the disk.
+func (l *Log) loadIndex() error {
+	x := &l.index.sets
+	err := l.keys(unindexedKey(""), func(id string) bool { x.unindexed = append(x.unindexed, id); return true })
+	if err != nil {
+		return err
 	}
+	x.ended = slices.Clone(x.unindexed)
+	slices.Reverse(x.ended) // the newest are looked for first
+	l.index.deleted = true
+	return l.keys(wordsKey(""), func(id string) bool { x.loose = append(x.loose, id); return true })
 }
 
 // keepIndex indexes what has ended, until the log is closed.
@@ -289,79 +344,53 @@ func (l *Log) keepIndex() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() { <-l.closing; cancel() }()
-	for l.indexOld(ctx) != nil {
-		if !l.pause() {
-			return
-		}
-	}
-	q := &l.index.queue
 	for {
-		q.Lock()
-		ended := q.ended
-		q.ended = nil
-		q.Unlock()
-		for len(ended) > 0 {
-			if l.indexSession(ctx, ended[0]) == nil {
-				ended = ended[1:]
-			} else if !l.pause() {
-				return
-			}
+		err := l.indexEnded(ctx)
+		if err == nil {
+			err = l.tidyIndex(ctx)
 		}
-		if l.tidyIndex(ctx) != nil && !l.pause() {
-			return
+		var again <-chan time.Time
+		if err != nil {
+			again = time.After(indexPause)
 		}
 		select {
 		case <-l.index.wake:
+		case <-again:
 		case <-l.closing:
 			return
 		}
 	}
 }
 
-// pause waits after a failure. It returns false when the log is closed.
-func (l *Log) pause() bool {
-	select {
-	case <-time.After(indexPause):
-		return true
-	case <-l.closing:
-		return false
-	}
-}
-
-// indexOld indexes what an earlier process has left.
-func (l *Log) indexOld(ctx context.Context) error {
-	l.index.mu.Lock()
-	l.index.loose, l.index.deleted = 0, true
-	err := l.keys(wordsKey(""), func(string) bool { l.index.loose++; return true })
-	l.index.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	prefix := unindexedKey("")
-	last, n := time.Now(), 0
-	for from := prefix; ; {
-		var page []string
-		err := l.scanFrom(prefix, from, false, func(key, value []byte) (bool, error) {
-			from = append(bytes.Clone(key), 0)
-			if bytes.Equal(value, waits) {
-				page = append(page, string(key[len(prefix):]))
-			}
-			return len(page) < 256, nil
-		})
-		if err != nil || len(page) == 0 {
+// indexEnded indexes what has ended.
+func (l *Log) indexEnded(ctx context.Context) error {
+	x := &l.index.sets
+	last := time.Now()
+	for done := 0; ; done++ {
+		x.Lock()
+		left := len(x.ended)
+		if left == 0 {
+			x.ended = nil
+			x.Unlock()
+			return nil
+		}
+		id := x.ended[0]
+		x.Unlock()
+		if time.Since(last) > time.Minute {
+			last = time.Now()
+			l.o.Log.Info("sessions are being indexed", "done", done, "left", left)
+		}
+		if err := l.indexSession(ctx, id); err != nil {
 			return err
 		}
-		for _, id := range page {
-			if err := l.indexSession(ctx, id); err != nil {
+		x.Lock()
+		x.ended = x.ended[1:]
+		full := len(x.loose) >= l.o.segment
+		x.Unlock()
+		if full {
+			if err := l.tidyIndex(ctx); err != nil {
 				return err
 			}
-		}
-		if err := l.tidyIndex(ctx); err != nil {
-			return err
-		}
-		if n += len(page); time.Since(last) > time.Minute {
-			last = time.Now()
-			l.o.Log.Info("sessions are being indexed", "done", n)
 		}
 	}
 }
@@ -400,20 +429,25 @@ func (l *Log) readForIndex(ctx context.Context, id string) error {
 	}
 	l.index.mu.Lock()
 	defer l.index.mu.Unlock()
-	mark, err := l.value(unindexedKey(id)) // meanwhile it may have been deleted
-	if err != nil || !bytes.Equal(mark, waits) {
+	if mark, err := l.value(unindexedKey(id)); err != nil || mark == nil { // meanwhile it may have been deleted
 		return err
 	}
 	if err := l.commit(writes...); err != nil {
 		return err
 	}
-	l.index.loose++
+	sets := &l.index.sets
+	sets.Lock()
+	defer sets.Unlock()
+	if sets.unindexed = without(sets.unindexed, id); !x.isMuch() {
+		sets.loose = insert(sets.loose, id)
+	}
 	return nil
 }
 
-// forget returns what takes a session out of the index, for the commit that deletes the
-// session. Whoever calls it holds l.index.mu until that is made. Nothing has to be read
-// but what stands in the index; what segments have goes with the last of their sessions.
+// forget returns what takes a session that has ended out of the index, for the commit
+// that deletes it. Whoever calls it holds l.index.mu until that is made, and then calls
+// forgotten. No frame has to be read for it. What segments have of a session goes with
+// the last of their sessions.
 func (l *Log) forget(s *Session) ([]write, error) {
 	gone := append(startPostings(s), endPostings(s)...)
 	list, err := l.value(toolsKey(s.ID))
@@ -429,38 +463,54 @@ func (l *Log) forget(s *Session) ([]write, error) {
 	for _, t := range tools {
 		gone = append(gone, posting(fieldTool, t, s.ID))
 	}
-	gone = append(gone, write{key: unindexedKey(s.ID)}, write{key: toolsKey(s.ID)}, write{key: wordsKey(s.ID)})
+	for _, key := range [][]byte{unindexedKey(s.ID), muchKey(s.ID), toolsKey(s.ID), wordsKey(s.ID)} {
+		gone = append(gone, write{key: key})
+	}
 	for i := range gone {
 		gone[i].value = nil
 	}
-	l.index.deleted = true
 	return gone, nil
 }
 
-// tidyIndex makes a segment where there are words for one, and deletes those whose
+// forgotten is told that what forget has said is committed. l.index.mu is held.
+func (l *Log) forgotten(sessions ...string) {
+	for _, id := range sessions {
+		l.index.gone(id)
+	}
+	l.index.deleted = true
+	l.index.tell()
+}
+
+// tidyIndex makes segments where there are words for one, and deletes those whose
 // sessions are gone.
 func (l *Log) tidyIndex(ctx context.Context) error {
 	l.index.mu.Lock()
 	defer l.index.mu.Unlock()
 	if l.index.deleted {
+		if err := l.finishSegment(); err != nil {
+			return err
+		}
 		if err := l.dropSegments(); err != nil {
 			return err
 		}
 		l.index.deleted = false
 	}
-	for l.index.loose >= l.o.segment {
+	for l.index.isFull(l.o.segment) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := l.makeSegment()
-		if err != nil {
+		if err := l.makeSegment(); err != nil {
 			return err
-		}
-		if l.index.loose -= n; n == 0 { // some have been deleted
-			l.index.loose = 0
 		}
 	}
 	return nil
+}
+
+// isFull reports whether there are n sessions for a segment.
+func (x *index) isFull(n int) bool {
+	x.sets.Lock()
+	defer x.sets.Unlock()
+	return len(x.sets.loose) >= n
 }
 
 // A segment is named by the ids of its first and its last session.
@@ -480,35 +530,37 @@ func chunkKey(bucket wordHash, s segment) []byte {
 // segment.
 func entry(h wordHash, place int) uint32 { return h<<bucketBits | uint32(place) }
 
-// makeSegment makes a segment of the oldest sessions that are in none, and returns how
-// many there were.
-func (l *Log) makeSegment() (int, error) {
+// makeSegment makes a segment of the oldest sessions that are in none.
+func (l *Log) makeSegment() error {
 	if err := l.finishSegment(); err != nil {
-		return 0, err
+		return err
 	}
+	l.index.sets.Lock()
+	loose := slices.Clone(l.index.sets.loose[:min(l.o.segment, len(l.index.sets.loose))])
+	l.index.sets.Unlock()
 	var (
 		ids     []byte
-		n       int
 		words   int
 		buckets [1 << bucketBits][]uint32
-		prefix  = wordsKey("")
 	)
-	err := l.scan(prefix, false, func(key, value []byte) (bool, error) {
-		ids = append(ids, key[len(prefix):]...)
-		for ; len(value) >= 4; value = value[4:] {
-			h := binary.LittleEndian.Uint32(value)
-			buckets[h>>restBits] = append(buckets[h>>restBits], entry(h, n))
+	for place, id := range loose {
+		list, err := l.value(wordsKey(id))
+		if err != nil {
+			return err
+		}
+		ids = append(ids, id...)
+		for ; len(list) >= 4; list = list[4:] {
+			h := binary.LittleEndian.Uint32(list)
+			buckets[h>>restBits] = append(buckets[h>>restBits], entry(h, place))
 			words++
 		}
-		n++
-		return n < l.o.segment && words < segmentWords, nil
-	})
-	if err != nil || n == 0 {
-		return 0, err
+		if words >= segmentWords {
+			break
+		}
 	}
 	s := segment{first: string(ids[:idSize]), last: string(ids[len(ids)-idSize:])}
 	if err := l.commit(write{buildingKey, []byte(s.name())}); err != nil {
-		return 0, err
+		return err
 	}
 	var batch []write
 	size := 0
@@ -524,15 +576,15 @@ func (l *Log) makeSegment() (int, error) {
 		batch = append(batch, write{chunkKey(wordHash(bucket), s), chunk})
 		if size += len(chunk); size > 64<<10 { // sessions that record wait for it
 			if err := l.commit(batch...); err != nil {
-				return 0, err
+				return err
 			}
 			batch, size = nil, 0
 		}
 	}
 	if err := l.commit(append(batch, write{segmentKey(s), ids})...); err != nil {
-		return 0, err
+		return err
 	}
-	return n, l.finishSegment()
+	return l.finishSegment()
 }
 
 // finishSegment ends the making of a segment: if it is there, what it was made of is
@@ -551,10 +603,23 @@ func (l *Log) finishSegment() error {
 		return l.dropSegment(s)
 	}
 	var gone []write
-	for ; len(ids) >= idSize; ids = ids[idSize:] {
-		gone = append(gone, write{key: wordsKey(string(ids[:idSize]))})
+	for rest := ids; len(rest) >= idSize; rest = rest[idSize:] {
+		gone = append(gone, write{key: wordsKey(string(rest[:idSize]))})
 	}
-	return l.commit(append(gone, write{key: buildingKey})...)
+	if err := l.commit(append(gone, write{key: buildingKey})...); err != nil {
+		return err
+	}
+	sets := &l.index.sets
+	sets.Lock()
+	defer sets.Unlock()
+	sets.loose = slices.DeleteFunc(sets.loose, func(id string) bool { return s.first <= id && id <= s.last && isIn(ids, id) })
+	return nil
+}
+
+// isIn reports whether an id is in a sorted list of ids, one behind the other.
+func isIn(ids []byte, id string) bool {
+	i := sort.Search(len(ids)/idSize, func(i int) bool { return string(ids[i*idSize:(i+1)*idSize]) >= id })
+	return i < len(ids)/idSize && string(ids[i*idSize:(i+1)*idSize]) == id
 }
 
 // dropSegments deletes the segments of which no session is left.

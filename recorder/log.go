@@ -395,11 +395,13 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	l.mu.Lock()
 	l.live[s.ID] = r // before it can be found
 	l.mu.Unlock()
+	l.index.starts(s.ID)
 	writes := append(startPostings(&s), write{sessionKey(s.ID), b}, write{openKey(s.ID), []byte{}}, write{unindexedKey(s.ID), waits})
 	if err := l.commit(writes...); err != nil {
 		l.mu.Lock()
 		delete(l.live, s.ID)
 		l.mu.Unlock()
+		l.index.gone(s.ID)
 		return nil, fmt.Errorf("start recording: %w", err)
 	}
 	return r, nil
@@ -533,7 +535,7 @@ func (l *Log) finish(s Session) error {
 		return err
 	}
 	t.size++
-	l.indexLater(s.ID)
+	l.index.ends(s.ID)
 	return nil
 }
 
