@@ -520,10 +520,9 @@ func (w *wordSessions) isLoose(id string) (string, error) {
 		}
 		ok := false
 		err = w.value(wordsKey(found), func(words []byte) {
-			at := func(i int) wordHash { return binary.LittleEndian.Uint32(words[4*i:]) }
-			n := len(words) / 4
-			i := sort.Search(n, func(i int) bool { return at(i) >= w.hash })
-			ok = i < n && at(i) == w.hash
+			for ; len(words) >= 4 && !ok; words = words[4:] {
+				ok = binary.LittleEndian.Uint32(words) == w.hash
+			}
 		})
 		if err != nil || ok {
 			return found, err

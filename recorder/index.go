@@ -28,7 +28,7 @@ import (
 //	x/m/<session>          there is too much in it to be indexed
 //	x/f/<field><value>\0<session>  the session has that value; empty
 //	x/t/<session>          the tools that it called, in JSON
-//	x/w/<session>          its words: hashes, sorted, 4 bytes little-endian each
+//	x/w/<session>          its words: hashes, 4 bytes little-endian each
 //
 // Fields: s subject, g group, v server, t tool, d verdict, e state, l length. Subject,
 // groups and server are written with the session's start, where x/u is; the rest in the
@@ -152,7 +152,8 @@ type indexer struct {
 
 func (x *indexer) reset() {
 	x.words.reset()
-	x.tools, x.reading, x.call, x.much = map[string]bool{}, reading{a: x.reading.a, b: x.reading.b}, nil, false
+	x.tools, x.call, x.much = map[string]bool{}, nil, false
+	x.reading = reading{a: x.reading.a, b: x.reading.b, line: x.words.addLine}
 }
 
 // add takes the next frame of the session.
@@ -209,7 +210,7 @@ func (x *indexer) writes(s *Session) ([]write, error) {
 	if err != nil {
 		return nil, err
 	}
-	hashes := x.words.sorted()
+	hashes := x.words.all()
 	words := make([]byte, 0, 4*len(hashes))
 	for _, h := range hashes {
 		words = binary.LittleEndian.AppendUint32(words, h)

@@ -3,7 +3,7 @@ package recorder
 import (
 	"bytes"
 	"encoding/binary"
-	"slices"
+	"math/bits"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -152,8 +152,8 @@ type wordSet struct {
 const maxWords = 64 << 10
 
 func (s *wordSet) reset() {
-	if len(s.table) > 4096 {
-		s.table = s.table[:4096]
+	if len(s.table) > maxWords/2 { // of a rare one
+		s.table = nil
 	}
 	clear(s.table)
 	s.n, s.full = 0, false
@@ -192,36 +192,40 @@ func (s *wordSet) grow() {
 	}
 }
 
-// sorted returns the words in order.
-func (s *wordSet) sorted() []wordHash {
+// all returns the words, in no order.
+func (s *wordSet) all() []wordHash {
 	all := make([]wordHash, 0, s.n)
 	for _, h := range s.table {
 		if h != 0 {
 			all = append(all, h)
 		}
 	}
-	slices.Sort(all)
 	return all
 }
 
 // addText adds the words of a text.
-func (s *wordSet) addText(b []byte) {
+func (s *wordSet) addText(b []byte) { s.scan(b, false) }
+
+// addLine adds those of a line whose escapes have not been resolved, without that work.
+// It returns false where it cannot: there are others than of what ends words.
+func (s *wordSet) addLine(b []byte) bool { return s.scan(b, true) }
+
+func (s *wordSet) scan(b []byte, escaped bool) bool {
 	run := 0 // where the run began
 	s.run = s.run[:0]
 	for i := 0; i < len(b); {
-		switch classes[b[i]] {
+		switch c := b[i]; classes[c] {
 		case classLetter:
 			start := i
-			for i++; i < len(b) && classes[b[i]] == classLetter; i++ {
-			}
-			if i < len(b) && classes[b[i]] == classWide && i-run <= blobSize {
+			var h wordHash
+			if h, i = wordAt(b, i); i < len(b) && b[i] >= utf8.RuneSelf && i-run <= blobSize {
 				s.endRun(start - run)
 				i = s.addWide(b, start)
 				run = i
 				continue
 			}
 			if len(s.run) < blobSize {
-				s.run = append(s.run, hashASCII(b[start:], i-start))
+				s.run = append(s.run, h)
 			}
 		case classJoint:
 			i++
@@ -230,12 +234,48 @@ func (s *wordSet) addText(b []byte) {
 			i = s.addWide(b, i)
 			run = i
 		default:
+			if c == '\\' && escaped && i+1 < len(b) {
+				switch b[i+1] {
+				case '"', 'b', 'f', 'n', 'r', 't':
+					i++
+				default:
+					return false
+				}
+			}
 			s.endRun(i - run)
 			i++
 			run = i
 		}
 	}
 	s.endRun(len(b) - run)
+	return true
+}
+
+// wordAt returns the hash of the word of ASCII that begins at b[i], and the offset behind
+// it. Most are shorter than 8 bytes, and are looked at at once.
+func wordAt(b []byte, i int) (wordHash, int) {
+	if len(b)-i >= 8 {
+		x := binary.LittleEndian.Uint64(b[i:])
+		if ends := notInWord(x); ends != 0 {
+			n := bits.TrailingZeros64(ends) / 8
+			return hashing(0).add((x | foldASCII) & (1<<(8*n) - 1)).sum(n), i + n
+		}
+	}
+	start := i
+	for i < len(b) && classes[b[i]] == classLetter {
+		i++
+	}
+	return hashASCII(b[start:], i-start), i
+}
+
+// notInWord returns the highest bit of each byte of x that is no letter or digit of ASCII.
+func notInWord(x uint64) uint64 {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	c := x &^ high
+	small := c | foldASCII
+	letter := (small + (0x80-'a')*ones) &^ (small + (0x7f-'z')*ones)
+	digit := (c + (0x80-'0')*ones) &^ (c + (0x7f-'9')*ones)
+	return ^(letter|digit)&high | x&high
 }
 
 // endRun adds the words of a run of that many bytes of base64, if it is text.
@@ -284,11 +324,11 @@ func isBlob(b []byte) bool {
 	return n > blobSize
 }
 
-// wordsOf returns the words of a text, each once, in order.
+// wordsOf returns the words of a text, each once.
 func wordsOf(text []byte) []wordHash {
 	var s wordSet
 	s.addText(text)
-	return s.sorted()
+	return s.all()
 }
 
 // resolve appends b to dst with its escapes resolved, those of JSON strings. What is
@@ -351,6 +391,9 @@ type reading struct {
 	kept [2][]byte // by direction: the end of the window before, of a frame that comes in parts
 	open [2]bool
 	a, b []byte // what texts are resolved into
+
+	// line, if it is not nil, is asked to take what is not resolved, first.
+	line func(b []byte) bool
 }
 
 // frame calls f with the texts of a frame, or of what of it can be looked at with this
@@ -391,6 +434,9 @@ func cut(b []byte, end int) int {
 }
 
 func (r *reading) texts(b []byte, f func(text []byte)) {
+	if r.line != nil && r.line(b) {
+		return
+	}
 	if bytes.IndexByte(b, '\\') < 0 {
 		f(b)
 		return

@@ -15,20 +15,18 @@ import (
 // would have them read.
 func found(text string, frames ...Frame) (read, index bool) {
 	var (
-		r     reading
-		words wordSet
-		p     = newPhrase(text)
+		r reading
+		x indexer
+		p = newPhrase(text)
 	)
+	x.reset()
 	for i := range frames {
-		r.frame(&frames[i], func(text []byte) {
-			words.addText(text)
-			read = read || p.in(plain(nil, text))
-		})
+		r.frame(&frames[i], func(text []byte) { read = read || p.in(plain(nil, text)) })
+		x.add(&frames[i])
 	}
 	index = true
 	for _, h := range wordsOf(p) {
-		_, ok := slices.BinarySearch(words.sorted(), h)
-		index = index && ok
+		index = index && slices.Contains(x.words.all(), h)
 	}
 	return read, index
 }
@@ -128,7 +126,7 @@ func TestWordSet(t *testing.T) {
 	}
 	s.reset()
 	s.addText([]byte("one two ONE"))
-	if got := s.sorted(); len(got) != 2 || s.full {
+	if got := s.all(); len(got) != 2 || s.full {
 		t.Errorf("after reset: %d words, full %v", len(got), s.full)
 	}
 }
