@@ -356,7 +356,7 @@ func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 // manyMembers reports that raw has a member every longStrings bytes; of a long
 // text, samples tell.
 func manyMembers(raw []byte) bool {
-	const samples, size = 16, 1 << 10
+	const samples, size = 16, 1 << 8
 	seen, members := 0, 0
 	for i := 0; i < len(raw); i += max(size, len(raw)/samples) {
 		sample := raw[i:min(len(raw), i+size)]
@@ -421,11 +421,8 @@ func (m *Masker) walk(i int, p place) int {
 		for i = skipSpace(m.b, i+1); m.b[i] != ']'; n++ {
 			inner := place{states: len(m.states), field: p.field}
 			m.states = m.fields.element(m.states, p.states, n)
-			i = skipSpace(m.b, m.walk(i, inner))
+			i = m.behind(m.walk(i, inner))
 			m.states = m.states[:inner.states]
-			if m.b[i] == ',' {
-				i = skipSpace(m.b, i+1)
-			}
 		}
 		return i + 1
 	case '"':
@@ -500,9 +497,7 @@ func (m *Masker) object(i int, p place) int {
 			end = m.walk(i, inner)
 		}
 		m.states = m.states[:inner.states]
-		if i = skipSpace(m.b, end); m.b[i] == ',' {
-			i = skipSpace(m.b, i+1)
-		}
+		i = m.behind(end)
 	}
 	m.depth--
 	if i+1-start <= m.sizes.value {
