@@ -296,10 +296,14 @@ func (m *Masker) part(f *Frame, raw []byte, a area) {
 	if a == areaResult && m.fields != nil {
 		m.states = m.fields.begin(m.states)
 	}
-	start := cap(f.Line) - cap(raw) // both end where their array ends
-	outer := m.hint(raw, start)
+	m.whole(raw, cap(f.Line)-cap(raw), place{area: a}) // both end where their array ends
+}
+
+// whole walks raw, the value in m.b at that offset, if anything in it may be found.
+func (m *Masker) whole(raw []byte, offset int, p place) {
+	outer := m.hint(raw, offset)
 	if !m.hints.quiet(m) {
-		m.walk(start, place{area: a})
+		m.walk(offset, p)
 	}
 	m.unhint(outer)
 }
@@ -419,10 +423,7 @@ func (m *Masker) walk(i int, p place) int {
 	case '[':
 		n := 0
 		for i = skipSpace(m.b, i+1); m.b[i] != ']'; n++ {
-			inner := place{states: len(m.states), field: p.field}
-			m.states = m.fields.element(m.states, p.states, n)
-			i = m.behind(m.walk(i, inner))
-			m.states = m.states[:inner.states]
+			i = m.behind(m.element(i, n, p))
 		}
 		return i + 1
 	case '"':
@@ -442,6 +443,16 @@ func (m *Masker) walk(i int, p place) int {
 		m.num(i, end, p)
 		return end
 	}
+}
+
+// element walks the element at i, the nth of the array whose place is p, and returns
+// the offset behind it.
+func (m *Masker) element(i, n int, p place) int {
+	inner := place{states: len(m.states), field: p.field}
+	m.states = m.fields.element(m.states, p.states, n)
+	i = m.walk(i, inner)
+	m.states = m.states[:inner.states]
+	return i
 }
 
 // field masks what a field rule names.
