@@ -264,6 +264,7 @@ func FuzzHints(f *testing.F) {
 	f.Add(`["+44 20 7946 0958","DE89 3704 0044 0532 0130 00","fe80::1","203.0.113.7",{"ada@example.com":1}]`)
 	f.Add(`[{"id":1,"name":"x","at":null},{"id":2,"name":"ada@example.com","at":null}, {"id":4111111111111111,"name":"\"","ssn":"123-45-6789"}]`)
 	f.Add(`[{"a":1,"type":"image","data":"YWRhQGV4YW1wbGUuY29t"},{"a":2,"type":"text","data":"a@b.de"},{"a":3,"mimeType":"text/plain","blob":"YWRhQGV4YW1wbGUuY29t"}]`)
+	f.Add(`["a\nDE89370400440532013000","\t10.0.0.1","1.10.0.0.1","\"fe80::1:2","b\n+44 20 7946 0958",{"ssn":1.23456789e8,"n":41111111111111110e-1}]`)
 	padding := strings.TrimSuffix(strings.Repeat(`"pad",1,`, 60), ",")
 	names := detect.Names()
 	seeing, unseeing := newMasker(names...), codec.NewMasker(blind{newFinder(names...)}, nil)

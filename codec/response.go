@@ -62,10 +62,10 @@ var emptied = map[byte]string{'{': "{}", '[': "[]", '"': `""`}
 const maxTail = 64 << 10
 
 // Flow takes the response of which r has said that it is [Reader.Long]: it is
-// checked, masked by m, which may be nil or [Masker.Leave] everything, and given to deliver, a part at a time
-// and without its newline. What Flow keeps of it is a few MiB, however long it
-// is, and 8 to 16 bytes for each name of a long object. findings are of the part,
-// or of what is left out in it. Neither is kept.
+// checked, masked by m, which may be nil or [Masker.Leave] everything, and given
+// to deliver, a part at a time and without its newline. What Flow keeps of it is a
+// few MiB, however long it is, and 8 to 16 bytes for each name of a long object.
+// findings are of the part, or of what is left out in it. Neither is kept.
 //
 // At the end it returns a view of the frame with an empty value in the place of
 // its result. A frame whose result has a member of the name refused is not
