@@ -437,12 +437,15 @@ func TestFindCost(t *testing.T) {
 			if found != tt.want || again != tt.want || read > 2*found {
 				t.Errorf("found %d and %d, want %d; %d were read", found, again, tt.want, read)
 			}
-			more := 0
+			words := 0
 			for _, text := range tt.query.Text {
-				more += (1 + len(wordsOf([]byte(text)))) * (large - small) / segment
+				words += len(wordsOf([]byte(text)))
 			}
-			if many > few+few/4+more {
-				t.Errorf("%d keys of %d sessions, and %d of %d", few, small, many, large)
+			if most := 10*found + 60 + (1+words)*small/segment; few > most {
+				t.Errorf("%d keys for %d that were found; want at most %d", few, found, most)
+			}
+			if most := few + few/4 + (1+words)*(large-small)/segment; many > most {
+				t.Errorf("%d keys of %d sessions, and %d of %d; want at most %d", few, small, many, large, most)
 			}
 		})
 	}

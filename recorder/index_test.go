@@ -125,7 +125,7 @@ func TestSegmentHalfMade(t *testing.T) {
 			}
 			check("at once")
 			l.Close()
-			o.segment = 8
+			o.segment = 7 // which is another one
 			l = open(t, o)
 			check("opened again")
 			indexed(t, l)
