@@ -7,8 +7,6 @@ import (
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
-
-	"example.com/broker/codec"
 )
 
 // The text of a frame is what is searched: the frame as it is on record, with the
@@ -522,13 +520,4 @@ func (p phrase) in(plain []byte) bool {
 		_, n = utf8.DecodeRune(plain[i:])
 		from = i + n
 	}
-}
-
-// toolOf returns the tool that a frame calls, or "".
-func toolOf(p *codec.Parser, line []byte) string {
-	f, err := p.Parse(line, codec.C2S)
-	if err != nil || string(f.Method) != "tools/call" {
-		return ""
-	}
-	return string(f.Name)
 }
