@@ -537,7 +537,8 @@ func (w *wordSessions) inSegment(s segment) (found []string, err error) {
 	err = w.value(chunkKey(w.hash>>restBits, s), func(chunk []byte) {
 		at := func(i int) uint32 { return binary.LittleEndian.Uint32(chunk[4*i:]) }
 		n := len(chunk) / 4
-		for i := sort.Search(n, func(i int) bool { return at(i) >= entry(w.hash, 0) }); i < n && at(i)>>bucketBits == w.hash&(1<<restBits-1); i++ {
+		first := sort.Search(n, func(i int) bool { return at(i) >= entry(w.hash, 0) })
+		for i := first; i < n && at(i) <= entry(w.hash, 1<<bucketBits-1); i++ {
 			places = append(places, at(i)&(1<<bucketBits-1))
 		}
 	})

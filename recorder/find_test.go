@@ -51,7 +51,8 @@ func (m *made) fits(q *Query, state string) bool {
 		}
 		text = text && slices.ContainsFunc(m.frames, expr.MatchString)
 	}
-	return text && one(q.Subjects, m.Subject) && one(q.Groups, m.Groups...) && one(q.Servers, m.Server) && one(q.Tools, m.tools...) &&
+	return text && one(q.Subjects, m.Subject) && one(q.Groups, m.Groups...) && one(q.Servers, m.Server) &&
+		one(q.Tools, m.tools...) &&
 		one(q.Verdicts, verdicts...) && one(q.States, state) &&
 		(q.Since.IsZero() || state == Running || !m.End.Before(q.Since)) && (q.Until.IsZero() || m.Start.Before(q.Until)) &&
 		(q.Before == "" || m.ID < q.Before)
@@ -82,12 +83,15 @@ func makeSession(t testing.TB, l *Log, r *rand.Rand, end bool) (*made, *Recordin
 		for range 1 + r.IntN(6) {
 			text = append(text, pick(r, someWords))
 		}
-		f := Frame{Direction: codec.Direction(r.IntN(2)), Time: start, Verdict: pick(r, []Verdict{Delivered, Delivered, Delivered, Masked, Blocked, Edited})}
-		line := fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"%s"}}`, strings.Join(text, pick(r, []string{" ", "\t ", "-"})))
+		verdict := pick(r, []Verdict{Delivered, Delivered, Delivered, Masked, Blocked, Edited})
+		f := Frame{Direction: codec.Direction(r.IntN(2)), Time: start, Verdict: verdict}
+		line := fmt.Sprintf(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"%s"}}`,
+			strings.Join(text, pick(r, []string{" ", "\t ", "-"})))
 		if r.IntN(3) == 0 {
 			tool := pick(r, someTools)
 			f.Direction = codec.C2S
-			line = fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"arguments":{"a":"%s"},"name":"%s"}}`, strings.Join(text, " "), tool)
+			line = fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"arguments":{"a":"%s"},"name":"%s"}}`,
+				strings.Join(text, " "), tool)
 			m.tools = append(m.tools, tool)
 		}
 		m.frames = append(m.frames, line)

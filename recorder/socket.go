@@ -92,15 +92,17 @@ func (l *Log) serveSessions(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	serveLines(l, w, l.Find(r.Context(), q), !q.isAll())
+	serveLines(l, w, r, l.Find(r.Context(), q), !q.isAll())
 }
 
 // serveLines writes values in JSON, each on a line; at once, if they come slowly.
-func serveLines[T any](l *Log, w http.ResponseWriter, values iter.Seq2[T, error], slowly bool) {
+func serveLines[T any](l *Log, w http.ResponseWriter, r *http.Request, values iter.Seq2[T, error], slowly bool) {
 	e := json.NewEncoder(w)
 	for v, err := range values {
 		if err != nil {
-			l.o.Log.Error("the log cannot be read", "error", err)
+			if r.Context().Err() == nil { // else nobody reads it any more
+				l.o.Log.Error("the log cannot be read", "error", err)
+			}
 			panic(http.ErrAbortHandler) // net/http's way to cut the answer
 		}
 		if e.Encode(v) != nil {
@@ -142,7 +144,7 @@ func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request) {
 }
 
 func (l *Log) serveLeaves(w http.ResponseWriter, r *http.Request) {
-	serveLines(l, w, l.Leaves(r.Context()), false)
+	serveLines(l, w, r, l.Leaves(r.Context()), false)
 }
 
 func (l *Log) serveProof(w http.ResponseWriter, r *http.Request) {

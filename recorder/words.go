@@ -57,7 +57,12 @@ func isWord(r rune) (word, alone bool) {
 	if !unicode.In(r, unicode.L, unicode.M, unicode.N) {
 		return false, false
 	}
-	return true, r >= 0x0e00 && unicode.In(r, unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Thai, unicode.Lao, unicode.Khmer, unicode.Myanmar)
+	return true, r >= 0x0e00 && unicode.In(r, unspaced...)
+}
+
+// unspaced are the scripts that put no spaces between words.
+var unspaced = []*unicode.RangeTable{
+	unicode.Han, unicode.Hiragana, unicode.Katakana, unicode.Thai, unicode.Lao, unicode.Khmer, unicode.Myanmar,
 }
 
 // joined reports whether no word ends between a and b, which stand side by side.
