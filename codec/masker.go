@@ -401,7 +401,7 @@ type place struct {
 	name   []byte // of the member whose value it is; nil if it is none's
 	area   area
 	states int  // m.states from here on are its own
-	from   int  // where its name begins, if it has one
+	from   int  // where its name begins, if it has one; where the value does, if that is all of m.b
 	late   bool // it is not looked at in order
 	field  bool // it is masked whatever it is
 }
@@ -795,10 +795,11 @@ func appendInteger(dst, raw []byte) []byte {
 }
 
 // again looks at the string m.b[start:end], unless nothing was found in the same one
-// before.
+// under the same name before.
 func (m *Masker) again(start, end int, p place) {
 	raw, whole := m.b[start:end], m.b[p.begin(start):end]
-	if p.field || p.late || len(raw) > m.sizes.value || len(whole) > len(m.strings[0].text) {
+	unnamed := p.name != nil && p.from == start // whole would be what it is without a name
+	if unnamed || p.field || p.late || len(raw) > m.sizes.value || len(whole) > len(m.strings[0].text) {
 		m.str(start, end, p)
 		return
 	}
