@@ -139,6 +139,19 @@ func TestMaskBlobAmongRows(t *testing.T) {
 	}
 }
 
+// TestMaskLeastBlob checks the same of JSON in a string that is no longer than it has to be.
+func TestMaskLeastBlob(t *testing.T) {
+	rows := strings.Repeat(`{"p":"a","q":"b"},`, 60)
+	for _, mime := range []string{"+xml", "text/", "text/x", "text/csv"} {
+		in := func(blob string) []byte {
+			return result(`{"rows":[` + rows + `"{\"blob\":\"` + blob + `\",\"mimeType\":\"` + mime + `\"}"]}`)
+		}
+		if got, _ := mask(t, newMasker("email"), in(base64Of("a@b.de"))); got != string(in(base64Of("[masked:email]"))) {
+			t.Errorf("%s: got %s", mime, got)
+		}
+	}
+}
+
 func base64Of(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
 func TestFields(t *testing.T) {
