@@ -278,6 +278,8 @@ func FuzzHints(f *testing.F) {
 	f.Add(`[{"id":1,"name":"x","at":null},{"id":2,"name":"ada@example.com","at":null}, {"id":4111111111111111,"name":"\"","ssn":"123-45-6789"}]`)
 	f.Add(`[{"a":1,"type":"image","data":"YWRhQGV4YW1wbGUuY29t"},{"a":2,"type":"text","data":"a@b.de"},{"a":3,"mimeType":"text/plain","blob":"YWRhQGV4YW1wbGUuY29t"}]`)
 	f.Add(`["a\nDE89370400440532013000","\t10.0.0.1","1.10.0.0.1","\"fe80::1:2","b\n+44 20 7946 0958",{"ssn":1.23456789e8,"n":41111111111111110e-1}]`)
+	f.Add(`[{"ke\u0079":"a8Xk2Pq9Lm4Zs7Vt1Wy6","passwor\u0064":"image/png","\u0073sn":123456789},{"\u0070assword":12345678,"s\/n":"123456789"}]`)
+	f.Add(`[{"note":"{\"blob\":\"YUBiLmRl\",\"mimeType\":\"+xml\"}"},{"note":"x\"y"}]`)
 	padding := strings.TrimSuffix(strings.Repeat(`"pad",1,`, 60), ",")
 	names := detect.Names()
 	seeing, unseeing := newMasker(names...), codec.NewMasker(blind{newFinder(names...)}, nil)
