@@ -269,7 +269,7 @@ type blind struct{ *detect.Finder }
 func (blind) Near([]byte, func(int)) bool { return false }
 
 // FuzzHints checks that nothing is lost where strings are short and only those
-// are looked at near which something may be.
+// are looked at near which something may be. What is no JSON is a program that makes some.
 func FuzzHints(f *testing.F) {
 	f.Add(`{"a":"x \u0061da@example.com","b":[4111111111111111,"{\"c\":\"d@e.fr\"}"]}`)
 	f.Add(`{"password":"hunter2-Xyz9","t":"\nAKIAQ3EGRIOL7PZ5TXWM\t","ssn":123456789,"n":4.111111111111111e15}`)
@@ -284,6 +284,9 @@ func FuzzHints(f *testing.F) {
 	names := detect.Names()
 	seeing, unseeing := newMasker(names...), codec.NewMasker(blind{newFinder(names...)}, nil)
 	f.Fuzz(func(t *testing.T, raw string) {
+		if !json.Valid([]byte(raw)) {
+			raw = made([]byte(raw))
+		}
 		var p codec.Parser
 		line := result(`{"rows":[` + padding + `],"v":` + raw + `,"t":` + string(must(json.Marshal(`[`+padding+`,`+raw+`]`))) + `}`)
 		frame, err := p.Parse(line, codec.S2C)
