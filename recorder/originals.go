@@ -59,7 +59,7 @@ var (
 // key that has strayed.
 func ParseRecipients(texts ...string) ([]age.Recipient, error) {
 	var all []age.Recipient
-	for n, text := range texts {
+	for _, text := range texts {
 		found := false
 		for line := range strings.Lines(text) {
 			line = strings.TrimSpace(line)
@@ -70,24 +70,24 @@ func ParseRecipients(texts ...string) ([]age.Recipient, error) {
 			if strings.HasPrefix(line, "ssh-") {
 				r, err := agessh.ParseRecipient(line)
 				if err != nil {
-					return nil, fmt.Errorf("recipient %d is no public key of SSH", n+1)
+					return nil, errors.New("is no public key of SSH")
 				}
 				all = append(all, r)
 				continue
 			}
 			r, err := age.ParseRecipients(strings.NewReader(line))
 			if err != nil {
-				return nil, fmt.Errorf("recipient %d is none of age's (age1…, ssh-ed25519 …, ssh-rsa …)", n+1)
+				return nil, errors.New("is no recipient of age's: age1…, age1pq1…, ssh-ed25519 … or ssh-rsa …")
 			}
 			all = append(all, r...)
 		}
 		if !found {
-			return nil, fmt.Errorf("recipient %d is empty", n+1)
+			return nil, errors.New("is empty")
 		}
 	}
 	if len(all) > 0 { // some do not go with others
 		if _, err := seal(nil, all); err != nil {
-			return nil, fmt.Errorf("seal to these recipients: %w", err)
+			return nil, fmt.Errorf("cannot seal to them: %w", err)
 		}
 	}
 	return all, nil

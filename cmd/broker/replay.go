@@ -24,6 +24,7 @@ func replay() *cobra.Command {
 		raw, follow     bool
 		speed           float64
 		against         againstFlags
+		originals       originalsFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "replay SESSION",
@@ -34,6 +35,10 @@ byte, what the client received; with c2s, what the server received; both is one
 after the other as they passed. Frames that were refused reached nobody: --blocked
 adds them where the client (c2s) or the server (s2c) sent them. Of a session that
 runs, --follow goes on until it ends.
+
+With --originals, what was masked or edited is replaced by what was sent, byte for
+byte, where the broker keeps that (recording.originals). It is sealed to auditors:
+--identity names the key of one.
 
 With --serve it stands in for the server: it answers a client on stdin and stdout
 with what is on record, by method and params. A client's configuration can run it,
@@ -48,6 +53,7 @@ cannot be, and is listed. What was refused when it was recorded is not sent, exc
 with --blocked.`,
 		Example: `  broker replay --direction s2c 06a2n8mwvg5c3k0q
   broker replay --follow 06a2n8mwvg5c3k0q
+  broker replay --originals --identity auditor.txt --direction s2c 06a2n8mwvg5c3k0q
   claude mcp add bigquery -- broker replay --serve --data /var/lib/broker 06a2n8mwvg5c3k0q
   broker replay --against bigquery-test --ignore '$.result.content[*].text' 06a2n8mwvg5c3k0q`,
 		Args: cobra.ExactArgs(1),
@@ -58,6 +64,9 @@ with --blocked.`,
 			}
 			if speed <= 0 {
 				return usagef("--speed %g: must be over 0", speed)
+			}
+			if against.client.identity, err = originals.forBroker(); err != nil {
+				return err
 			}
 			if serve {
 				return serveRecording(cmd.Context(), data, args[0], cmd.InOrStdin(), cmd.OutOrStdout())
@@ -72,6 +81,9 @@ with --blocked.`,
 			}
 			defer src.Close()
 			in, out := cmd.InOrStdin(), cmd.OutOrStdout()
+			if src, err = originals.source(src, in); err != nil {
+				return err
+			}
 			if !raw && isTerminal(in) && isTerminal(out) {
 				return play(cmd.Context(), in, out, src, args[0], direction, speed, follow)
 			}
@@ -91,6 +103,8 @@ with --blocked.`,
 	cmd.Flags().Float64Var(&speed, "speed", 1, "play so many `TIMES` as fast, on a terminal")
 	cmd.Flags().BoolVar(&serve, "serve", false, "stand in for the server, on stdin and stdout")
 	against.add(cmd)
+	originals.add(cmd)
+	cmd.MarkFlagsMutuallyExclusive("serve", "against", "originals")
 	cmd.MarkFlagsMutuallyExclusive("serve", "against", "follow")
 	cmd.MarkFlagsMutuallyExclusive("serve", "direction")
 	cmd.MarkFlagsMutuallyExclusive("against", "direction")
@@ -151,7 +165,7 @@ func (f *againstFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.junit, "junit", "", "write the report to `FILE` as JUnit's XML, too")
 	cmd.Flags().BoolVar(&f.asJSON, "json", false, "one JSON object a line: each request, and at the end the rest")
 	cmd.Flags().DurationVar(&f.wait, "wait", time.Minute, "how long to wait for an answer")
-	f.client.add(cmd)
+	f.client.addBroker(cmd) // --identity is of originalsFlags
 	cmd.MarkFlagFilename("junit", "xml")
 }
 

@@ -123,7 +123,7 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 	}
 	key, err := recorder.OpenKey(config.Data)
 	if err == nil {
-		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync})
+		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync, Originals: config.sealTo})
 	}
 	if err != nil {
 		in.listener.Close()
