@@ -78,13 +78,14 @@ type Options struct {
 
 // A Broker runs sessions. Its methods may be called by several goroutines.
 type Broker struct {
-	o      Options
-	log    *slog.Logger
-	policy atomic.Pointer[policy.Policy]
-	users  atomic.Pointer[identity.Verifier]
-	agents *agents
-	faces  faces
-	edge   *stream.HTTP
+	o        Options
+	log      *slog.Logger
+	policy   atomic.Pointer[policy.Policy]
+	users    atomic.Pointer[identity.Verifier]
+	auditors atomic.Pointer[policy.Approvers] // who reads recordings; nil: nobody
+	agents   *agents
+	faces    faces
+	edge     *stream.HTTP
 
 	mu       sync.Mutex
 	draining bool

@@ -36,6 +36,9 @@ type Options struct {
 	// Originals are whom what came is sealed to where something else is on record; if
 	// empty, it is not kept.
 	Originals []age.Recipient
+	// Read is told of each Reading through the socket, before it. An error refuses it;
+	// if Read is nil, nobody is told.
+	Read func(context.Context, Reading) error
 }
 
 // Sync says when what is on record is flushed to the disk: that is what a loss of

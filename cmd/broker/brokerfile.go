@@ -31,6 +31,7 @@ type brokerFile struct {
 	URL       string                `yaml:"url"`
 	Data      string                `yaml:"data"`
 	Admins    namesFile             `yaml:"admins"`
+	Auditors  namesFile             `yaml:"auditors"`
 	TLS       tlsFile               `yaml:"tls"`
 	Identity  identityFile          `yaml:"identity"`
 	Agents    agentsFile            `yaml:"agents"`
@@ -476,6 +477,11 @@ func (c *configFile) policyError(err error) error {
 // admins are those who may see, revoke and disable everything.
 func (c *brokerConfig) admins() policy.Approvers {
 	return policy.Approvers{Users: c.Admins.Users, Groups: c.Admins.Groups}
+}
+
+// auditors are those who may read recordings over HTTP.
+func (c *brokerConfig) auditors() policy.Approvers {
+	return policy.Approvers{Users: c.Auditors.Users, Groups: c.Auditors.Groups}
 }
 
 // needRestart lists the keys that next has changed and that are read at the

@@ -15,6 +15,7 @@ import (
 
 	"example.com/broker/broker/policy"
 	"example.com/broker/broker/trial"
+	"example.com/broker/recorder"
 	"github.com/spf13/cobra"
 )
 
@@ -99,7 +100,7 @@ func (p *policyTrial) run(ctx context.Context) error {
 	}
 	defer src.Close()
 	p.o.Progress = p.progress()
-	r, err := trial.Run(ctx, src, p.o)
+	r, err := trial.Run(recorder.ReadsAll(ctx), src, p.o)
 	if err != nil {
 		return err
 	}

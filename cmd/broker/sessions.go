@@ -3,7 +3,11 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -13,7 +17,7 @@ import (
 
 func sessions() *cobra.Command {
 	var (
-		data   string
+		from   sourceFlags
 		asJSON bool
 		limit  int
 	)
@@ -21,11 +25,12 @@ func sessions() *cobra.Command {
 		Use:   "sessions",
 		Short: "list recordings, newest first",
 		Long: `List the sessions on record, newest first. It works beside a running broker
-(through the socket in its data folder) and without one (from the log itself).`,
-		Example: "  broker sessions --data /var/lib/broker --json",
+(through the socket in its data folder) and without one (from the log itself). With
+--broker it asks a broker anywhere, as one of its auditors.`,
+		Example: "  broker sessions --data /var/lib/broker --json\n  broker sessions --broker mcp.example.com:8443",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			src, err := openSource(data)
+			src, err := from.open()
 			if err != nil {
 				return err
 			}
@@ -55,7 +60,7 @@ func sessions() *cobra.Command {
 			return table.Flush()
 		},
 	}
-	addData(cmd, &data)
+	from.add(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "one JSON object a line, with all that is known of a session")
 	cmd.Flags().IntVarP(&limit, "limit", "n", 50, "list at most `N` sessions; 0 means all")
 	return cmd
@@ -89,5 +94,47 @@ func openSource(data string) (recorder.Source, error) {
 	if err := checkData(data); err != nil {
 		return nil, err
 	}
-	return recorder.OpenSource(data)
+	src, err := recorder.OpenSource(data)
+	if err != nil {
+		return nil, err
+	}
+	if _, log := src.(*recorder.Log); !log {
+		return src, nil // a broker has started meanwhile
+	}
+	if _, err := os.Stat(filepath.Join(data, accessDir)); errors.Is(err, fs.ErrNotExist) {
+		return src, nil // no broker has run here: there is no audit
+	}
+	return &notedSource{Source: src, data: data, done: map[string]bool{}}, nil
+}
+
+// sourceFlags say where recordings are: in a data folder here, or with a broker.
+type sourceFlags struct {
+	data   string
+	client clientFlags
+}
+
+func (f *sourceFlags) add(cmd *cobra.Command) {
+	addData(cmd, &f.data)
+	f.client.add(cmd)
+	cmd.MarkFlagsMutuallyExclusive("data", "broker")
+	usage := cmd.Flags().Lookup("broker")
+	usage.Usage = "read them from the broker at `ADDR`, host:port, as one of its auditors"
+}
+
+// open opens the recordings.
+func (f *sourceFlags) open() (recorder.Source, error) {
+	if f.client.broker == "" {
+		return openSource(f.data)
+	}
+	return f.client.source()
+}
+
+// source opens the recordings of a broker.
+func (f *clientFlags) source() (recorder.Source, error) {
+	c, err := f.api()
+	if err != nil {
+		return nil, err
+	}
+	c.http.Timeout = 0 // of a session that is followed, answers have no end
+	return recorder.NewRemote(c.base+"/api/v1/recordings", c.http), nil
 }

@@ -97,7 +97,7 @@ func (v *verification) run(ctx context.Context) error {
 			}
 			older = &c
 		}
-		r, err = recorder.VerifyLog(ctx, src, key, older, v.progress())
+		r, err = recorder.VerifyLog(recorder.ReadsAll(ctx), src, key, older, v.progress())
 	}
 	if err != nil {
 		return err
