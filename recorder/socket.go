@@ -88,14 +88,20 @@ func ServeSocket(ctx context.Context, data string, l *Log) error {
 func (l *Log) serveSessions(w http.ResponseWriter, r *http.Request) {
 	e := json.NewEncoder(w)
 	for s, err := range l.Sessions(r.Context()) {
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrDamaged) {
 			l.o.Log.Error("sessions cannot be listed", "error", err)
 			panic(http.ErrAbortHandler) // net/http's way to cut the answer
 		}
-		if e.Encode(s) != nil {
+		if e.Encode(sessionLine{s, err != nil}) != nil {
 			return
 		}
 	}
+}
+
+// A sessionLine is what the socket says of a session.
+type sessionLine struct {
+	Session
+	Damaged bool `json:"damaged,omitempty"` // the record cannot be read
 }
 
 func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request) {
@@ -281,7 +287,16 @@ func (r *remote) Checkpoint(ctx context.Context) ([]byte, error) {
 
 // Sessions implements [Source].
 func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
-	return jsonLines[Session](ctx, r, "/sessions")
+	return func(yield func(Session, error) bool) {
+		for s, err := range jsonLines[sessionLine](ctx, r, "/sessions") {
+			if err == nil && s.Damaged {
+				err = fmt.Errorf("record of session %s: %w", s.ID, ErrDamaged)
+			}
+			if !yield(s.Session, err) {
+				return
+			}
+		}
+	}
 }
 
 // Session implements [Source]. It stands in front of the blocks, which are not read.
@@ -323,9 +338,17 @@ func jsonLines[T any](ctx context.Context, r *remote, path string) iter.Seq2[T, 
 func (r *remote) Frames(ctx context.Context, session string) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		var frames blockReader
-		err := r.blocks(ctx, session, "", func(s Session) { frames.start = s.Start }, func(b Block) bool { return frames.read(b.Number, b.Bytes, yield) }, nil)
-		if err != nil {
+		var of Session
+		goOn := true
+		err := r.blocks(ctx, session, "", func(s Session) { of, frames.start = s, s.Start }, func(b Block) bool {
+			goOn = frames.read(b.Number, b.Bytes, yield)
+			return goOn
+		}, nil)
+		switch {
+		case err != nil:
 			yield(Frame{}, err)
+		case goOn:
+			frames.end(of, yield)
 		}
 	}
 }

@@ -130,6 +130,28 @@ func openTree(db *badger.DB, key string) (*tree, error) {
 	return t, err
 }
 
+// whole returns an error if the leaves are not as many as the checkpoint says. Then a
+// new leaf could take the place of one that cannot be read.
+func (t *tree) whole() error {
+	return t.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(checkpointKey)
+		if errors.Is(err, badger.ErrKeyNotFound) && t.size == 0 || t.signer == nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("the checkpoint of %d sessions cannot be read: %w", t.size, err)
+		}
+		return item.Value(func(text []byte) error {
+			_, rest, _ := strings.Cut(string(text), "\n")
+			size, _, _ := strings.Cut(rest, "\n")
+			if size != strconv.FormatInt(t.size, 10) {
+				return fmt.Errorf("the checkpoint is of %q sessions, and %d can be read", size, t.size)
+			}
+			return nil
+		})
+	})
+}
+
 // add returns what puts a session's record into the tree as its next leaf. t.mu
 // is held until that is committed, and size is counted up.
 func (t *tree) add(session string, record []byte) ([]write, error) {

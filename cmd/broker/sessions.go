@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -36,7 +37,12 @@ func sessions() *cobra.Command {
 				fmt.Fprintln(table, "SESSION\tSTART\tSTATE\tSUBJECT\tSERVER\tFRAMES\tBLOCKED\tMASKED\tTIME")
 			}
 			n := 0
+			var damaged error
 			for s, err := range src.Sessions(cmd.Context()) {
+				if errors.Is(err, recorder.ErrDamaged) {
+					damaged = errors.Join(damaged, err)
+					continue
+				}
 				if err != nil {
 					return err
 				}
@@ -52,7 +58,7 @@ func sessions() *cobra.Command {
 				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", s.ID, s.Start.Local().Format(time.DateTime),
 					s.State, cmp.Or(s.Subject, "-"), s.Server, s.C2S.Frames+s.S2C.Frames, s.Blocked, s.Masked, length(s))
 			}
-			return table.Flush()
+			return errors.Join(table.Flush(), damaged)
 		},
 	}
 	addData(cmd, &data)
