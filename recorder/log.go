@@ -23,6 +23,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/ristretto/v2/z"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,6 +67,7 @@ type Log struct {
 	flush      func() error
 	unwritable atomic.Pointer[error] // why nothing can be written until the log is opened again
 
+	unreadable  atomic.Bool // Badger has failed
 	unrecovered atomic.Bool // sessions that the last process left running are not marked yet
 
 	unsynced atomic.Bool   // something has been committed since the last flush
@@ -93,7 +95,7 @@ func Open(o Options) (*Log, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	db, err := badger.Open(badgerOptions(o))
+	db, err := openBadger(o)
 	switch {
 	case err == nil:
 	case strings.Contains(err.Error(), "Cannot acquire directory lock") && !errors.Is(err, fs.ErrPermission):
@@ -105,8 +107,8 @@ func Open(o Options) (*Log, error) {
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
-	l.space, l.flush = l.freeSpace, db.Sync
-	if l.tree, err = openTree(db, o.Key); err != nil {
+	l.space, l.flush = l.freeSpace, func() error { return guarded(db.Sync) }
+	if l.tree, err = openTree(l.view, o.Key); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
@@ -128,6 +130,18 @@ func Open(o Options) (*Log, error) {
 	return l, nil
 }
 
+// openBadger opens the database. A process that died, or had no room, between making
+// a file and filling it leaves an empty one, at which Badger fails; but then it is
+// filled, and the next attempt finds it in order.
+func openBadger(o Options) (db *badger.DB, err error) {
+	for range 4 {
+		if db, err = badger.Open(badgerOptions(o)); err == nil || !strings.Contains(err.Error(), z.NewFile.Error()) {
+			break
+		}
+	}
+	return db, err
+}
+
 // syncNowAndThen flushes what has been committed, until the log is closed.
 func (l *Log) syncNowAndThen() {
 	tick := time.NewTicker(syncInterval)
@@ -138,7 +152,7 @@ func (l *Log) syncNowAndThen() {
 			return
 		case <-tick.C:
 		}
-		if !l.unsynced.Swap(false) {
+		if !l.unsynced.Swap(false) || l.unreadable.Load() {
 			continue
 		}
 		if err := l.flush(); err != nil {
@@ -189,6 +203,9 @@ func line(format string, args []any) string {
 func (l *Log) Close() error {
 	l.once.Do(func() { close(l.closing) })
 	l.syncing.Wait()
+	if l.unreadable.Load() { // it would try for ever; what it has not merged is in its files, as after a kill
+		return nil
+	}
 	if err := l.db.Close(); err != nil {
 		return fmt.Errorf("close log: %w", err)
 	}
@@ -312,7 +329,7 @@ func (l *Log) put(batch []*commit) error {
 		for _, w := range c.writes {
 			err := set(txn, w)
 			if errors.Is(err, badger.ErrTxnTooBig) {
-				if err := txn.Commit(); err != nil {
+				if err := l.end(txn); err != nil {
 					return err
 				}
 				txn = l.db.NewTransaction(true)
@@ -323,7 +340,19 @@ func (l *Log) put(batch []*commit) error {
 			}
 		}
 	}
-	return txn.Commit()
+	return l.end(txn)
+}
+
+// end commits. Badger that could not write is in no state to be used again, not even
+// to be read from: what it was about to fill is missing.
+func (l *Log) end(txn *badger.Txn) error {
+	err := txn.Commit()
+	if err != nil {
+		err = fmt.Errorf("%w; start again when it is good", err)
+		l.unwritable.Store(&err)
+		l.unreadable.Store(true)
+	}
+	return err
 }
 
 func set(txn *badger.Txn, w write) error {
@@ -609,6 +638,25 @@ func (l *Log) isLive(id string) bool {
 	return l.live[id] != nil
 }
 
+// view reads from the database.
+func (l *Log) view(f func(*badger.Txn) error) error {
+	if l.unreadable.Load() {
+		return *l.unwritable.Load()
+	}
+	return guarded(func() error { return l.db.View(f) })
+}
+
+// guarded makes an error of a panic. Badger that could not make its next table has none,
+// and trips over that if something is read or flushed before the failure is known.
+func guarded(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("badger: %v", p)
+		}
+	}()
+	return f()
+}
+
 // scan calls f with the keys of a prefix and their values, until it returns false.
 func (l *Log) scan(prefix []byte, backwards bool, f func(key, value []byte) (bool, error)) error {
 	from := prefix
@@ -630,7 +678,7 @@ func (l *Log) scanFrom(prefix, from []byte, backwards bool, f func(key, value []
 }
 
 func (l *Log) scanItems(prefix, from []byte, backwards bool, f func(*badger.Item) (bool, error)) error {
-	return l.db.View(func(txn *badger.Txn) error {
+	return l.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: backwards, PrefetchValues: true, PrefetchSize: 4})
 		defer it.Close()
 		for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
@@ -644,7 +692,7 @@ func (l *Log) scanItems(prefix, from []byte, backwards bool, f func(*badger.Item
 
 // session returns what is known of a session now.
 func (l *Log) session(id string) (s Session, err error) {
-	err = l.db.View(func(txn *badger.Txn) error {
+	err = l.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(sessionKey(id))
 		if err != nil {
 			return err
@@ -823,7 +871,7 @@ func (l *Log) Leaves(ctx context.Context) iter.Seq2[Leaf, error] {
 
 // value returns a copy of the value of a key, or nil if there is none.
 func (l *Log) value(key []byte) (value []byte, err error) {
-	err = l.db.View(func(txn *badger.Txn) error {
+	err = l.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(key)
 		if errors.Is(err, badger.ErrKeyNotFound) {
 			return nil
