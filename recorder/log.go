@@ -33,6 +33,9 @@ type Options struct {
 	Log  *slog.Logger // if nil, nothing is logged
 	Key  string       // that signs checkpoints, as of OpenKey; if empty, nothing is signed
 	Sync Sync         // when what is on record is flushed to the disk
+	// Encryption is what the key is wrapped by that the log is encrypted with; if
+	// empty, the log itself says it, and a new one is not encrypted.
+	Encryption string
 	// Originals are whom what came is sealed to where something else is on record; if
 	// empty, it is not kept.
 	Originals []age.Recipient
@@ -92,17 +95,21 @@ type Log struct {
 func Open(o Options) (*Log, error) {
 	o.Free = cmp.Or(o.Free, defaultFree)
 	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
+		o.Log = silent
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	db, err := badger.Open(badgerOptions(o))
-	switch {
-	case err == nil:
-	case strings.Contains(err.Error(), "Cannot acquire directory lock") && !errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("open log %s: %w", o.Dir, ErrInUse)
-	default:
+	key, err := openEncryption(o.Dir, o.Encryption)
+	if err != nil {
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+	}
+	db, err := badger.Open(badgerOptions(o, key))
+	if err != nil {
+		return nil, inUse(o.Dir, err)
+	}
+	if err := os.RemoveAll(rewriting(o.Dir)); err != nil { // of a Reencrypt that was killed
+		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
@@ -144,8 +151,28 @@ func (l *Log) syncNowAndThen() {
 	}
 }
 
-func badgerOptions(o Options) badger.Options {
+// silent logs nothing.
+var silent = slog.New(slog.DiscardHandler)
+
+// inUse is the error of a log that cannot be opened.
+func inUse(dir string, err error) error {
+	switch {
+	case strings.Contains(err.Error(), "Cannot acquire directory lock") && !errors.Is(err, fs.ErrPermission):
+		err = ErrInUse
+	case errors.Is(err, badger.ErrEncryptionKeyMismatch): // its file is another log's, or is missing
+		err = fmt.Errorf("%w: %s is not this log's", ErrEncryption, encryptionFile)
+	}
+	return fmt.Errorf("open log %s: %w", dir, err)
+}
+
+// badgerOptions are those of a log with that key, or, if it is nil, without one.
+func badgerOptions(o Options, key []byte) badger.Options {
+	cache := int64(0)
+	if key != nil { // Badger must have one, then
+		cache = 8 << 20
+	}
 	return badger.DefaultOptions(o.Dir).
+		WithEncryptionKey(key).
 		WithLogger(badgerLog{o.Log}).
 		WithSyncWrites(o.Sync == SyncAlways). // mapped: survives the process
 		WithDetectConflicts(false).
@@ -157,7 +184,7 @@ func badgerOptions(o Options) badger.Options {
 		WithValueLogFileSize(256 << 20).
 		WithMemTableSize(16 << 20).
 		WithNumMemtables(3).
-		WithBlockCacheSize(0).
+		WithBlockCacheSize(cache).
 		WithIndexCacheSize(16 << 20).
 		WithNumCompactors(2)
 }
