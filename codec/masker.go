@@ -60,10 +60,11 @@ type Masker struct {
 	text     []byte // that is looked at
 	found    func(detector, start, end int)
 	near     func(at int)
-	name     []byte // decoded
-	clean    cleanNames
-	states   []state // of paths under way: a stack
-	scratch  []byte  // a stack of decoded strings
+	name     []byte     // decoded
+	names    cleanTexts // of members
+	strings  cleanTexts // with their members' names
+	states   []state    // of paths under way: a stack
+	scratch  []byte     // a stack of decoded strings
 	blobs    []blob
 	check    scanner
 	findings []Finding
@@ -297,10 +298,14 @@ func (m *Masker) part(f *Frame, raw []byte, a area) {
 	if a == areaResult && m.fields != nil {
 		m.states = m.fields.begin(m.states)
 	}
-	start := cap(f.Line) - cap(raw) // both end where their array ends
-	outer := m.hint(raw, start)
+	m.whole(raw, cap(f.Line)-cap(raw), place{area: a}) // both end where their array ends
+}
+
+// whole walks raw, the value in m.b at that offset, if anything in it may be found.
+func (m *Masker) whole(raw []byte, offset int, p place) {
+	outer := m.hint(raw, offset)
 	if !m.hints.quiet(m) {
-		m.walk(start, place{area: a})
+		m.walk(offset, p)
 	}
 	m.unhint(outer)
 }
@@ -357,7 +362,7 @@ func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 // manyMembers reports that raw has a member every longStrings bytes; of a long
 // text, samples tell.
 func manyMembers(raw []byte) bool {
-	const samples, size = 16, 1 << 10
+	const samples, size = 16, 1 << 8
 	seen, members := 0, 0
 	for i := 0; i < len(raw); i += max(size, len(raw)/samples) {
 		sample := raw[i:min(len(raw), i+size)]
@@ -398,8 +403,9 @@ type place struct {
 	name   []byte // of the member whose value it is; nil if it is none's
 	area   area
 	states int  // m.states from here on are its own
-	from   int  // where its name begins, if it has one
+	from   int  // where its name begins, if it has one; where the value does, if that is all of m.b
 	late   bool // it is not looked at in order
+	hidden bool // its name has escapes that no hint sees through
 	field  bool // it is masked whatever it is
 }
 
@@ -420,19 +426,13 @@ func (m *Masker) walk(i int, p place) int {
 	case '[':
 		n := 0
 		for i = skipSpace(m.b, i+1); m.b[i] != ']'; n++ {
-			inner := place{states: len(m.states), field: p.field}
-			m.states = m.fields.element(m.states, p.states, n)
-			i = skipSpace(m.b, m.walk(i, inner))
-			m.states = m.states[:inner.states]
-			if m.b[i] == ',' {
-				i = skipSpace(m.b, i+1)
-			}
+			i = m.behind(m.element(i, n, p))
 		}
 		return i + 1
 	case '"':
 		end, escaped := stringEnd(m.b, i)
-		if escaped == others || p.field || p.late || !m.hints.none(p.begin(i), end) {
-			m.str(i, end, p)
+		if escaped == others || p.field || p.late || p.hidden || !m.hints.none(p.begin(i), end) {
+			m.again(i, end, p)
 		}
 		return end
 	case 't', 'f', 'n':
@@ -446,6 +446,16 @@ func (m *Masker) walk(i int, p place) int {
 		m.num(i, end, p)
 		return end
 	}
+}
+
+// element walks the element at i, the nth of the array whose place is p, and returns
+// the offset behind it.
+func (m *Masker) element(i, n int, p place) int {
+	inner := place{states: len(m.states), field: p.field}
+	m.states = m.fields.element(m.states, p.states, n)
+	i = m.walk(i, inner)
+	m.states = m.states[:inner.states]
+	return i
 }
 
 // field masks what a field rule names.
@@ -478,7 +488,7 @@ func (m *Masker) object(i int, p place) int {
 		if escaped == unescaped && m.hints.known {
 			t.learn(m.b[nameStart:i], k, name)
 		}
-		inner := place{name: name, from: nameStart, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
+		inner := place{name: name, from: nameStart, hidden: escaped == others, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
 		m.states = m.fields.member(m.states, p.states, name)
 		end := 0
 		switch c := m.b[i]; {
@@ -501,9 +511,7 @@ func (m *Masker) object(i int, p place) int {
 			end = m.walk(i, inner)
 		}
 		m.states = m.states[:inner.states]
-		if i = skipSpace(m.b, end); m.b[i] == ',' {
-			i = skipSpace(m.b, i+1)
-		}
+		i = m.behind(end)
 	}
 	m.depth--
 	if i+1-start <= m.sizes.value {
@@ -583,14 +591,14 @@ func (m *Masker) blob(h held) {
 // memberName looks at the name m.b[start:end] of a member, and reports 1 if
 // something in it is masked.
 func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
-	if escaped != others && m.hints.none(start, end) || m.clean.has(name) {
+	if escaped != others && m.hints.none(start, end) || m.names.has(name) {
 		return 0
 	}
 	base := len(m.spans)
 	m.str(start, end, place{states: len(m.states), late: true})
 	if len(m.spans) == base {
 		m.name = append(m.name[:0], name...)
-		m.clean.add(name)
+		m.names.add(name)
 		return 0
 	}
 	for i := range m.spans[base:] {
@@ -658,28 +666,29 @@ func (m *Masker) replaceAt(text []byte, offset int, spans []span) (out []byte) {
 	return append(out, text[at-offset:]...)
 }
 
-// cleanNames remembers names in which nothing was found: the rows of a table have
-// the same ones over and over.
-type cleanNames [64]struct {
+// cleanTexts remembers short texts in which nothing was found: the rows of a table
+// have the same names, and often the same values, over and over.
+type cleanTexts [64]struct {
 	n    int
-	text [24]byte
+	text [48]byte
 }
 
-func (c *cleanNames) slot(name []byte) int {
-	return (len(name)*31 + int(name[0])*7 + int(name[len(name)-1])*3 + int(name[len(name)/2])) % len(c)
+func (c *cleanTexts) slot(text []byte) int {
+	n := len(text)
+	return (n*31 + int(text[0])*7 + int(text[n/2]) + int(text[n-1-n/8])*3 + int(text[n-1])*5) % len(c)
 }
 
-func (c *cleanNames) has(name []byte) bool {
-	if len(name) == 0 {
+func (c *cleanTexts) has(text []byte) bool {
+	if len(text) == 0 {
 		return true
 	}
-	s := &c[c.slot(name)]
-	return s.n == len(name) && string(s.text[:s.n]) == string(name)
+	s := &c[c.slot(text)]
+	return s.n == len(text) && string(s.text[:s.n]) == string(text)
 }
 
-func (c *cleanNames) add(name []byte) {
-	if s := &c[c.slot(name)]; len(name) <= len(s.text) {
-		s.n = copy(s.text[:], name)
+func (c *cleanTexts) add(text []byte) {
+	if s := &c[c.slot(text)]; len(text) <= len(s.text) {
+		s.n = copy(s.text[:], text)
 	}
 }
 
@@ -731,7 +740,7 @@ func (m *Masker) num(start, end int, p place) {
 		}
 		return
 	}
-	if m.hints.none(p.begin(start), end) {
+	if !p.hidden && m.hints.none(p.begin(start), end) {
 		return
 	}
 	base := len(m.spans)
@@ -786,6 +795,27 @@ func appendInteger(dst, raw []byte) []byte {
 		dst = dst[:len(dst)-1]
 	}
 	return dst
+}
+
+// again looks at the string m.b[start:end], unless nothing was found in the same one
+// under the same name before.
+func (m *Masker) again(start, end int, p place) {
+	raw, whole := m.b[start:end], m.b[p.begin(start):end]
+	unnamed := p.name != nil && p.from == start // whole would be what it is without a name
+	if unnamed || p.field || p.late || len(raw) > m.sizes.value || len(whole) > len(m.strings[0].text) {
+		m.str(start, end, p)
+		return
+	}
+	if m.strings.has(whole) {
+		return
+	}
+	base := len(m.spans)
+	m.str(start, end, p)
+	// JSON in it, which white space or an escape may begin, is looked at otherwise in
+	// other places.
+	if c := raw[1]; len(m.spans) == base && c != '{' && c != '[' && c != '\\' && c > ' ' {
+		m.strings.add(whole)
+	}
 }
 
 // str looks at the string m.b[start:end].

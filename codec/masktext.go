@@ -227,6 +227,9 @@ func (m *Masker) back(base, first int) {
 	}
 }
 
+// stride is how many bytes put goes over at a time.
+const stride = 4 << 10
+
 // put turns offsets in the text of a string into offsets in the JSON where the
 // string stands as raw from start on. A part of an escape counts as all of it.
 func put(spans []span, raw []byte, start int, escaped bool) {
@@ -238,9 +241,18 @@ func put(spans []span, raw []byte, start int, escaped bool) {
 		return
 	}
 	at, decoded := 1, 0 // the same place in raw and in the text
+	blocks := at        // from here on
 	// advance goes to the escape or byte that the offset to lies in, or starts with.
 	advance := func(to int, behind bool) int {
 		for decoded < to {
+			if inBlocks && to-decoded > stride && at >= blocks {
+				var text [stride]byte
+				i, n := unquoteBlocks(text[:], raw[at:min(len(raw)-1, at+stride)])
+				at += i
+				decoded += n
+				blocks = at + aBlock // here is what it leaves to us
+				continue
+			}
 			if raw[at] != '\\' {
 				n := bytes.IndexByte(raw[at:at+to-decoded], '\\')
 				if n < 0 {

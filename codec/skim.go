@@ -28,16 +28,31 @@ func (m *Masker) skim(i int, t *template, k int) (at, n int) {
 			}
 			i, k = at, n
 		case atValue:
-			return at - t.names[n-1].n, n - 1
-		case behindValue:
-			if i, k = skipSpace(m.b, at), n; m.b[i] == ',' {
-				i = skipSpace(m.b, i+1)
+			name := at - t.names[n-1].n
+			if m.b[at] != '"' {
+				return name, n - 1
 			}
+			end, escaped := stringEnd(m.b, at)
+			if escaped == others || !h.none(name, end) {
+				return name, n - 1
+			}
+			i, k = m.behind(end), n
+		case behindValue:
+			i, k = m.behind(at), n
 		case behindObject:
 			return at - 1, n
 		}
 	}
 	return i, k
+}
+
+// behind returns where the next member or element begins, or where the bracket is, when
+// a value ends at i.
+func (m *Masker) behind(i int) int {
+	if i = skipSpace(m.b, i); m.b[i] == ',' {
+		i = skipSpace(m.b, i+1)
+	}
+	return i
 }
 
 // shortMember is how long members are that are worth a try.

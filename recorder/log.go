@@ -42,6 +42,8 @@ type Options struct {
 	// Read is told of each Reading through the socket, before it. An error refuses it;
 	// if Read is nil, nobody is told.
 	Read func(context.Context, Reading) error
+
+	segment int // sessions of a segment of the index; if zero, segmentSessions, else at most as many
 }
 
 // Sync says when what is on record is flushed to the disk: that is what a loss of
@@ -78,7 +80,7 @@ type Log struct {
 	unsynced atomic.Bool   // something has been committed since the last flush
 	closing  chan struct{} // closed by Close
 	once     sync.Once
-	syncing  sync.WaitGroup
+	syncing  sync.WaitGroup // what works in the background
 
 	room struct {
 		sync.Mutex
@@ -88,12 +90,14 @@ type Log struct {
 
 	mu   sync.Mutex
 	live map[string]*Recording
+
+	index index
 }
 
 // Open opens the log, and makes one where there is none. Sessions that were
 // running when the last process died are marked interrupted.
 func Open(o Options) (*Log, error) {
-	o.Free = cmp.Or(o.Free, defaultFree)
+	o.Free, o.segment = cmp.Or(o.Free, defaultFree), cmp.Or(o.segment, segmentSessions)
 	if o.Log == nil {
 		o.Log = silent
 	}
@@ -118,6 +122,10 @@ func Open(o Options) (*Log, error) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
+	if err := l.openIndex(); err != nil && !errors.Is(err, ErrUnavailable) {
+		db.Close()
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+	}
 	if err := l.recover(); err != nil && !errors.Is(err, ErrUnavailable) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
@@ -125,6 +133,7 @@ func Open(o Options) (*Log, error) {
 	if o.Sync == SyncInterval {
 		l.syncing.Go(l.syncNowAndThen)
 	}
+	l.syncing.Go(l.keepIndex)
 	return l, nil
 }
 
@@ -401,11 +410,14 @@ func (l *Log) Ready() error {
 
 // Start puts a session on record. Without an id and a start, it gets them.
 func (l *Log) Start(s Session) (*Recording, error) {
-	if s.ID == "" {
-		s.ID = NewID()
-	}
 	if s.Start.IsZero() {
 		s.Start = time.Now()
+	}
+	if s.ID == "" {
+		s.ID = newID(s.Start)
+	}
+	if len(s.ID) != idSize {
+		return nil, fmt.Errorf("start recording: %q is no session's id", s.ID)
 	}
 	s.State = Running
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
@@ -420,10 +432,13 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	l.mu.Lock()
 	l.live[s.ID] = r // before it can be found
 	l.mu.Unlock()
-	if err := l.commit(write{sessionKey(s.ID), b}, write{openKey(s.ID), []byte{}}); err != nil {
+	l.index.starts(s.ID)
+	writes := append(startPostings(&s), write{sessionKey(s.ID), b}, write{openKey(s.ID), []byte{}}, write{unindexedKey(s.ID), waits})
+	if err := l.commit(writes...); err != nil {
 		l.mu.Lock()
 		delete(l.live, s.ID)
 		l.mu.Unlock()
+		l.index.gone(s.ID)
 		return nil, fmt.Errorf("start recording: %w", err)
 	}
 	return r, nil
@@ -566,6 +581,7 @@ func (l *Log) finish(s Session) error {
 		return err
 	}
 	t.size++
+	l.index.ends(s.ID)
 	return nil
 }
 
@@ -585,7 +601,7 @@ func (l *Log) recover() error {
 			return err
 		}
 		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
-		s.C2S, s.S2C, s.Blocked, s.Masked, s.Originals, s.Findings, s.Observed = Count{}, Count{}, 0, 0, 0, nil, nil
+		s.C2S, s.S2C, s.Blocked, s.Masked, s.Approved, s.Originals, s.Findings, s.Observed = Count{}, Count{}, 0, 0, 0, 0, nil, nil
 		for f, err := range l.frames(context.Background(), s) {
 			if err == nil {
 				s.count(&f)

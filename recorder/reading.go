@@ -96,9 +96,10 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, p)
 }
 
-// readThrough puts on record that frames of s are read through the socket.
+// readThrough puts on record that frames of s are read through the socket. Who looks
+// for a text reads those of all sessions.
 func (l *Log) readThrough(r *http.Request, s *Session) error {
-	if l.o.Read == nil || s == nil {
+	if l.o.Read == nil || s == nil && !r.URL.Query().Has("text") {
 		return nil
 	}
 	p, _ := r.Context().Value(peerKey{}).(*peer)

@@ -30,6 +30,7 @@ import (
 	"io"
 	"iter"
 	"maps"
+	"strings"
 	"time"
 
 	"example.com/broker/codec"
@@ -79,6 +80,7 @@ type Session struct {
 	S2C       Count     `json:"s2c"`
 	Blocked   int64     `json:"blocked"` // frames
 	Masked    int64     `json:"masked"`
+	Approved  int64     `json:"approved,omitempty"` // calls that somebody approved, each by itself
 
 	Findings map[string]int64 `json:"findings,omitempty"` // by detector
 	// Originals counts what is sealed for whom the unmasked frames are kept.
@@ -139,7 +141,13 @@ func (s *Session) count(f *Frame) {
 		return
 	case Noted:
 		var n Note
-		if json.Unmarshal(f.Bytes, &n) == nil && n.Mode == Observe && !s.noted[f.Direction] {
+		if json.Unmarshal(f.Bytes, &n) != nil {
+			return
+		}
+		if n.Mode == Enforce && n.Says == Approval {
+			s.Approved++
+		}
+		if n.Mode == Observe && !s.noted[f.Direction] {
 			s.Observed = maps.Clone(s.Observed)
 			if s.Observed == nil {
 				s.Observed = map[string]int64{}
@@ -212,10 +220,11 @@ type Note struct {
 	Found  []codec.Finding `json:"found,omitempty"` // what would have been masked
 }
 
-// The modes of Notes.
+// The modes of Notes, and one of the things that they say.
 const (
-	Observe = "observe"
-	Enforce = "enforce"
+	Observe  = "observe"
+	Enforce  = "enforce"
+	Approval = "approval"
 )
 
 // String returns the verdict as a word.
@@ -244,18 +253,43 @@ type Frame struct {
 }
 
 // NewID returns the id of a new session: 16 characters, which sort by time.
-func NewID() string {
+func NewID() string { return newID(time.Now()) }
+
+// newID returns an id for a session that began at that time.
+func newID(start time.Time) string {
 	var b [10]byte // 48 bits of ms since 1970, 32 random bits
-	binary.BigEndian.PutUint64(b[:8], uint64(time.Now().UnixMilli())<<16)
+	binary.BigEndian.PutUint64(b[:8], uint64(max(0, start.UnixMilli()))<<16)
 	rand.Read(b[6:])
-	const alphabet = "0123456789abcdefghjkmnpqrstvwxyz" // Crockford's base 32
-	id := make([]byte, 0, 16)
+	return encodeID(b)
+}
+
+// timeOf returns the time that is in a session's id.
+func timeOf(id string) time.Time {
+	ms := int64(0)
+	for _, c := range []byte(id[:min(10, len(id))]) { // 50 bits, of which 48 are the time
+		ms = ms<<5 | int64(max(0, strings.IndexByte(idAlphabet, c)))
+	}
+	return time.UnixMilli(ms >> 2)
+}
+
+// idAt is not behind any id of a session that began at that time or later, and behind
+// all others.
+func idAt(start time.Time) string {
+	var b [10]byte
+	binary.BigEndian.PutUint64(b[:8], uint64(max(0, start.UnixMilli()))<<16)
+	return encodeID(b)
+}
+
+const idAlphabet = "0123456789abcdefghjkmnpqrstvwxyz" // Crockford's base 32
+
+func encodeID(b [10]byte) string {
+	id := make([]byte, 0, idSize)
 	bits, have := uint64(0), 0
 	for _, c := range b {
 		bits, have = bits<<8|uint64(c), have+8
 		for have >= 5 {
 			have -= 5
-			id = append(id, alphabet[bits>>have&31])
+			id = append(id, idAlphabet[bits>>have&31])
 		}
 	}
 	return string(id)
@@ -266,6 +300,8 @@ func NewID() string {
 // the next.
 type Source interface {
 	Sessions(ctx context.Context) iter.Seq2[Session, error]
+	// Find yields the sessions that a query finds.
+	Find(ctx context.Context, q Query) iter.Seq2[Session, error]
 	// Session returns [ErrNoSession] for one that is not on record.
 	Session(ctx context.Context, session string) (Session, error)
 	// Frames yields [ErrNoSession] for a session that is not on record. A block

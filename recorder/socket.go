@@ -22,7 +22,8 @@ import (
 
 // The socket of a broker speaks HTTP, and so does its API for auditors:
 //
-//	GET /sessions              a Session in JSON a line, newest first
+//	GET /sessions              a Session in JSON a line, newest first; those that fit
+//	                           the query (values of Query) if there is one
 //	GET /sessions/{id}         the Session in JSON
 //	GET /sessions/{id}/blocks  the Session in JSON and a newline, then for each
 //	                           block: its length (uvarint, never 0), its number
@@ -129,13 +130,28 @@ func (l *Log) serveSession(w http.ResponseWriter, r *http.Request) {
 }
 
 func (l *Log) serveSessions(w http.ResponseWriter, r *http.Request) {
+	q, err := queryOf(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	serveLines(l, w, r, l.Find(r.Context(), q), !q.isAll())
+}
+
+// serveLines writes values in JSON, each on a line; at once, if they come slowly.
+func serveLines[T any](l *Log, w http.ResponseWriter, r *http.Request, values iter.Seq2[T, error], slowly bool) {
 	e := json.NewEncoder(w)
-	for s, err := range l.Sessions(r.Context()) {
+	for v, err := range values {
 		if err != nil {
-			l.o.Log.Error("sessions cannot be listed", "error", err)
+			if r.Context().Err() == nil { // else nobody reads it any more
+				l.o.Log.Error("the log cannot be read", "error", err)
+			}
 			panic(http.ErrAbortHandler) // net/http's way to cut the answer
 		}
-		if e.Encode(s) != nil {
+		if e.Encode(v) != nil {
+			return
+		}
+		if slowly && http.NewResponseController(w).Flush() != nil {
 			return
 		}
 	}
@@ -167,16 +183,7 @@ func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request, s Session) {
 }
 
 func (l *Log) serveLeaves(w http.ResponseWriter, r *http.Request) {
-	e := json.NewEncoder(w)
-	for leaf, err := range l.Leaves(r.Context()) {
-		if err != nil {
-			l.o.Log.Error("the tree cannot be read", "error", err)
-			panic(http.ErrAbortHandler)
-		}
-		if e.Encode(leaf) != nil {
-			return
-		}
-	}
+	serveLines(l, w, r, l.Leaves(r.Context()), false)
 }
 
 func (l *Log) serveProof(w http.ResponseWriter, r *http.Request) {
@@ -343,6 +350,14 @@ func (r *remote) Checkpoint(ctx context.Context) ([]byte, error) {
 // Sessions implements [Source].
 func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 	return jsonLines[Session](ctx, r, "/sessions")
+}
+
+// Find implements [Source].
+func (r *remote) Find(ctx context.Context, q Query) iter.Seq2[Session, error] {
+	if err := q.Check(); err != nil {
+		return func(yield func(Session, error) bool) { yield(Session{}, err) }
+	}
+	return jsonLines[Session](ctx, r, "/sessions?"+q.values().Encode())
 }
 
 // Session implements [Source].

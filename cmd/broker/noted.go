@@ -113,6 +113,16 @@ func (n *notedSource) note(ctx context.Context, session string) error {
 	return nil
 }
 
+// Find implements [recorder.Source]. Who looks for a text reads frames.
+func (n *notedSource) Find(ctx context.Context, q recorder.Query) iter.Seq2[recorder.Session, error] {
+	if len(q.Text) == 0 {
+		return n.Source.Find(ctx, q)
+	}
+	return afterNote(n, recorder.ReadsAll(ctx), "", func(ctx context.Context, _ string) iter.Seq2[recorder.Session, error] {
+		return n.Source.Find(ctx, q)
+	})
+}
+
 // Frames implements [recorder.Source].
 func (n *notedSource) Frames(ctx context.Context, session string) iter.Seq2[recorder.Frame, error] {
 	return afterNote(n, ctx, session, n.Source.Frames)

@@ -97,7 +97,8 @@ func (v *verification) run(ctx context.Context) error {
 			}
 			older = &c
 		}
-		r, err = recorder.VerifyLog(recorder.ReadsAll(ctx), src, key, older, v.progress())
+		show := progress(v.err)
+		r, err = recorder.VerifyLog(recorder.ReadsAll(ctx), src, key, older, func(n int) { show("%d sessions", n) })
 	}
 	if err != nil {
 		return err
@@ -128,21 +129,6 @@ func (v *verification) verifier() (string, error) {
 		return "", err
 	}
 	return string(bytes.TrimSpace(text)), nil
-}
-
-// progress shows how far a long verification is, on a terminal.
-func (v *verification) progress() func(int) {
-	f, ok := v.err.(*os.File)
-	if !ok || !isTerminal(f) {
-		return nil
-	}
-	last := time.Now()
-	return func(n int) {
-		if time.Since(last) > 200*time.Millisecond {
-			last = time.Now()
-			fmt.Fprintf(f, "\r%d sessions…\x1b[K\r", n)
-		}
-	}
 }
 
 // print prints what has been found.

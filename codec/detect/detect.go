@@ -142,11 +142,13 @@ func (f *Finder) Near(text []byte, near func(at int)) bool {
 		}
 		x.find(text, f)
 	}
-	if len(f.signed) > 0 {
-		for at := nextSign(text, 0); at >= 0; at = nextSign(text, at+1) {
-			near(at)
+	if vector && len(text) >= longText {
+		if len(f.signed) > 0 || f.at != 0 {
+			f.scan(text)
 		}
+		return true
 	}
+	f.bySigns(text)
 	if f.at == 0 {
 		return true
 	}
@@ -208,6 +210,10 @@ func (f *Finder) bySigns(text []byte) {
 
 // signAt looks around the @ at i.
 func (f *Finder) signAt(text []byte, i int) {
+	if f.near != nil {
+		f.near(i)
+		return
+	}
 	for j := range f.signed {
 		w := &f.signed[j]
 		if from, to := w.bySign(text, i, w.done); to > 0 {

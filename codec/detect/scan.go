@@ -87,7 +87,8 @@ const (
 	windowMask  = (1<<windowStep - 1) << windowFirst
 )
 
-// scan is bySigns and byDigits, for a long text.
+// scan is bySigns and byDigits, for a long text. Where f.near is set, places are only
+// told of.
 func (f *Finder) scan(text []byte) {
 	for i := range f.digits {
 		f.digits[i].done = 0
@@ -112,8 +113,15 @@ func (f *Finder) scan(text []byte) {
 				break
 			}
 			places := f.places(c, offset)
+			if f.near != nil {
+				places |= exponents(c, offset, text, place-windowFirst)
+			}
 			for ; places != 0; places &= places - 1 {
-				f.digitsAt(text, place-windowFirst+bits.TrailingZeros64(places))
+				if i := place - windowFirst + bits.TrailingZeros64(places); f.near != nil {
+					f.near(i)
+				} else {
+					f.digitsAt(text, i)
+				}
 			}
 			place += windowStep
 		}
@@ -157,7 +165,11 @@ func (f *Finder) places(c *classified, offset int) (p uint64) {
 	}
 	if f.at&behindLetters != 0 {
 		letter := binary.LittleEndian.Uint64(c[rowLetter][offset:])
-		p |= d2 & (letter << 1) & (letter << 2) &^ ((letter | d) << 3) // DE89
+		code := d2 & (letter << 1) & (letter << 2) // DE89
+		if f.near == nil {                         // else \nDE89 is one, too
+			code &^= (letter | d) << 3
+		}
+		p |= code
 	}
 	if f.at&behindPlus != 0 {
 		p |= binary.LittleEndian.Uint64(c[rowPlus][offset:]) << 1
@@ -170,6 +182,19 @@ func (f *Finder) places(c *classified, offset int) (p uint64) {
 		}
 	}
 	return p&start&windowMask | colons
+}
+
+// exponents returns where in the window a number ends and has an exponent behind it;
+// the window begins at that offset of text. The number may be one by digits that is
+// written otherwise.
+func exponents(c *classified, offset int, text []byte, start int) (p uint64) {
+	d, letter := binary.LittleEndian.Uint64(c[rowDigit][offset:]), binary.LittleEndian.Uint64(c[rowLetter][offset:])
+	for ends := d & (letter >> 1) & windowMask; ends != 0; ends &= ends - 1 {
+		if n := bits.TrailingZeros64(ends); text[start+n+1]|0x20 == 'e' {
+			p |= 1 << n
+		}
+	}
+	return p
 }
 
 // numbers returns where there are one to three digits and then something of mark.
