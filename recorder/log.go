@@ -35,6 +35,9 @@ type Options struct {
 	Log  *slog.Logger // if nil, nothing is logged
 	Key  string       // that signs checkpoints, as of OpenKey; if empty, nothing is signed
 	Sync Sync         // when what is on record is flushed to the disk
+	// Encryption is what the key is wrapped by that the log is encrypted with; if
+	// empty, the log itself says it, and a new one is not encrypted.
+	Encryption string
 	// Originals are whom what came is sealed to where something else is on record; if
 	// empty, it is not kept.
 	Originals []age.Recipient
@@ -101,20 +104,21 @@ type Log struct {
 func Open(o Options) (*Log, error) {
 	o.Free, o.segment = cmp.Or(o.Free, defaultFree), cmp.Or(o.segment, segmentSessions)
 	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
+		o.Log = silent
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	db, err := openBadger(o)
-	switch {
-	case err == nil:
-	case strings.Contains(err.Error(), "Cannot acquire directory lock") && !errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("open log %s: %w", o.Dir, ErrInUse)
-	default:
-		if errno := syscall.Errno(0); !errors.As(err, &errno) {
-			err = fmt.Errorf("%w: %w", ErrBroken, err)
-		}
+	key, err := openEncryption(o.Dir, o.Encryption)
+	if err != nil {
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+	}
+	db, err := openBadger(badgerOptions(o, key))
+	if err != nil {
+		return nil, notOpened(o.Dir, err)
+	}
+	if err := os.RemoveAll(rewriting(o.Dir)); err != nil { // of a Reencrypt that was killed
+		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
@@ -149,9 +153,9 @@ func Open(o Options) (*Log, error) {
 // openBadger opens the database. A process that died, or had no room, between making
 // a file and filling it leaves an empty one, at which Badger fails; but then it is
 // filled, and the next attempt finds it in order.
-func openBadger(o Options) (db *badger.DB, err error) {
+func openBadger(o badger.Options) (db *badger.DB, err error) {
 	for range 4 {
-		if db, err = badger.Open(badgerOptions(o)); err == nil || !strings.Contains(err.Error(), z.NewFile.Error()) {
+		if db, err = badger.Open(o); err == nil || !strings.Contains(err.Error(), z.NewFile.Error()) {
 			break
 		}
 	}
@@ -181,8 +185,32 @@ func (l *Log) syncNowAndThen() {
 	}
 }
 
-func badgerOptions(o Options) badger.Options {
+// silent logs nothing.
+var silent = slog.New(slog.DiscardHandler)
+
+// notOpened is the error of a log that cannot be opened.
+func notOpened(dir string, err error) error {
+	switch {
+	case strings.Contains(err.Error(), "Cannot acquire directory lock") && !errors.Is(err, fs.ErrPermission):
+		err = ErrInUse
+	case errors.Is(err, badger.ErrEncryptionKeyMismatch): // its file is another log's, or is missing
+		err = fmt.Errorf("%w: %s is not this log's", ErrEncryption, encryptionFile)
+	default:
+		if errno := syscall.Errno(0); !errors.As(err, &errno) {
+			err = fmt.Errorf("%w: %w", ErrBroken, err)
+		}
+	}
+	return fmt.Errorf("open log %s: %w", dir, err)
+}
+
+// badgerOptions are those of a log with that key, or, if it is nil, without one.
+func badgerOptions(o Options, key []byte) badger.Options {
+	cache := int64(0)
+	if key != nil { // Badger must have one, then
+		cache = 8 << 20
+	}
 	return badger.DefaultOptions(o.Dir).
+		WithEncryptionKey(key).
 		WithLogger(badgerLog{o.Log}).
 		WithSyncWrites(o.Sync == SyncAlways). // mapped: survives the process
 		WithDetectConflicts(false).
@@ -197,7 +225,7 @@ func badgerOptions(o Options) badger.Options {
 		WithValueLogFileSize(256 << 20).
 		WithMemTableSize(16 << 20).
 		WithNumMemtables(3).
-		WithBlockCacheSize(0).
+		WithBlockCacheSize(cache).
 		WithIndexCacheSize(16 << 20).
 		WithNumCompactors(2)
 }

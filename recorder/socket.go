@@ -245,11 +245,9 @@ func OpenSource(data string) (Source, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("recordings in %s: %w", data, err)
 	}
-	key := "" // of a log that has none yet, nothing is signed here
-	if _, err := os.Stat(filepath.Join(data, keyFile)); err == nil {
-		if key, err = OpenKey(data); err != nil {
-			return nil, err
-		}
+	key, err := existingKey(data)
+	if err != nil {
+		return nil, err
 	}
 	for deadline := time.Now().Add(3 * time.Second); ; {
 		if src, err := DialSource(data); err == nil {
@@ -265,6 +263,15 @@ func OpenSource(data string) (Source, error) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// existingKey is OpenKey that makes none: of a log that has no key yet, nothing is
+// signed here.
+func existingKey(data string) (string, error) {
+	if _, err := os.Stat(filepath.Join(data, keyFile)); err != nil {
+		return "", nil
+	}
+	return OpenKey(data)
 }
 
 // A remote is the Source of a broker that runs.

@@ -126,8 +126,14 @@ type callFile struct {
 }
 
 type recordingFile struct {
-	Sync      string        `yaml:"sync"`
-	Originals originalsFile `yaml:"originals"`
+	Sync       string         `yaml:"sync"`
+	Originals  originalsFile  `yaml:"originals"`
+	Encryption encryptionFile `yaml:"encryption"`
+}
+
+// encryptionFile is what wraps the key of the log.
+type encryptionFile struct {
+	Key string `yaml:"key"`
 }
 
 // originalsFile is whom unmasked frames are sealed to.
@@ -289,6 +295,14 @@ func (c *brokerConfig) readRecording() error {
 		return c.errorAt("recording.sync", errors.New("must be always, interval or none"))
 	}
 	c.sync = sync
+	if key := &c.Recording.Encryption.Key; *key != "" {
+		if path, ok := strings.CutPrefix(*key, "file:"); ok {
+			*key = "file:" + c.resolve(path)
+		}
+		if err := recorder.CheckWrapper(*key); err != nil {
+			return c.errorAt("recording.encryption.key", err)
+		}
+	}
 	texts := make([]string, len(c.Recording.Originals.Recipients))
 	for i, text := range c.Recording.Originals.Recipients {
 		at := fmt.Sprintf("recording.originals.recipients[%d]", i)

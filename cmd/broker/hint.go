@@ -26,6 +26,10 @@ func hint(err error) string {
 		return `another process holds the port (ss -ltnp); or set "listen" in the configuration`
 	case errors.Is(err, recorder.ErrNoSession):
 		return "broker sessions lists what is on record"
+	case errors.Is(err, recorder.ErrEncryption):
+		return "bring back what wraps it; if recording.encryption.key has changed: broker log rotate-key --old OLD --key NEW"
+	case errors.Is(err, recorder.ErrNotEncrypted):
+		return "broker log encrypt writes it anew, encrypted"
 	case errors.Is(err, recorder.ErrNotRecipient):
 		return "name the key of one of recording.originals.recipients with --identity"
 	case errors.Is(err, recorder.ErrNoOriginal):

@@ -123,7 +123,10 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 	}
 	key, err := recorder.OpenKey(config.Data)
 	if err == nil {
-		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync, Originals: config.sealTo, Read: in.recordReading})
+		err = config.checkEncryption()
+	}
+	if err == nil {
+		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync, Encryption: config.Recording.Encryption.Key, Originals: config.sealTo, Read: in.recordReading})
 	}
 	if err != nil {
 		in.listener.Close()
@@ -176,6 +179,19 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 	})
 	in.broker.SetAuditors(config.auditors())
 	return in, nil
+}
+
+// checkEncryption refuses a log that is encrypted where the configuration says
+// nothing of it: who has taken it out means something by it.
+func (c *brokerConfig) checkEncryption() error {
+	by, err := recorder.EncryptedBy(filepath.Join(c.Data, "log"))
+	if err == nil && by != "" && c.Recording.Encryption.Key == "" {
+		err = hinted{
+			fmt.Errorf("the log in %s is encrypted, and %s says nothing of it", c.Data, c.path),
+			fmt.Sprintf("set recording.encryption.key to %s; or write the log anew: broker log decrypt", by),
+		}
+	}
+	return err
 }
 
 // recordReading puts on record that recordings are read through the socket.

@@ -1,0 +1,269 @@
+package recorder
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// secretFile makes a key in a file.
+func secretFile(t testing.TB) string {
+	t.Helper()
+	var key [keySize]byte
+	rand.Read(key[:])
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(base64.StdEncoding.EncodeToString(key[:])+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return "file:" + path
+}
+
+// A text that no block has compressed.
+const marker = "jNx7Qz1plaintextKw0Vt3"
+
+// writeMarked records sessions in a data folder, and returns the last.
+func writeMarked(t testing.TB, data, by string) (session string) {
+	t.Helper()
+	key, err := OpenKey(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(Options{Dir: filepath.Join(data, "log"), Key: key, Encryption: by})
+	if err != nil {
+		t.Fatal(err)
+	}
+	noise := make([]byte, 64<<10) // so that a block is long, and goes to the value log
+	rand.Read(noise)
+	for _, frame := range []string{marker, marker + base64.StdEncoding.EncodeToString(noise)} {
+		r := start(t, l)
+		if err := errors.Join(r.Append(Frame{Bytes: []byte(frame)}), r.End(Ended, "")); err != nil {
+			t.Fatal(err)
+		}
+		session = r.ID()
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return session
+}
+
+func holds(t testing.TB, dir, text string) bool {
+	t.Helper()
+	found := false
+	files, err := filepath.Glob(filepath.Join(dir, "log", "*"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = found || bytes.Contains(b, []byte(text))
+	}
+	return found
+}
+
+// reads fails if a data folder does not replay and verify a session.
+func reads(t testing.TB, data, session string) {
+	t.Helper()
+	src, err := OpenSource(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	var out bytes.Buffer
+	if err := Replay(t.Context(), &out, src, session, View{}); err != nil || !strings.HasPrefix(out.String(), marker) {
+		t.Errorf("replayed %.40q, %v", out.String(), err)
+	}
+	verifier, err := ReadVerifier(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := VerifyLog(t.Context(), src, verifier, nil, nil); err != nil || len(r.Faults) > 0 || r.Sessions < 2 {
+		t.Errorf("verified %+v, %v", r, err)
+	}
+}
+
+func TestEncryption(t *testing.T) {
+	plain := t.TempDir()
+	writeMarked(t, plain, "")
+	if !holds(t, plain, marker) || !holds(t, plain, "s/0") {
+		t.Fatal("the marker is not what is on the disk without encryption")
+	}
+	data, by := t.TempDir(), secretFile(t)
+	session := writeMarked(t, data, by)
+	for _, text := range []string{marker, session, "ada"} {
+		if holds(t, data, text) {
+			t.Errorf("the disk holds %q", text)
+		}
+	}
+	reads(t, data, session) // the log says itself where its key is
+	dir := filepath.Join(data, "log")
+	if got, err := EncryptedBy(dir); got != by || err != nil {
+		t.Errorf("encrypted by %q, %v", got, err)
+	}
+
+	// The key in another place, then a wrong one, and none.
+	path := strings.TrimPrefix(by, "file:")
+	moved := path + ".moved"
+	if err := os.Rename(path, moved); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenSource(data); !errors.Is(err, ErrEncryption) || !strings.Contains(err.Error(), path) {
+		t.Errorf("without its key: %v", err)
+	}
+	if l, err := Open(Options{Dir: dir, Encryption: "file:" + moved}); err != nil {
+		t.Error(err)
+	} else {
+		l.Close()
+	}
+	reads(t, data, session)
+	if _, err := Open(Options{Dir: dir, Encryption: secretFile(t)}); !errors.Is(err, ErrEncryption) {
+		t.Errorf("with a wrong key: %v", err)
+	}
+	if err := os.Rename(filepath.Join(dir, encryptionFile), filepath.Join(data, "x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Options{Dir: dir}); !errors.Is(err, ErrEncryption) {
+		t.Errorf("without the file that has it: %v", err)
+	}
+	if _, err := Open(Options{Dir: dir, Encryption: by}); !errors.Is(err, ErrNotEncrypted) {
+		t.Errorf("with another file in its place: %v", err)
+	}
+	if _, err := Open(Options{Dir: filepath.Join(plain, "log"), Encryption: secretFile(t)}); !errors.Is(err, ErrNotEncrypted) {
+		t.Errorf("a log without encryption: %v", err)
+	}
+	for _, bad := range []string{"hunter2", "file:relative", "gcpkms://x", "gcpkms://projects/p/locations/l/keyRings/r/cryptoKeys/k?endpoint=http://example.com"} {
+		if err := CheckWrapper(bad); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+func TestRotateEncryption(t *testing.T) {
+	data, by := t.TempDir(), secretFile(t)
+	session := writeMarked(t, data, by)
+	next := secretFile(t)
+	if err := RotateEncryption(filepath.Join(data, "log"), secretFile(t), next); !errors.Is(err, ErrEncryption) {
+		t.Errorf("with a wrong old key: %v", err)
+	}
+	if err := RotateEncryption(filepath.Join(data, "log"), "", "file:/nowhere"); err == nil {
+		t.Error("rotated to a key that is not there")
+	}
+	reads(t, data, session)
+	if err := RotateEncryption(filepath.Join(data, "log"), "", next); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(strings.TrimPrefix(by, "file:")); err != nil { // the old one is not needed
+		t.Fatal(err)
+	}
+	reads(t, data, session)
+}
+
+// TestReencrypt writes a log anew with encryption, with another key, and without.
+func TestReencrypt(t *testing.T) {
+	data := t.TempDir()
+	session := writeMarked(t, data, "")
+	last := ""
+	for n, by := range []string{secretFile(t), secretFile(t), ""} {
+		// What a killed one leaves is in nobody's way.
+		if err := os.MkdirAll(filepath.Join(rewriting(filepath.Join(data, "log")), "x"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := Reencrypt(data, by, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := EncryptedBy(filepath.Join(data, "log")); got != by || err != nil {
+			t.Errorf("%d: encrypted by %q, %v", n, got, err)
+		}
+		if holds(t, data, marker) != (by == "") {
+			t.Errorf("%d: whether the marker is on the disk is wrong", n)
+		}
+		reads(t, data, session)
+		if last != "" {
+			os.Remove(strings.TrimPrefix(last, "file:"))
+			reads(t, data, session)
+		}
+		last = by
+	}
+	if _, err := os.Stat(rewriting(filepath.Join(data, "log"))); err == nil {
+		t.Error("the log that was is still there")
+	}
+	l := open(t, Options{Dir: filepath.Join(data, "log")})
+	defer l.Close()
+	if err := Reencrypt(data, secretFile(t), nil); !errors.Is(err, ErrInUse) {
+		t.Errorf("of a log in use: %v", err)
+	}
+}
+
+// TestKMS plays Google's KMS.
+func TestKMS(t *testing.T) {
+	const name = "projects/p/locations/l/keyRings/r/cryptoKeys/k"
+	denied, corrupt := false, false
+	key := []byte(strings.Repeat("k", keySize))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var in struct {
+			Plaintext, Ciphertext, AdditionalAuthenticatedData []byte
+		}
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || denied {
+			w.WriteHeader(403)
+			fmt.Fprint(w, `{"error":{"code":403,"status":"PERMISSION_DENIED","message":"no"}}`)
+			return
+		}
+		aead := newAEAD(key)
+		switch r.URL.Path {
+		case "/v1/" + name + ":encrypt":
+			out := aead.Seal(nil, make([]byte, 12), in.Plaintext, in.AdditionalAuthenticatedData)
+			sum := crcOf(out)
+			if corrupt {
+				sum++
+			}
+			json.NewEncoder(w).Encode(map[string]any{"ciphertext": out, "ciphertextCrc32c": sum, "verifiedPlaintextCrc32c": true, "verifiedAdditionalAuthenticatedDataCrc32c": true})
+		case "/v1/" + name + ":decrypt":
+			out, err := aead.Open(nil, make([]byte, 12), in.Ciphertext, in.AdditionalAuthenticatedData)
+			if err != nil {
+				w.WriteHeader(400)
+				return
+			}
+			json.NewEncoder(w).Encode(map[string]any{"plaintext": out, "plaintextCrc32c": crcOf(out)})
+		default:
+			w.WriteHeader(404)
+		}
+	}))
+	defer server.Close()
+	k, err := newKMS(kmsScheme + name + "?endpoint=" + server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.client = func() (*http.Client, error) { return server.Client(), nil }
+	secret := []byte(strings.Repeat("s", keySize))
+	wrapped, err := k.wrap(secret)
+	if err != nil || bytes.Contains(wrapped, secret) {
+		t.Fatalf("%q, %v", wrapped, err)
+	}
+	if got, err := k.unwrap(wrapped); err != nil || !bytes.Equal(got, secret) {
+		t.Errorf("%q, %v", got, err)
+	}
+	wrapped[0] ^= 1
+	if _, err := k.unwrap(wrapped); err == nil {
+		t.Error("what was changed opens")
+	}
+	corrupt = true
+	if _, err := k.wrap(secret); err == nil {
+		t.Error("a wrong checksum is good")
+	}
+	denied = true
+	if _, err := k.unwrap(wrapped); err == nil || !strings.Contains(err.Error(), "403 PERMISSION_DENIED") {
+		t.Errorf("denied: %v", err)
+	}
+}
