@@ -148,6 +148,27 @@ var refusedInPieces = map[string]bool{
 	"too many escapes within escapes":                  true,
 }
 
+// TestFlowNames checks that a value of a long object is looked at with its name, though
+// nothing was found in the same one before.
+func TestFlowNames(t *testing.T) {
+	for _, tt := range []struct{ name, value, mark string }{
+		{"ssn", "123456789", "us_ssn"},
+		{"twitter_key", "a8Xk2Pq9Lm4Zs7Vt1Wy6", "secrets"},
+	} {
+		in := `{"a":"` + tt.value + `","b":["` + tt.value + `","` + tt.value + `"],"c":"` + strings.Repeat("lorem ipsum ", 60) + `","` + tt.name + `":"%s"}`
+		m := newMasker(detect.Names()...)
+		m.SetSizes(512, 96, 40)
+		line, want := result(fmt.Sprintf(in, tt.value)), result(fmt.Sprintf(in, "[masked:"+tt.mark+"]"))
+		got, _, ok, err := flow(m, &choppy{append(line, '\n'), []byte{50}, 0}, 48)
+		if !ok || err != nil {
+			t.Fatalf("long %v, error %v", ok, err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: got %s", tt.name, got)
+		}
+	}
+}
+
 // TestFlow sends long frames through, as they are and with something to be found.
 func TestFlow(t *testing.T) {
 	text := strings.Repeat("The quick brown fox, \u00e9t\u00e9.\n", 40<<10)

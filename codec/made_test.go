@@ -101,6 +101,8 @@ func (g *maker) quote(s string) string {
 		return strings.NewReplacer("4", `\u0034`, "é", `\u00e9`, "\U0001f600", `\ud83d\ude00`, " ", `\u0020`).Replace(string(q))
 	case 3:
 		return strings.ReplaceAll(string(q), "lorem", `l\ud800rem`)
+	case 4: // and the names of what is secret are hidden
+		return strings.NewReplacer("key", `k\u0065y`, "ssw", `s\u0073w`, "ssn", `\u0073sn`).Replace(string(q))
 	}
 	return string(q)
 }

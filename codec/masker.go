@@ -401,8 +401,9 @@ type place struct {
 	name   []byte // of the member whose value it is; nil if it is none's
 	area   area
 	states int  // m.states from here on are its own
-	from   int  // where its name begins, if it has one
+	from   int  // where its name begins, if it has one; where the value does, if that is all of m.b
 	late   bool // it is not looked at in order
+	hidden bool // its name has escapes that no hint sees through
 	field  bool // it is masked whatever it is
 }
 
@@ -428,7 +429,7 @@ func (m *Masker) walk(i int, p place) int {
 		return i + 1
 	case '"':
 		end, escaped := stringEnd(m.b, i)
-		if escaped == others || p.field || p.late || !m.hints.none(p.begin(i), end) {
+		if escaped == others || p.field || p.late || p.hidden || !m.hints.none(p.begin(i), end) {
 			m.again(i, end, p)
 		}
 		return end
@@ -485,7 +486,7 @@ func (m *Masker) object(i int, p place) int {
 		if escaped == unescaped && m.hints.known {
 			t.learn(m.b[nameStart:i], k, name)
 		}
-		inner := place{name: name, from: nameStart, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
+		inner := place{name: name, from: nameStart, hidden: escaped == others, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
 		m.states = m.fields.member(m.states, p.states, name)
 		end := 0
 		switch c := m.b[i]; {
@@ -737,7 +738,7 @@ func (m *Masker) num(start, end int, p place) {
 		}
 		return
 	}
-	if m.hints.none(p.begin(start), end) {
+	if !p.hidden && m.hints.none(p.begin(start), end) {
 		return
 	}
 	base := len(m.spans)
@@ -795,10 +796,11 @@ func appendInteger(dst, raw []byte) []byte {
 }
 
 // again looks at the string m.b[start:end], unless nothing was found in the same one
-// before.
+// under the same name before.
 func (m *Masker) again(start, end int, p place) {
 	raw, whole := m.b[start:end], m.b[p.begin(start):end]
-	if p.field || p.late || len(raw) > m.sizes.value || len(whole) > len(m.strings[0].text) {
+	unnamed := p.name != nil && p.from == start // whole would be what it is without a name
+	if unnamed || p.field || p.late || len(raw) > m.sizes.value || len(whole) > len(m.strings[0].text) {
 		m.str(start, end, p)
 		return
 	}

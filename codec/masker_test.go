@@ -139,6 +139,19 @@ func TestMaskBlobAmongRows(t *testing.T) {
 	}
 }
 
+// TestMaskLeastBlob checks the same of JSON in a string that is no longer than it has to be.
+func TestMaskLeastBlob(t *testing.T) {
+	rows := strings.Repeat(`{"p":"a","q":"b"},`, 60)
+	for _, mime := range []string{"+xml", "text/", "text/x", "text/csv"} {
+		in := func(blob string) []byte {
+			return result(`{"rows":[` + rows + `"{\"blob\":\"` + blob + `\",\"mimeType\":\"` + mime + `\"}"]}`)
+		}
+		if got, _ := mask(t, newMasker("email"), in(base64Of("a@b.de"))); got != string(in(base64Of("[masked:email]"))) {
+			t.Errorf("%s: got %s", mime, got)
+		}
+	}
+}
+
 func base64Of(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
 func TestFields(t *testing.T) {
@@ -256,7 +269,7 @@ type blind struct{ *detect.Finder }
 func (blind) Near([]byte, func(int)) bool { return false }
 
 // FuzzHints checks that nothing is lost where strings are short and only those
-// are looked at near which something may be.
+// are looked at near which something may be. What is no JSON is a program that makes some.
 func FuzzHints(f *testing.F) {
 	f.Add(`{"a":"x \u0061da@example.com","b":[4111111111111111,"{\"c\":\"d@e.fr\"}"]}`)
 	f.Add(`{"password":"hunter2-Xyz9","t":"\nAKIAQ3EGRIOL7PZ5TXWM\t","ssn":123456789,"n":4.111111111111111e15}`)
@@ -265,10 +278,15 @@ func FuzzHints(f *testing.F) {
 	f.Add(`[{"id":1,"name":"x","at":null},{"id":2,"name":"ada@example.com","at":null}, {"id":4111111111111111,"name":"\"","ssn":"123-45-6789"}]`)
 	f.Add(`[{"a":1,"type":"image","data":"YWRhQGV4YW1wbGUuY29t"},{"a":2,"type":"text","data":"a@b.de"},{"a":3,"mimeType":"text/plain","blob":"YWRhQGV4YW1wbGUuY29t"}]`)
 	f.Add(`["a\nDE89370400440532013000","\t10.0.0.1","1.10.0.0.1","\"fe80::1:2","b\n+44 20 7946 0958",{"ssn":1.23456789e8,"n":41111111111111110e-1}]`)
+	f.Add(`[{"ke\u0079":"a8Xk2Pq9Lm4Zs7Vt1Wy6","passwor\u0064":"image/png","\u0073sn":123456789},{"\u0070assword":12345678,"s\/n":"123456789"}]`)
+	f.Add(`[{"note":"{\"blob\":\"YUBiLmRl\",\"mimeType\":\"+xml\"}"},{"note":"x\"y"}]`)
 	padding := strings.TrimSuffix(strings.Repeat(`"pad",1,`, 60), ",")
 	names := detect.Names()
 	seeing, unseeing := newMasker(names...), codec.NewMasker(blind{newFinder(names...)}, nil)
 	f.Fuzz(func(t *testing.T, raw string) {
+		if !json.Valid([]byte(raw)) {
+			raw = made([]byte(raw))
+		}
 		var p codec.Parser
 		line := result(`{"rows":[` + padding + `],"v":` + raw + `,"t":` + string(must(json.Marshal(`[`+padding+`,`+raw+`]`))) + `}`)
 		frame, err := p.Parse(line, codec.S2C)

@@ -10,17 +10,17 @@ import (
 // that is long for its result, as far as can be told, and the id that it answers,
 // if that is in front of the result. [Parser.Flow] can take it.
 func (r *Reader) Long() (id []byte, ok bool) {
-	_, id, ok = longResult(r.buf[r.start:])
+	_, id, ok = longResult(&scanner{}, r.buf[r.start:])
 	return id, ok
 }
 
 // longResult returns the offset of the result that the beginning of a frame goes
 // on in. A frame that is written in an unusual way has none.
-func longResult(line []byte) (at int, id []byte, ok bool) {
+func longResult(s *scanner, line []byte) (at int, id []byte, ok bool) {
 	if line[0] != '{' {
 		return 0, nil, false
 	}
-	s := &scanner{b: line}
+	s.reset(line)
 	for i := 1; ; i++ {
 		i = blanks(line, i)
 		name := plainName(line, i)
@@ -74,7 +74,7 @@ const maxTail = 64 << 10
 // would cost too much: then r is behind it. rest is what has arrived of either
 // and was not delivered.
 func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(part []byte, findings []Finding) error) (f *Frame, rest []byte, err error) {
-	at, id, ok := longResult(r.buf[r.start:])
+	at, id, ok := longResult(&p.s, r.buf[r.start:])
 	id = bytes.Clone(id)
 	if !ok {
 		return nil, nil, errors.New("codec: not a long response")

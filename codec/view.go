@@ -87,6 +87,10 @@ func skipString(b []byte, i int) int {
 // its end is worth its start.
 const shortString = 48
 
+// leastBlob is less than a string has, in bytes, that is JSON with the base64 of a text
+// in it. That hides what it stands for.
+const leastBlob = 40
+
 // An escapes says what escapes a string may have.
 type escapes uint8
 
@@ -108,6 +112,9 @@ func stringEnd(b []byte, i int) (end int, escaped escapes) {
 			continue
 		}
 		if i += bits.TrailingZeros64(stop) / 8; b[i] == '"' {
+			if escaped == quotes && i-start >= leastBlob {
+				escaped = others
+			}
 			return i + 1, escaped
 		}
 		if i+1 < len(b) && (b[i+1] == '"' || b[i+1] == 'n' || b[i+1] == 't' || b[i+1] == 'r') {
