@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"filippo.io/age"
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,12 @@ type Options struct {
 	Log  *slog.Logger // if nil, nothing is logged
 	Key  string       // that signs checkpoints, as of OpenKey; if empty, nothing is signed
 	Sync Sync         // when what is on record is flushed to the disk
+	// Originals are whom what came is sealed to where something else is on record; if
+	// empty, it is not kept.
+	Originals []age.Recipient
+	// Read is told of each Reading through the socket, before it. An error refuses it;
+	// if Read is nil, nobody is told.
+	Read func(context.Context, Reading) error
 
 	segment int // sessions of a segment of the index; if zero, segmentSessions, else at most as many
 }
@@ -388,6 +395,9 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	s.State = Running
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
 	r := &Recording{log: l, session: s, head: firstHash(s.ID)}
+	if l.KeepsOriginals() {
+		r.sealer = &sealer{session: s.ID, to: l.o.Originals}
+	}
 	b, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -417,6 +427,7 @@ type Recording struct {
 	head    hash    // of the last
 	open    [2]bool // by direction: more of a frame is to come
 	err     error   // of an append; sticky, for what is on record behind it is uncertain
+	sealer  *sealer // of originals; nil: none are kept
 
 	changed chan struct{} // closed at the next append, or at the end; nil: nobody waits
 }
@@ -442,6 +453,13 @@ func (r *Recording) Append(frames ...Frame) error {
 	defer r.mu.Unlock()
 	if r.err != nil {
 		return r.err
+	}
+	if r.sealer != nil {
+		var err error
+		if frames, err = r.sealer.add(frames); err != nil {
+			r.err = err
+			return err
+		}
 	}
 	now := time.Now()
 	for i := range frames {
@@ -483,6 +501,7 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 	defer r.mu.Unlock()
 	r.session.State, r.session.Reason, r.session.End = state, reason, end.Round(0)
 	r.session.Blocks, r.session.Head = int64(r.next), hex.EncodeToString(r.head[:])
+	r.sealer = nil // and its key with it
 	defer r.wake()
 	return r.finish()
 }
@@ -555,7 +574,7 @@ func (l *Log) recover() error {
 			return err
 		}
 		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
-		s.C2S, s.S2C, s.Blocked, s.Masked, s.Approved, s.Findings, s.Observed = Count{}, Count{}, 0, 0, 0, nil, nil
+		s.C2S, s.S2C, s.Blocked, s.Masked, s.Approved, s.Originals, s.Findings, s.Observed = Count{}, Count{}, 0, 0, 0, 0, nil, nil
 		for f, err := range l.frames(context.Background(), s) {
 			if err == nil {
 				s.count(&f)

@@ -83,6 +83,8 @@ type Session struct {
 	Approved  int64     `json:"approved,omitempty"` // calls that somebody approved, each by itself
 
 	Findings map[string]int64 `json:"findings,omitempty"` // by detector
+	// Originals counts what is sealed for whom the unmasked frames are kept.
+	Originals int64 `json:"originals,omitempty"`
 	// Observed counts frames by what an observing rule says of them: deny, approval
 	// or mask.
 	Observed map[string]int64 `json:"observed,omitempty"`
@@ -119,6 +121,11 @@ func (s *Session) count(f *Frame) {
 		s.noted[f.Direction] = false
 		return
 	case Aliased:
+		return
+	case Sealed:
+		if len(f.Bytes) > 0 && f.Bytes[0] == sealedOriginal {
+			s.Originals++
+		}
 		return
 	case Found:
 		var found []codec.Finding
@@ -191,12 +198,15 @@ const (
 	// Noted is no frame: it is a Note in JSON, of the frame that follows, or of the
 	// next part of it.
 	Noted
+	// Sealed is no frame: it is the original of the frame that follows, or a key of
+	// originals, sealed; see originals.go.
+	Sealed
 )
 
-var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased", "found", "cut", "noted"}
+var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased", "found", "cut", "noted", "sealed"}
 
 // IsFrame reports whether a record with this verdict is a frame, or a part of one.
-func (v Verdict) IsFrame() bool { return v != Aliased && v != Found && v != Noted }
+func (v Verdict) IsFrame() bool { return v != Aliased && v != Found && v != Noted && v != Sealed }
 
 // passes reports whether what has this verdict reached somebody.
 func (v Verdict) passes() bool { return v.IsFrame() && v != Blocked }
@@ -231,6 +241,9 @@ type Frame struct {
 	Verdict   Verdict
 	Time      time.Time // when it was recorded; Append fills it in
 	Bytes     []byte    // as delivered, or, if blocked, as received; without its newline
+	// Original is what has come where Bytes are something else, if that is kept: Append
+	// seals it (Options.Originals). On record it is in front of the frame, Sealed.
+	Original []byte
 	// More: these are not all the bytes of a frame that went on record as it arrived;
 	// they go on in the next Frame of the direction that is neither Found, Noted nor Blocked.
 	// If there is none, that is what was delivered of it when the broker died.
@@ -354,7 +367,7 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 			if err := out.Flush(); err != nil {
 				return fmt.Errorf("write replay: %w", err)
 			}
-		case errors.Is(err, ErrDamaged):
+		case errors.Is(err, ErrDamaged), errors.Is(err, ErrNoOriginal):
 			damaged = errors.Join(damaged, err)
 		case err != nil:
 			return errors.Join(out.Flush(), fmt.Errorf("session %s: %w", session, err))

@@ -12,6 +12,7 @@ import (
 
 	"example.com/broker/broker/policy"
 	"example.com/broker/broker/trial"
+	"example.com/broker/recorder"
 	"github.com/spf13/cobra"
 )
 
@@ -90,7 +91,7 @@ func (p *policyTrial) run(ctx context.Context) error {
 	defer src.Close()
 	show := progress(p.err)
 	p.o.Progress = func(sessions, frames int64) { show("%d sessions, %d frames", sessions, frames) }
-	r, err := trial.Run(ctx, src, p.o)
+	r, err := trial.Run(recorder.ReadsAll(ctx), src, p.o)
 	if err != nil {
 		return err
 	}

@@ -4,8 +4,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -32,8 +36,10 @@ white space of any length is one space. What stands between words counts: "drop
 table" finds DROP TABLE, and neither "drop the table" nor "drop tables".
 
 It works beside a running broker (through the socket in its data folder) and
-without one (from the log itself).`,
+without one (from the log itself). With --broker it asks a broker anywhere, as one
+of its auditors.`,
 		Example: `  broker sessions --data /var/lib/broker --json
+  broker sessions --broker mcp.example.com:8443
   broker sessions --server bigquery --tool execute_sql --verdict blocked --since 30d
   broker sessions --subject ada@example.com --text "drop table" --limit 0`,
 		Args: cobra.NoArgs,
@@ -49,7 +55,7 @@ without one (from the log itself).`,
 			return l.run(cmd.Context())
 		},
 	}
-	addData(cmd, &l.data)
+	l.from.add(cmd)
 	f, q := cmd.Flags(), &l.query
 	f.StringArrayVar(&q.Subjects, "subject", nil, "only sessions of that `SUBJECT`")
 	f.StringArrayVar(&q.Groups, "group", nil, "only of subjects that were in that `GROUP`")
@@ -65,13 +71,13 @@ without one (from the log itself).`,
 	f.IntVarP(&l.limit, "limit", "n", 50, "list at most `N` sessions; 0 means all")
 	cmd.RegisterFlagCompletionFunc("verdict", cobra.FixedCompletions(recorder.Verdicts, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(recorder.States, cobra.ShellCompDirectiveNoFileComp))
-	cmd.RegisterFlagCompletionFunc("before", completeSessions(&l.data))
+	cmd.RegisterFlagCompletionFunc("before", completeSessions(&l.from.data))
 	for flag, of := range map[string]func(recorder.Session) []string{
 		"subject": func(s recorder.Session) []string { return []string{s.Subject} },
 		"group":   func(s recorder.Session) []string { return s.Groups },
 		"server":  func(s recorder.Session) []string { return []string{s.Server} },
 	} {
-		cmd.RegisterFlagCompletionFunc(flag, completeFromSessions(&l.data, of))
+		cmd.RegisterFlagCompletionFunc(flag, completeFromSessions(&l.from.data, of))
 	}
 	for _, flag := range []string{"tool", "text", "since", "until"} {
 		cmd.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
@@ -81,7 +87,7 @@ without one (from the log itself).`,
 
 // A listing is what broker sessions is asked for.
 type listing struct {
-	data     string
+	from     sourceFlags
 	query    recorder.Query
 	json     bool
 	limit    int
@@ -89,7 +95,7 @@ type listing struct {
 }
 
 func (l *listing) run(ctx context.Context) error {
-	src, err := openSource(l.data)
+	src, err := l.from.open()
 	if err != nil {
 		return err
 	}
@@ -168,5 +174,47 @@ func openSource(data string) (recorder.Source, error) {
 	if err := checkData(data); err != nil {
 		return nil, err
 	}
-	return recorder.OpenSource(data)
+	src, err := recorder.OpenSource(data)
+	if err != nil {
+		return nil, err
+	}
+	if _, log := src.(*recorder.Log); !log {
+		return src, nil // a broker has started meanwhile
+	}
+	if _, err := os.Stat(filepath.Join(data, accessDir)); errors.Is(err, fs.ErrNotExist) {
+		return src, nil // no broker has run here: there is no audit
+	}
+	return &notedSource{Source: src, data: data, done: map[string]bool{}}, nil
+}
+
+// sourceFlags say where recordings are: in a data folder here, or with a broker.
+type sourceFlags struct {
+	data   string
+	client clientFlags
+}
+
+func (f *sourceFlags) add(cmd *cobra.Command) {
+	addData(cmd, &f.data)
+	f.client.add(cmd)
+	cmd.MarkFlagsMutuallyExclusive("data", "broker")
+	usage := cmd.Flags().Lookup("broker")
+	usage.Usage = "read them from the broker at `ADDR`, host:port, as one of its auditors"
+}
+
+// open opens the recordings.
+func (f *sourceFlags) open() (recorder.Source, error) {
+	if f.client.broker == "" {
+		return openSource(f.data)
+	}
+	return f.client.source()
+}
+
+// source opens the recordings of a broker.
+func (f *clientFlags) source() (recorder.Source, error) {
+	c, err := f.api()
+	if err != nil {
+		return nil, err
+	}
+	c.http.Timeout = 0 // of a session that is followed, answers have no end
+	return recorder.NewRemote(c.base+"/api/v1/recordings", c.http), nil
 }
