@@ -1,11 +1,12 @@
 # make demo   build the broker and watch it work
 # make test   run all tests, race detector on
 # make check  the tests, and what CI checks besides
+# make torture  kill, fill, break and damage broker and agent under load: ROUNDS=200 SEED= KIND=
 # make e2e    MCP servers and clients from npm through the broker, and sign-in with Chromium
 
 GO ?= go
 
-.PHONY: build demo test check e2e bench fuzz clean
+.PHONY: build demo test check e2e torture bench fuzz clean
 
 build:
 	$(GO) build -o bin/broker ./cmd/broker
@@ -22,6 +23,9 @@ check: test
 
 e2e: build
 	e2e/run
+
+torture:
+	@GO=$(GO) ROUNDS=$(or $(ROUNDS),200) SEED=$(SEED) KIND='$(KIND)' e2e/torture
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...

@@ -432,6 +432,7 @@ func (b *Broker) newSession(id string, a *admission, c *client, rec Recording, l
 		id: id, identity: a.identity, server: a.server, rule: a.terms.Rule,
 		policy: &b.policy, desk: b.o.Desk, sealer: b.o.Sealer, url: b.o.URL, faces: &b.faces,
 		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame, Held: min(b.o.Limits.Frame, heldFrame)}, handshake: b.o.Limits.Handshake, log: log,
+		began:      time.Now(),
 		client:     c.Conn,
 		toClient:   lane{direction: codec.S2C, rec: rec, originals: b.o.Log.KeepsOriginals(), w: c.Conn, gone: errClientGone},
 		toServer:   lane{direction: codec.C2S, rec: rec, originals: b.o.Log.KeepsOriginals(), gone: errServerInput},

@@ -89,7 +89,8 @@ type session struct {
 	calls      calls  // those that wait for an approval
 	observed   observed
 	answered   chan struct{}
-	active     atomic.Int64 // the time of the last frame, in ns since 1970
+	began      time.Time    // by the monotonic clock
+	active     atomic.Int64 // when the last frame passed, in ns since began: the wall clock may be set
 	wantsLog   atomic.Bool  // the client has asked for log messages
 
 	over atomic.Bool // no frame passes any more
@@ -199,7 +200,7 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 		defer interrupting.Done()
 		s.interrupt()
 	})
-	s.active.Store(time.Now().UnixNano())
+	s.active.Store(int64(time.Since(s.began)))
 	idle := s.watchIdle(cancel)
 	defer idle.Stop()
 
@@ -322,7 +323,7 @@ func (s *session) watchIdle(cancel context.CancelCauseFunc) *time.Timer {
 	t = time.AfterFunc(s.idle, func() {
 		mu.Lock()
 		defer mu.Unlock()
-		left := s.idle - time.Since(time.Unix(0, s.active.Load()))
+		left := s.idle - (time.Since(s.began) - time.Duration(s.active.Load()))
 		if left <= 0 {
 			cancel(ErrIdle)
 			return
@@ -391,7 +392,7 @@ func (s *session) pumpC2S(r *lineReader) error {
 		if s.over.Load() {
 			return nil
 		}
-		s.active.Store(time.Now().UnixNano())
+		s.active.Store(int64(time.Since(s.began)))
 		var tooLarge *codec.Error
 		switch {
 		case err == nil:
@@ -603,7 +604,7 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 		if s.over.Load() {
 			return nil
 		}
-		s.active.Store(time.Now().UnixNano())
+		s.active.Store(int64(time.Since(s.began)))
 		var tooLarge *codec.Error
 		switch {
 		case err == codec.ErrLong:
@@ -664,7 +665,7 @@ func (s *session) flow(r *codec.Reader, p *codec.Parser, v *view) error {
 		if s.over.Load() {
 			return errSessionOver
 		}
-		s.active.Store(time.Now().UnixNano())
+		s.active.Store(int64(time.Since(s.began)))
 		about, verdict, err := s.aboutPart(v, part)
 		if err != nil {
 			return err

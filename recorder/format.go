@@ -242,6 +242,13 @@ type blockReader struct {
 	records []byte
 }
 
+// end yields what is wrong if not all blocks of a session were there.
+func (r *blockReader) end(s Session, yield func(Frame, error) bool) {
+	if int64(r.next) < s.Blocks {
+		r.damage(yield, r.next, fmt.Errorf("is missing, and so is every one up to the last, %d", s.Blocks-1))
+	}
+}
+
 // read yields the frames that end in block number n. It returns false when
 // yield wants no more.
 func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bool {

@@ -18,11 +18,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"filippo.io/age"
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/ristretto/v2/z"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,8 +73,11 @@ type Log struct {
 	space   func() (free int64, err error)
 	fault   func() error // makes commits fail, in tests
 
-	flush     func() error
-	unflushed atomic.Pointer[error] // why what is on record cannot be flushed
+	flush      func() error
+	unwritable atomic.Pointer[error] // why nothing can be written until the log is opened again
+
+	unreadable  atomic.Bool // Badger has failed
+	unrecovered atomic.Bool // sessions that the last process left running are not marked yet
 
 	unsynced atomic.Bool   // something has been committed since the last flush
 	closing  chan struct{} // closed by Close
@@ -101,33 +106,56 @@ func Open(o Options) (*Log, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	db, err := badger.Open(badgerOptions(o))
+	db, err := openBadger(o)
 	switch {
 	case err == nil:
 	case strings.Contains(err.Error(), "Cannot acquire directory lock") && !errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, ErrInUse)
 	default:
+		if errno := syscall.Errno(0); !errors.As(err, &errno) {
+			err = fmt.Errorf("%w: %w", ErrBroken, err)
+		}
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
-	l.space, l.flush = l.freeSpace, db.Sync
-	if l.tree, err = openTree(db, o.Key); err != nil {
+	l.space, l.flush = l.freeSpace, func() error { return guarded(db.Sync) }
+	if l.tree, err = openTree(l.view, o.Key); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+	}
+	if err := l.tree.whole(); err != nil {
+		err = fmt.Errorf("%w: %w", ErrBroken, err)
+		l.unwritable.Store(&err)
+		l.fail(err)
 	}
 	if err := l.openIndex(); err != nil && !errors.Is(err, ErrUnavailable) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
-	if err := l.recover(); err != nil && !errors.Is(err, ErrUnavailable) {
-		db.Close()
-		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+	if err := l.recover(); err != nil {
+		if !errors.Is(err, ErrUnavailable) {
+			db.Close()
+			return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+		}
+		l.unrecovered.Store(true)
 	}
 	if o.Sync == SyncInterval {
 		l.syncing.Go(l.syncNowAndThen)
 	}
 	l.syncing.Go(l.keepIndex)
 	return l, nil
+}
+
+// openBadger opens the database. A process that died, or had no room, between making
+// a file and filling it leaves an empty one, at which Badger fails; but then it is
+// filled, and the next attempt finds it in order.
+func openBadger(o Options) (db *badger.DB, err error) {
+	for range 4 {
+		if db, err = badger.Open(badgerOptions(o)); err == nil || !strings.Contains(err.Error(), z.NewFile.Error()) {
+			break
+		}
+	}
+	return db, err
 }
 
 // syncNowAndThen flushes what has been committed, until the log is closed.
@@ -140,13 +168,13 @@ func (l *Log) syncNowAndThen() {
 			return
 		case <-tick.C:
 		}
-		if !l.unsynced.Swap(false) {
+		if !l.unsynced.Swap(false) || l.unreadable.Load() {
 			continue
 		}
 		if err := l.flush(); err != nil {
 			// What the disk has is not known any more, and the kernel does not try again.
 			err = fmt.Errorf("flush to the disk: %w; start again when it is good", err)
-			l.unflushed.Store(&err)
+			l.unwritable.Store(&err)
 			l.fail(err)
 			return
 		}
@@ -160,6 +188,9 @@ func badgerOptions(o Options) badger.Options {
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).
 		WithCompression(options.None). // blocks are compressed
+		// A block of a table that is damaged is left out, and not taken at its word. What is
+		// in our own blocks, their own checksums tell.
+		WithChecksumVerificationMode(options.OnBlockRead).
 		// Blocks of small frames stay in the tables, where they lie side by side for
 		// replay; big ones go to the value log, which no merge copies again.
 		WithValueThreshold(32 << 10).
@@ -188,6 +219,9 @@ func line(format string, args []any) string {
 func (l *Log) Close() error {
 	l.once.Do(func() { close(l.closing) })
 	l.syncing.Wait()
+	if l.unreadable.Load() { // it would try for ever; what it has not merged is in its files, as after a kill
+		return nil
+	}
 	if err := l.db.Close(); err != nil {
 		return fmt.Errorf("close log: %w", err)
 	}
@@ -297,7 +331,7 @@ func (l *Log) put(batch []*commit) error {
 	if err := l.need(size); err != nil {
 		return err
 	}
-	if err := l.unflushed.Load(); err != nil {
+	if err := l.unwritable.Load(); err != nil {
 		return *err
 	}
 	if l.fault != nil {
@@ -311,7 +345,7 @@ func (l *Log) put(batch []*commit) error {
 		for _, w := range c.writes {
 			err := set(txn, w)
 			if errors.Is(err, badger.ErrTxnTooBig) {
-				if err := txn.Commit(); err != nil {
+				if err := l.end(txn); err != nil {
 					return err
 				}
 				txn = l.db.NewTransaction(true)
@@ -322,7 +356,19 @@ func (l *Log) put(batch []*commit) error {
 			}
 		}
 	}
-	return txn.Commit()
+	return l.end(txn)
+}
+
+// end commits. Badger that could not write is in no state to be used again, not even
+// to be read from: what it was about to fill is missing.
+func (l *Log) end(txn *badger.Txn) error {
+	err := txn.Commit()
+	if err != nil {
+		err = fmt.Errorf("%w; start again when it is good", err)
+		l.unwritable.Store(&err)
+		l.unreadable.Store(true)
+	}
+	return err
 }
 
 func set(txn *badger.Txn, w write) error {
@@ -373,7 +419,15 @@ func (l *Log) Ready() error {
 		if err := l.commit(write{[]byte("h"), []byte(time.Now().UTC().Format(time.RFC3339))}); err != nil {
 			return err
 		}
-		return l.finishLate()
+		if err := l.finishLate(); err != nil {
+			return err
+		}
+	}
+	if l.unrecovered.CompareAndSwap(true, false) {
+		if err := l.recover(); err != nil {
+			l.unrecovered.Store(true)
+			return err
+		}
 	}
 	if err := l.need(0); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -393,8 +447,9 @@ func (l *Log) Start(s Session) (*Recording, error) {
 		return nil, fmt.Errorf("start recording: %q is no session's id", s.ID)
 	}
 	s.State = Running
+	r := &Recording{log: l, began: s.Start}
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
-	r := &Recording{log: l, session: s, head: firstHash(s.ID)}
+	r.session, r.head = s, firstHash(s.ID)
 	if l.KeepsOriginals() {
 		r.sealer = &sealer{session: s.ID, to: l.o.Originals}
 	}
@@ -419,7 +474,8 @@ func (l *Log) Start(s Session) (*Recording, error) {
 
 // A Recording is one session's place in the log.
 type Recording struct {
-	log *Log
+	log   *Log
+	began time.Time // its start, with the monotonic clock
 
 	mu      sync.Mutex
 	session Session
@@ -439,6 +495,10 @@ func (r *Recording) wake() {
 		r.changed = nil
 	}
 }
+
+// now is the session's start and what the monotonic clock has counted since. The wall
+// clock may be set meanwhile, and no frame is of before the one that it follows.
+func (r *Recording) now() time.Time { return r.began.Add(time.Since(r.began)) }
 
 // ID returns the session's id.
 func (r *Recording) ID() string { return r.session.ID }
@@ -461,7 +521,7 @@ func (r *Recording) Append(frames ...Frame) error {
 			return err
 		}
 	}
-	now := time.Now()
+	now := r.now()
 	for i := range frames {
 		f := &frames[i]
 		if f.Time.IsZero() {
@@ -493,7 +553,7 @@ func (r *Recording) Append(frames ...Frame) error {
 
 // End puts the end of the session on record: its state, Ended or Refused, and
 // the reason.
-func (r *Recording) End(state, reason string) error { return r.EndAt(time.Now(), state, reason) }
+func (r *Recording) End(state, reason string) error { return r.EndAt(r.now(), state, reason) }
 
 // EndAt is End of what has ended at another time than now.
 func (r *Recording) EndAt(end time.Time, state, reason string) error {
@@ -569,9 +629,19 @@ func (l *Log) recover() error {
 		return err
 	}
 	for _, id := range ids {
+		if l.isLive(id) { // this process's: the last one's are marked late
+			continue
+		}
 		s, err := l.session(id)
+		if errors.Is(err, ErrDamaged) || errors.Is(err, ErrNoSession) {
+			l.o.Log.Error("a session was interrupted, and its record cannot be read", "session", id)
+			continue
+		}
 		if err != nil {
 			return err
+		}
+		if s.State != Running {
+			continue
 		}
 		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
 		s.C2S, s.S2C, s.Blocked, s.Masked, s.Approved, s.Originals, s.Findings, s.Observed = Count{}, Count{}, 0, 0, 0, 0, nil, nil
@@ -597,6 +667,31 @@ func (l *Log) recover() error {
 	return nil
 }
 
+func (l *Log) isLive(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.live[id] != nil
+}
+
+// view reads from the database.
+func (l *Log) view(f func(*badger.Txn) error) error {
+	if l.unreadable.Load() {
+		return *l.unwritable.Load()
+	}
+	return guarded(func() error { return l.db.View(f) })
+}
+
+// guarded makes an error of a panic. Badger that could not make its next table has none,
+// and trips over that if something is read or flushed before the failure is known.
+func guarded(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("badger: %v", p)
+		}
+	}()
+	return f()
+}
+
 // scan calls f with the keys of a prefix and their values, until it returns false.
 func (l *Log) scan(prefix []byte, backwards bool, f func(key, value []byte) (bool, error)) error {
 	from := prefix
@@ -608,17 +703,21 @@ func (l *Log) scan(prefix []byte, backwards bool, f func(key, value []byte) (boo
 
 // scanFrom is scan from a key on.
 func (l *Log) scanFrom(prefix, from []byte, backwards bool, f func(key, value []byte) (bool, error)) error {
-	return l.db.View(func(txn *badger.Txn) error {
+	return l.scanItems(prefix, from, backwards, func(item *badger.Item) (more bool, err error) {
+		err = item.Value(func(value []byte) (err error) {
+			more, err = f(item.Key(), value)
+			return err
+		})
+		return more, err
+	})
+}
+
+func (l *Log) scanItems(prefix, from []byte, backwards bool, f func(*badger.Item) (bool, error)) error {
+	return l.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: backwards, PrefetchValues: true, PrefetchSize: 4})
 		defer it.Close()
 		for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
-			item := it.Item()
-			var more bool
-			err := item.Value(func(value []byte) (err error) {
-				more, err = f(item.Key(), value)
-				return err
-			})
-			if err != nil || !more {
+			if more, err := f(it.Item()); err != nil || !more {
 				return err
 			}
 		}
@@ -628,17 +727,26 @@ func (l *Log) scanFrom(prefix, from []byte, backwards bool, f func(key, value []
 
 // session returns what is known of a session now.
 func (l *Log) session(id string) (s Session, err error) {
-	err = l.db.View(func(txn *badger.Txn) error {
+	err = l.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(sessionKey(id))
 		if err != nil {
 			return err
 		}
-		return item.Value(func(b []byte) error { return json.Unmarshal(b, &s) })
+		return item.Value(func(b []byte) error { return unmarshalSession(id, b, &s) })
 	})
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return s, ErrNoSession
 	}
 	return l.now(s), err
+}
+
+// unmarshalSession reads the record of a session.
+func unmarshalSession(id string, b []byte, s *Session) error {
+	if json.Unmarshal(b, s) != nil || s.ID != id {
+		*s = Session{ID: id}
+		return fmt.Errorf("record of session %s: %w", id, ErrDamaged)
+	}
+	return nil
 }
 
 // now brings the counts of a session that runs up to date.
@@ -657,15 +765,13 @@ func (l *Log) now(s Session) Session {
 // Sessions implements [Source].
 func (l *Log) Sessions(ctx context.Context) iter.Seq2[Session, error] {
 	return func(yield func(Session, error) bool) {
-		err := l.scan([]byte("s/"), true, func(_, value []byte) (bool, error) {
+		err := l.scan([]byte("s/"), true, func(key, value []byte) (bool, error) {
 			if err := ctx.Err(); err != nil {
 				return false, err
 			}
 			var s Session
-			if err := json.Unmarshal(value, &s); err != nil {
-				return false, fmt.Errorf("read log: %w", err)
-			}
-			return yield(l.now(s), nil), nil
+			err := unmarshalSession(string(key[len("s/"):]), value, &s)
+			return yield(l.now(s), err), nil
 		})
 		if err != nil {
 			yield(Session{}, err)
@@ -754,9 +860,16 @@ func (l *Log) watch(session string) <-chan struct{} {
 func (l *Log) frames(ctx context.Context, s Session) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		r := blockReader{start: s.Start}
-		err := l.blocks(ctx, s.ID, 0, func(n uint32, b []byte) (bool, error) { return r.read(n, b, yield), nil })
-		if err != nil {
+		goOn := true
+		err := l.blocks(ctx, s.ID, 0, func(n uint32, b []byte) (bool, error) {
+			goOn = r.read(n, b, yield)
+			return goOn, nil
+		})
+		switch {
+		case err != nil:
 			yield(Frame{}, err)
+		case goOn:
+			r.end(s, yield)
 		}
 	}
 }
@@ -793,7 +906,7 @@ func (l *Log) Leaves(ctx context.Context) iter.Seq2[Leaf, error] {
 
 // value returns a copy of the value of a key, or nil if there is none.
 func (l *Log) value(key []byte) (value []byte, err error) {
-	err = l.db.View(func(txn *badger.Txn) error {
+	err = l.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(key)
 		if errors.Is(err, badger.ErrKeyNotFound) {
 			return nil
@@ -820,16 +933,36 @@ func (l *Log) Checkpoint(context.Context) ([]byte, error) {
 }
 
 // blocks calls f with the blocks of a session, from a number on, until it returns
-// false.
+// false. One that cannot be read is f's as unreadable.
 func (l *Log) blocks(ctx context.Context, session string, from uint32, f func(n uint32, b []byte) (bool, error)) error {
+	s, err := l.session(session)
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		return err
+	}
 	prefix := blockPrefix(session)
-	return l.scanFrom(prefix, blockKey(session, from), false, func(key, value []byte) (bool, error) {
-		if err := ctx.Err(); err != nil {
-			return false, err
+	for goOn := true; goOn; from++ {
+		err := l.scanItems(prefix, blockKey(session, from), false, func(item *badger.Item) (bool, error) {
+			if err := ctx.Err(); err != nil {
+				return false, err
+			}
+			if len(item.Key()) != len(prefix)+4 {
+				return true, nil
+			}
+			n := binary.BigEndian.Uint32(item.Key()[len(prefix):])
+			from = max(from, n+1)
+			var err error
+			if item.Value(func(b []byte) error { goOn, err = f(n, b); return nil }) != nil {
+				goOn, err = f(n, unreadable)
+			}
+			return goOn, err
+		})
+		// Badger ends a scan at a block of a table that it cannot read.
+		if err != nil || int64(from) >= s.Blocks {
+			return err
 		}
-		if len(key) != len(prefix)+4 {
-			return true, nil
-		}
-		return f(binary.BigEndian.Uint32(key[len(prefix):]), value)
-	})
+	}
+	return nil
 }
+
+// unreadable stands in the place of a block whose bytes cannot be had.
+var unreadable = []byte{0}

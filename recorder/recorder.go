@@ -51,6 +51,8 @@ var (
 	ErrMore = errors.New("there may be more to come")
 	// ErrDamaged is wrapped by errors of blocks that cannot be read.
 	ErrDamaged = errors.New("recording is damaged")
+	// ErrBroken is wrapped by errors of a log whose own files are damaged.
+	ErrBroken = errors.New("the log is damaged")
 )
 
 // The states of a session.
@@ -299,6 +301,9 @@ func encodeID(b [10]byte) string {
 // frames the one in which they were recorded. Bytes of a frame are valid until
 // the next.
 type Source interface {
+	//
+	// Sessions yields a session whose record cannot be read with nothing but its id and
+	// an error that wraps [ErrDamaged], and whoever goes on gets the rest.
 	Sessions(ctx context.Context) iter.Seq2[Session, error]
 	// Find yields the sessions that a query finds.
 	Find(ctx context.Context, q Query) iter.Seq2[Session, error]

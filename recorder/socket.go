@@ -135,7 +135,27 @@ func (l *Log) serveSessions(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	serveLines(l, w, r, l.Find(r.Context(), q), !q.isAll())
+	serveLines(l, w, r, sessionLines(l.Find(r.Context(), q)), !q.isAll())
+}
+
+// A sessionLine is what the socket says of a session.
+type sessionLine struct {
+	Session
+	Damaged bool `json:"damaged,omitempty"` // the record cannot be read
+}
+
+func sessionLines(sessions iter.Seq2[Session, error]) iter.Seq2[sessionLine, error] {
+	return func(yield func(sessionLine, error) bool) {
+		for s, err := range sessions {
+			damaged := errors.Is(err, ErrDamaged)
+			if damaged {
+				err = nil
+			}
+			if !yield(sessionLine{s, damaged}, err) {
+				return
+			}
+		}
+	}
 }
 
 // serveLines writes values in JSON, each on a line; at once, if they come slowly.
@@ -342,7 +362,20 @@ func (r *remote) Checkpoint(ctx context.Context) ([]byte, error) {
 
 // Sessions implements [Source].
 func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
-	return jsonLines[Session](ctx, r, "/sessions")
+	return r.sessions(ctx, "/sessions")
+}
+
+func (r *remote) sessions(ctx context.Context, path string) iter.Seq2[Session, error] {
+	return func(yield func(Session, error) bool) {
+		for s, err := range jsonLines[sessionLine](ctx, r, path) {
+			if err == nil && s.Damaged {
+				err = fmt.Errorf("record of session %s: %w", s.ID, ErrDamaged)
+			}
+			if !yield(s.Session, err) {
+				return
+			}
+		}
+	}
 }
 
 // Find implements [Source].
@@ -350,7 +383,7 @@ func (r *remote) Find(ctx context.Context, q Query) iter.Seq2[Session, error] {
 	if err := q.Check(); err != nil {
 		return func(yield func(Session, error) bool) { yield(Session{}, err) }
 	}
-	return jsonLines[Session](ctx, r, "/sessions?"+q.values().Encode())
+	return r.sessions(ctx, "/sessions?"+q.values().Encode())
 }
 
 // Session implements [Source].
@@ -393,9 +426,17 @@ func jsonLines[T any](ctx context.Context, r *remote, path string) iter.Seq2[T, 
 func (r *remote) Frames(ctx context.Context, session string) iter.Seq2[Frame, error] {
 	return func(yield func(Frame, error) bool) {
 		var frames blockReader
-		err := r.blocks(ctx, session, "", func(s Session) { frames.start = s.Start }, func(b Block) bool { return frames.read(b.Number, b.Bytes, yield) }, nil)
-		if err != nil {
+		var of Session
+		goOn := true
+		err := r.blocks(ctx, session, "", func(s Session) { of, frames.start = s, s.Start }, func(b Block) bool {
+			goOn = frames.read(b.Number, b.Bytes, yield)
+			return goOn
+		}, nil)
+		switch {
+		case err != nil:
 			yield(Frame{}, err)
+		case goOn:
+			frames.end(of, yield)
 		}
 	}
 }

@@ -102,15 +102,15 @@ var checkpointKey = []byte("c")
 
 // A tree is the Merkle tree of the sessions that have ended.
 type tree struct {
-	db     *badger.DB
+	view   func(func(*badger.Txn) error) error
 	signer note.Signer // nil: heads are not signed
 
 	mu   sync.Mutex
 	size int64
 }
 
-func openTree(db *badger.DB, key string) (*tree, error) {
-	t := &tree{db: db}
+func openTree(view func(func(*badger.Txn) error) error, key string) (*tree, error) {
+	t := &tree{view: view}
 	if key != "" {
 		var err error
 		if t.signer, err = note.NewSigner(key); err != nil {
@@ -118,7 +118,7 @@ func openTree(db *badger.DB, key string) (*tree, error) {
 		}
 	}
 	// The last leaf says how many there are.
-	err := db.View(func(txn *badger.Txn) error {
+	err := view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte("l/"), Reverse: true})
 		defer it.Close()
 		it.Seek([]byte("l/\xff\xff\xff\xff\xff\xff\xff\xff\xff"))
@@ -128,6 +128,28 @@ func openTree(db *badger.DB, key string) (*tree, error) {
 		return nil
 	})
 	return t, err
+}
+
+// whole returns an error if the leaves are not as many as the checkpoint says. Then a
+// new leaf could take the place of one that cannot be read.
+func (t *tree) whole() error {
+	return t.view(func(txn *badger.Txn) error {
+		item, err := txn.Get(checkpointKey)
+		if errors.Is(err, badger.ErrKeyNotFound) && t.size == 0 || t.signer == nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("the checkpoint of %d sessions cannot be read: %w", t.size, err)
+		}
+		return item.Value(func(text []byte) error {
+			_, rest, _ := strings.Cut(string(text), "\n")
+			size, _, _ := strings.Cut(rest, "\n")
+			if size != strconv.FormatInt(t.size, 10) {
+				return fmt.Errorf("the checkpoint is of %q sessions, and %d can be read", size, t.size)
+			}
+			return nil
+		})
+	})
 }
 
 // add returns what puts a session's record into the tree as its next leaf. t.mu
@@ -167,7 +189,7 @@ func checkpointText(origin string, size int64, head tlog.Hash) string {
 // read reads hashes of the tree, some of which may not be committed yet.
 func (t *tree) read(indexes []int64, added map[int64]tlog.Hash) ([]tlog.Hash, error) {
 	hashes := make([]tlog.Hash, len(indexes))
-	return hashes, t.db.View(func(txn *badger.Txn) error {
+	return hashes, t.view(func(txn *badger.Txn) error {
 		for i, at := range indexes {
 			if h, ok := added[at]; ok {
 				hashes[i] = h

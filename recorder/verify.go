@@ -162,10 +162,14 @@ func VerifyLog(ctx context.Context, src Source, verifier string, older *Checkpoi
 // since, or somebody has put them there.
 func (r *Report) others(ctx context.Context, src Source, in map[string]bool) error {
 	for s, err := range src.Sessions(ctx) {
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrDamaged) {
 			return err
 		}
 		if in[s.ID] {
+			continue
+		}
+		if err != nil {
+			r.fault(s.ID, "its record cannot be read")
 			continue
 		}
 		if s.State != Running {

@@ -267,22 +267,30 @@ func (tm *tampering) resign() {
 	}
 }
 
-// TestVerifyRemote verifies through the socket of the broker that has the log.
-func TestVerifyRemote(t *testing.T) {
-	l, verifier, ids := written(t)
+// served returns a log through the socket of the process that has it.
+func served(t *testing.T, l *Log) Source {
+	t.Helper()
 	data := filepath.Dir(l.o.Dir)
 	ctx, cancel := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() { served <- ServeSocket(ctx, data, l) }()
-	defer func() { cancel(); <-served }()
-	var src Source
-	for deadline := time.Now().Add(10 * time.Second); src == nil; time.Sleep(5 * time.Millisecond) {
-		var err error
-		if src, err = DialSource(data); err != nil && time.Now().After(deadline) {
+	done := make(chan error, 1)
+	go func() { done <- ServeSocket(ctx, data, l) }()
+	t.Cleanup(func() { cancel(); <-done })
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		src, err := DialSource(data)
+		if err == nil {
+			t.Cleanup(func() { src.Close() })
+			return src
+		}
+		if time.Now().After(deadline) {
 			t.Fatal(err)
 		}
 	}
-	defer src.Close()
+}
+
+// TestVerifyRemote verifies through the socket of the broker that has the log.
+func TestVerifyRemote(t *testing.T) {
+	l, verifier, ids := written(t)
+	src := served(t, l)
 	if r := verified(t, src, verifier, nil); len(r.Faults) > 0 || r.Sessions != 6 || r.Frames != 60 {
 		t.Errorf("%+v", r)
 	}

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 	"sync"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/ristretto/v2/z"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,7 +33,7 @@ type BadgerStore struct {
 // how many bytes must stay free on its disk: Badger writes through mapped files,
 // where a full disk is no error but the death of the process.
 func OpenBadger(dir string, free int64) (*BadgerStore, error) {
-	db, err := badger.Open(badger.DefaultOptions(dir).
+	o := badger.DefaultOptions(dir).
 		WithLogger(nil).
 		WithSyncWrites(true).
 		WithMetricsEnabled(false).
@@ -41,7 +43,13 @@ func OpenBadger(dir string, free int64) (*BadgerStore, error) {
 		WithNumMemtables(2).
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(8 << 20).
-		WithNumCompactors(2))
+		WithNumCompactors(2)
+	db, err := badger.Open(o)
+	// A process that died between making a file and filling it leaves an empty one, at which
+	// Badger fails; but then it is filled.
+	for tries := 0; err != nil && strings.Contains(err.Error(), z.NewFile.Error()) && tries < 3; tries++ {
+		db, err = badger.Open(o)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open access store %s: %w", dir, err)
 	}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -209,5 +211,23 @@ func TestBadgerFullDisk(t *testing.T) {
 	defer s.Close()
 	if err := s.Commit(t.Context(), Change{Events: []Event{{}}}); !errors.Is(err, errFull) {
 		t.Errorf("Commit on a full disk: %v", err)
+	}
+}
+
+// TestEmptyFile opens a store in which a process died between making a file and
+// filling it.
+func TestEmptyFile(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		s, err := OpenBadger(dir, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "00077.mem"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

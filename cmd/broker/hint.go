@@ -34,6 +34,10 @@ func hint(err error) string {
 		return "keep the data folder as it is, and compare it with a copy; what is good can still be replayed"
 	case errors.Is(err, errWouldRefuse):
 		return "broker replay SESSION shows what was used; --exit-zero only reports"
+	case errors.Is(err, recorder.ErrBroken):
+		return "keep the data folder as it is; put a copy of its log in the place of log, or start with another data folder (broker verify --since CHECKPOINT says whether a copy lacks something)"
+	case errors.Is(err, recorder.ErrDamaged):
+		return "broker verify lists what is damaged; what is good can still be replayed"
 	case errors.Is(err, recorder.ErrInUse):
 		return "another broker runs on this data folder; give each its own"
 	case errors.Is(err, agent.ErrNotJoined):

@@ -24,9 +24,12 @@ import (
 // sleeping for a second at their end.
 const quickRace = "atexit_sleep_ms=0"
 
+// commands are the programs that tests run as processes of their own.
+var commands = map[string]func(){"broker": main, "sdk-server": sdkServer}
+
 func TestMain(m *testing.M) {
 	os.Setenv("GORACE", quickRace)
-	testscript.Main(m, map[string]func(){"broker": main, "sdk-server": sdkServer})
+	testscript.Main(m, commands)
 }
 
 // TestScript runs the stories in testdata/script, one file each.

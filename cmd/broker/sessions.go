@@ -106,7 +106,12 @@ func (l *listing) run(ctx context.Context) error {
 		fmt.Fprintln(table, "SESSION\tSTART\tSTATE\tSUBJECT\tSERVER\tFRAMES\tBLOCKED\tMASKED\tTIME")
 	}
 	n, last := 0, ""
+	var damaged error
 	for s, err := range src.Find(ctx, l.query) {
+		if errors.Is(err, recorder.ErrDamaged) {
+			damaged = errors.Join(damaged, err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -123,7 +128,7 @@ func (l *listing) run(ctx context.Context) error {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", s.ID, s.Start.Local().Format(time.DateTime),
 			s.State, cmp.Or(s.Subject, "-"), s.Server, s.C2S.Frames+s.S2C.Frames, s.Blocked, s.Masked, length(s))
 	}
-	return table.Flush()
+	return errors.Join(table.Flush(), damaged)
 }
 
 // completeFromSessions completes with what the newest sessions have.
