@@ -215,3 +215,32 @@ func TestRecoverLate(t *testing.T) {
 		t.Errorf("with room: %s", got)
 	}
 }
+
+// TestEndLate checks that a session whose end could not be recorded runs, for all that is
+// on record, and that its end comes with room, also where others have recorded meanwhile.
+func TestEndLate(t *testing.T) {
+	l, verifier, ids := written(t)
+	full := errors.New("full")
+	l.fault = func() error { return full }
+	l.mu.Lock()
+	r := l.live[ids[5]]
+	l.mu.Unlock()
+	if err := r.End(Ended, "closed"); !errors.Is(err, full) {
+		t.Fatal(err)
+	}
+	if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Running != 1 {
+		t.Errorf("without room: %+v", got)
+	}
+	l.fault = nil
+	start(t, l) // the log is available again before somebody asks
+	if err := l.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Session(t.Context(), r.ID())
+	if err != nil || s.State != Ended {
+		t.Errorf("with room: %+v, %v", s, err)
+	}
+	if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Running != 1 || got.Seen.Size != 6 {
+		t.Errorf("with room: %+v", got)
+	}
+}
