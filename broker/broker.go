@@ -78,13 +78,14 @@ type Options struct {
 
 // A Broker runs sessions. Its methods may be called by several goroutines.
 type Broker struct {
-	o      Options
-	log    *slog.Logger
-	policy atomic.Pointer[policy.Policy]
-	users  atomic.Pointer[identity.Verifier]
-	agents *agents
-	faces  faces
-	edge   *stream.HTTP
+	o        Options
+	log      *slog.Logger
+	policy   atomic.Pointer[policy.Policy]
+	users    atomic.Pointer[identity.Verifier]
+	auditors atomic.Pointer[policy.Approvers] // who reads recordings; nil: nobody
+	agents   *agents
+	faces    faces
+	edge     *stream.HTTP
 
 	mu       sync.Mutex
 	draining bool
@@ -433,8 +434,8 @@ func (b *Broker) newSession(id string, a *admission, c *client, rec Recording, l
 		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame, Held: min(b.o.Limits.Frame, heldFrame)}, handshake: b.o.Limits.Handshake, log: log,
 		began:      time.Now(),
 		client:     c.Conn,
-		toClient:   lane{direction: codec.S2C, rec: rec, w: c.Conn, gone: errClientGone},
-		toServer:   lane{direction: codec.C2S, rec: rec, gone: errServerInput},
+		toClient:   lane{direction: codec.S2C, rec: rec, originals: b.o.Log.KeepsOriginals(), w: c.Conn, gone: errClientGone},
+		toServer:   lane{direction: codec.C2S, rec: rec, originals: b.o.Log.KeepsOriginals(), gone: errServerInput},
 		fromClient: ledger{limit: b.o.Limits.Requests},
 		fromServer: ledger{limit: b.o.Limits.Requests},
 		answered:   make(chan struct{}, 1),

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
+
 	"example.com/broker/broker/agent"
 	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
@@ -37,6 +39,7 @@ type harness struct {
 	stopLink func()
 	store    grant.Store
 	desk     *grant.Desk
+	auditor  *age.X25519Identity // opens the log's originals
 }
 
 var echoServers = map[string]agent.Upstream{"cat": &agent.Stdio{Command: []string{"cat"}}, "deaf": &agent.Stdio{Command: []string{"sh", "-c", "cat >/dev/null"}}}
@@ -56,7 +59,9 @@ func newHarness(t testing.TB, limits Limits, rules ...policy.Rule) (h *harness, 
 	h = &harness{}
 	h.ca, err = identity.OpenCA(dir)
 	must(err)
-	h.log, err = recorder.Open(recorder.Options{Dir: filepath.Join(dir, "log")})
+	h.auditor, err = age.GenerateX25519Identity()
+	must(err)
+	h.log, err = recorder.Open(recorder.Options{Dir: filepath.Join(dir, "log"), Originals: []age.Recipient{h.auditor.Recipient()}})
 	must(err)
 	p, err := policy.Compile(rules)
 	must(err)

@@ -209,14 +209,14 @@ type heldCall struct {
 	digest string
 	modern bool // the client is of the newer era, and can ask its person to open a URL
 	retry  bool // it has asked its person
-	passed recorder.Verdict
+	passed passage
 	grant.Request
 	terms *policy.Terms
 }
 
 // approval passes a call that has been approved, and makes any other wait, in
 // the best way that the client knows.
-func (s *session) approval(f *codec.Frame, line []byte, passed recorder.Verdict, t *policy.Terms, verdict policy.Verdict) error {
+func (s *session) approval(f *codec.Frame, line []byte, passed passage, t *policy.Terms, verdict policy.Verdict) error {
 	h := &heldCall{terms: t, passed: passed, modern: elicitsURL(codec.Member(f.Meta, metaCapabilities)), digest: digestOf(f, true)}
 	if s.calls.goesOn(h.digest, f) {
 		return s.pass(f, line, passed, h.digest, approvedBy(t))
@@ -226,7 +226,7 @@ func (s *session) approval(f *codec.Frame, line []byte, passed recorder.Verdict,
 		if err := s.sealer.Open("requestState", string(sealed), &state); err != nil ||
 			state != (callState{s.identity.Subject, s.server, h.digest, state.Request}) {
 			s.log.Warn("call refused: its requestState is not the one that was given for it")
-			return s.refuse(line, f.ID, &Refusal{Code: CodeDenied, Rule: t.Rule, Reason: "requestState was not given for this call, or has expired; make the call again without it"})
+			return s.refuseChanged(passed.came, line, f.ID, &Refusal{Code: CodeDenied, Rule: t.Rule, Reason: "requestState was not given for this call, or has expired; make the call again without it"})
 		}
 		h.retry = true
 	} else {
@@ -237,11 +237,11 @@ func (s *session) approval(f *codec.Frame, line []byte, passed recorder.Verdict,
 	case err != nil:
 		return fmt.Errorf("%w: %w", recorder.ErrUnavailable, err)
 	case ok && h.retry:
-		return s.passEdited(f, h.digest, approvedBy(t))
+		return s.passEdited(f, passed.came, h.digest, approvedBy(t))
 	case ok:
 		return s.pass(f, line, passed, h.digest, approvedBy(t))
 	case s.calls.full():
-		return s.refuse(line, f.ID, &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d calls wait for an approval", maxWaiting)})
+		return s.refuseChanged(passed.came, line, f.ID, &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d calls wait for an approval", maxWaiting)})
 	}
 	name := string(f.Name)
 	if name == "" {
@@ -252,10 +252,15 @@ func (s *session) approval(f *codec.Frame, line []byte, passed recorder.Verdict,
 		Call: &grant.Call{Method: string(f.Method), Name: name, Arguments: s.show(f, t), Why: verdict.Reason, Digest: h.digest},
 	})
 	if err != nil {
-		return s.refuse(line, f.ID, &Refusal{Code: CodeApproval, Rule: t.Rule, Reason: "this call needs an approval: " + s.askError(err)})
+		return s.refuseChanged(passed.came, line, f.ID, &Refusal{Code: CodeApproval, Rule: t.Rule, Reason: "this call needs an approval: " + s.askError(err)})
 	}
 	if r := s.register(f, h.digest); r != nil {
-		return s.refuse(line, f.ID, r)
+		return s.refuseChanged(passed.came, line, f.ID, r)
+	}
+	if h.passed.came != nil && s.toServer.originals {
+		h.passed.came = bytes.Clone(passed.came)
+	} else {
+		h.passed.came = nil
 	}
 	h.line, h.id, h.token = append(bytes.Clone(line), '\n')[:len(line)], bytes.Clone(f.ID), bytes.Clone(codec.Member(f.Meta, "progressToken"))
 	s.log.Info("call waits for an approval", "method", short(string(f.Method)), "rule", t.Rule, "request", h.Request.ID)
@@ -263,15 +268,19 @@ func (s *session) approval(f *codec.Frame, line []byte, passed recorder.Verdict,
 	return nil
 }
 
-// passEdited delivers a call without what answers the broker's question.
-func (s *session) passEdited(f *codec.Frame, digest string, note *recorder.Note) error {
+// passEdited delivers a call without what answers the broker's question. came is what
+// the client sent, if f is not.
+func (s *session) passEdited(f *codec.Frame, came []byte, digest string, note *recorder.Note) error {
 	if f.Kind == codec.Request {
 		if r := s.register(f, digest); r != nil {
-			return s.refuse(f.Line, f.ID, r)
+			return s.refuseChanged(came, f.Line, f.ID, r)
 		}
 	}
+	if came == nil {
+		came = f.Line
+	}
 	line := codec.Without(make([]byte, 0, len(f.Line)+1), f, f.Params, "requestState", "inputResponses")
-	return s.toServer.queueNoted(note, recorder.Edited, line)
+	return s.toServer.queueChanged(came, note, recorder.Edited, line)
 }
 
 // approvedBy is what is noted of a call that passes because somebody has approved it.
@@ -376,7 +385,7 @@ func (s *session) answerHeld(h *heldCall, line []byte) {
 	}
 	s.note()
 	// It never reached the server.
-	err := errors.Join(s.toServer.queue(recorder.Blocked, h.line), s.toServer.flush())
+	err := errors.Join(s.toServer.queueChanged(h.passed.came, nil, recorder.Blocked, h.line), s.toServer.flush())
 	if err == nil {
 		err = s.reply(line)
 	}
@@ -476,11 +485,14 @@ func (s *session) passHeld(ctx context.Context, h *heldCall) error {
 	if s.over.Load() {
 		return nil
 	}
-	verdict, line := h.passed, h.line
+	passed, line := h.passed, h.line
 	if h.retry {
-		verdict, line = recorder.Edited, codec.Without(make([]byte, 0, len(f.Line)+1), f, f.Params, "requestState", "inputResponses")
+		if passed.verdict = recorder.Edited; passed.came == nil {
+			passed.came = h.line
+		}
+		line = codec.Without(make([]byte, 0, len(f.Line)+1), f, f.Params, "requestState", "inputResponses")
 	}
-	if err := s.toServer.queueNoted(note, verdict, line); err != nil {
+	if err := s.toServer.queueChanged(passed.came, note, passed.verdict, line); err != nil {
 		return err
 	}
 	return s.toServer.flush()

@@ -62,6 +62,7 @@ func (b *Broker) pages() http.Handler {
 		mux.Handle("POST /slack/actions", b.o.Slack)
 	}
 	if b.o.Desk != nil {
+		mux.Handle(recordingsPath+"/", b.recordings())
 		mux.Handle("/", console.New(console.Options{
 			Desk: b.o.Desk, Who: b.who, Login: login, Servers: slices.Sorted(maps.Keys(b.o.Servers)), Log: b.log,
 			Terms: func(id identity.Identity, server string) *policy.Terms {

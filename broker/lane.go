@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -35,6 +36,7 @@ const (
 type lane struct {
 	direction codec.Direction
 	rec       Recording
+	originals bool // rec keeps what has come where something else is on record
 	w         io.Writer
 	gone      error // what a failed write means
 
@@ -44,20 +46,25 @@ type lane struct {
 	buf    []byte    // the queued frames, a newline behind each
 	frames []recorder.Frame
 	ends   []int // of each frame in buf, behind its newline
+	came   int   // bytes of the originals of queued frames
 	err    error // of a write: what the receiver has is uncertain
 }
 
 // queue gathers one frame. line has room for a newline behind it, in the same
 // array, and is not kept.
 func (l *lane) queue(v recorder.Verdict, line []byte) error {
-	return l.queueNoted(nil, v, line)
+	return l.queueChanged(nil, nil, v, line)
 }
 
-// queueNoted is queue of a frame of which something is noted, unless that is nil.
-func (l *lane) queueNoted(n *recorder.Note, v recorder.Verdict, line []byte) error {
+// queueChanged is queue of a frame that may be another one than what came, which is
+// nil if it is not, and of which something may be noted.
+func (l *lane) queueChanged(came []byte, n *recorder.Note, v recorder.Verdict, line []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.under && len(l.buf)+len(line) > batchSize && l.err == nil {
+	if !l.originals {
+		came = nil
+	}
+	for l.under && len(l.buf)+l.came+len(line)+len(came) > batchSize && l.err == nil {
 		l.closed.L = &l.mu
 		l.closed.Wait()
 	}
@@ -66,24 +73,24 @@ func (l *lane) queueNoted(n *recorder.Note, v recorder.Verdict, line []byte) err
 		if err != nil {
 			return err
 		}
-		if err := l.queueLocked(recorder.Noted, append(text, '\n')[:len(text)]); err != nil {
+		if err := l.queueLocked(nil, recorder.Noted, append(text, '\n')[:len(text)]); err != nil {
 			return err
 		}
 	}
-	return l.queueLocked(v, line)
+	return l.queueLocked(came, v, line)
 }
 
-func (l *lane) queueLocked(v recorder.Verdict, line []byte) error {
-	if len(line) > copySize && !l.under {
+func (l *lane) queueLocked(came []byte, v recorder.Verdict, line []byte) error {
+	if max(len(line), len(came)) > copySize && !l.under {
 		if err := l.flushLocked(); err != nil {
 			return err
 		}
-		return l.deliver(append(line, '\n'), recorder.Frame{Direction: l.direction, Verdict: v, Bytes: line})
+		return l.deliver(append(line, '\n'), recorder.Frame{Direction: l.direction, Verdict: v, Bytes: line, Original: came})
 	}
 	l.buf = append(append(l.buf, line...), '\n')
-	l.frames = append(l.frames, recorder.Frame{Direction: l.direction, Verdict: v})
+	l.frames = append(l.frames, recorder.Frame{Direction: l.direction, Verdict: v, Original: bytes.Clone(came)})
 	l.ends = append(l.ends, len(l.buf))
-	if len(l.buf) > batchSize {
+	if l.came += len(came); len(l.buf)+l.came > batchSize {
 		return l.flushLocked()
 	}
 	return nil
@@ -123,13 +130,14 @@ func (l *lane) flushLocked() error {
 		start = end
 	}
 	err := l.deliver(l.buf, l.frames...)
-	l.buf, l.frames, l.ends = l.buf[:0], l.frames[:0], l.ends[:0]
+	clear(l.frames) // of originals
+	l.buf, l.frames, l.ends, l.came = l.buf[:0], l.frames[:0], l.ends[:0], 0
 	return err
 }
 
 // part delivers a part of a frame that is not held until its end. about is what is
-// put on record in front of it, if it has bytes.
-func (l *lane) part(about recorder.Frame, v recorder.Verdict, p []byte) error {
+// put on record in front of it, if it has bytes; came, what the part was, unless it is nil.
+func (l *lane) part(about recorder.Frame, v recorder.Verdict, p, came []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.under {
@@ -138,7 +146,7 @@ func (l *lane) part(about recorder.Frame, v recorder.Verdict, p []byte) error {
 		}
 		l.under = true
 	}
-	f := recorder.Frame{Direction: l.direction, Verdict: v, Bytes: p, More: true}
+	f := recorder.Frame{Direction: l.direction, Verdict: v, Bytes: p, Original: came, More: true}
 	if len(about.Bytes) == 0 {
 		return l.deliver(p, f)
 	}

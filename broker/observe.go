@@ -115,11 +115,15 @@ func (s *session) tellMasked(n *recorder.Note) {
 
 // aboutPart returns what is put on record in front of a part of a long frame in
 // which something was found, and its verdict.
-func (s *session) aboutPart(v *view, found []codec.Finding) (about recorder.Frame, verdict recorder.Verdict, err error) {
-	if len(found) == 0 {
+func (s *session) aboutPart(v *view, part codec.Part) (about recorder.Frame, verdict recorder.Verdict, err error) {
+	found := part.Findings
+	switch {
+	case len(found) == 0 && part.Came != nil: // the value was found in the part before
+		return about, recorder.Masked, nil
+	case len(found) == 0:
 		return about, recorder.Delivered, nil
 	}
-	if v.masks() != nil {
+	if s.masks(v) != nil {
 		about.Verdict = recorder.Found
 		about.Bytes, err = json.Marshal(found)
 		return about, recorder.Masked, err

@@ -364,9 +364,10 @@ func (s *session) refresh(v *view) error {
 }
 
 // masks returns the masker of the terms, or nil if they mask nothing.
-func (v *view) masks() *codec.Masker {
+func (s *session) masks(v *view) *codec.Masker {
 	if v.masker == nil && v.terms.Masking.New != nil {
 		v.masker = v.terms.Masking.New()
+		v.masker.Came = s.toClient.originals
 	}
 	return v.masker
 }
@@ -454,21 +455,21 @@ func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
 		s.log.Info("request without an id is kept back", "method", short(string(f.Method)))
 		return s.toServer.queue(recorder.Blocked, line)
 	}
-	passed := recorder.Delivered
+	passed := passage{verdict: recorder.Delivered}
 	if f.Arguments != nil && v.terms.Masking.Requests != policy.RequestsPass {
-		masked, findings := v.masks().MaskArguments(make([]byte, 0, len(line)+1), f)
+		masked, findings := s.masks(v).MaskArguments(make([]byte, 0, len(line)+1), f)
 		if len(findings) > 0 {
 			// The record, too, has what the server gets, or would have got.
-			line, passed = masked, recorder.Masked
+			line, passed = masked, passage{recorder.Masked, line}
 			if err := s.toServer.findings(findings); err != nil {
 				return err
 			}
 			if v.terms.Masking.Requests == policy.RequestsDeny {
 				s.log.Info("call refused: something was found in its arguments", "method", short(string(f.Method)), "rule", v.terms.Rule)
 				if f.Kind == codec.Notification { // has no answer
-					return s.toServer.queue(recorder.Blocked, line)
+					return s.toServer.queueChanged(passed.came, nil, recorder.Blocked, line)
 				}
-				return s.refuse(line, bytes.Clone(f.ID), &Refusal{Code: CodeDenied, Rule: v.terms.Rule, Reason: "refused: the arguments hold what must not reach the server: " + kinds(findings)})
+				return s.refuseChanged(passed.came, line, bytes.Clone(f.ID), &Refusal{Code: CodeDenied, Rule: v.terms.Rule, Reason: "refused: the arguments hold what must not reach the server: " + kinds(findings)})
 			}
 			if f, err = p.Parse(line, codec.C2S); err != nil {
 				return fmt.Errorf("mask arguments: %w", err)
@@ -483,16 +484,16 @@ func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
 	if r := ofVerdict(verdict); r != nil {
 		s.log.Info("call refused", "method", short(string(f.Method)), "code", r.Code, "rule", r.Rule)
 		if f.Kind == codec.Notification { // has no answer
-			return s.toServer.queue(recorder.Blocked, line)
+			return s.toServer.queueChanged(passed.came, nil, recorder.Blocked, line)
 		}
-		return s.refuse(line, f.ID, r)
+		return s.refuseChanged(passed.came, line, f.ID, r)
 	}
 	if string(f.Method) == "notifications/cancelled" {
 		s.forget(&s.fromClient, f)
 	}
 	note := s.observe(v, f)
 	if ours(f) != nil { // of an approval that is not needed any more
-		return s.passEdited(f, "", note)
+		return s.passEdited(f, passed.came, "", note)
 	}
 	return s.pass(f, line, passed, "", note)
 }
@@ -508,15 +509,21 @@ func kinds(findings []codec.Finding) string {
 	return strings.Join(names, ", ")
 }
 
+// A passage is how what the client sent passes, if it does.
+type passage struct {
+	verdict recorder.Verdict
+	came    []byte // what the client sent, if that is something else than what passes; or nil
+}
+
 // pass delivers what the client sent. call is the digest of an approved call; note
 // may be nil.
-func (s *session) pass(f *codec.Frame, line []byte, verdict recorder.Verdict, call string, note *recorder.Note) error {
+func (s *session) pass(f *codec.Frame, line []byte, p passage, call string, note *recorder.Note) error {
 	if f.Kind == codec.Request {
 		if r := s.register(f, call); r != nil {
-			return s.refuse(line, f.ID, r)
+			return s.refuseChanged(p.came, line, f.ID, r)
 		}
 	}
-	return s.toServer.queueNoted(note, verdict, line)
+	return s.toServer.queueChanged(p.came, note, p.verdict, line)
 }
 
 // register puts a request in flight, or returns why it cannot be.
@@ -544,8 +551,12 @@ func (s *session) learn(f *codec.Frame) {
 }
 
 // refuse keeps line from the server and answers it.
-func (s *session) refuse(line, id []byte, r *Refusal) error {
-	if err := s.toServer.queue(recorder.Blocked, line); err != nil {
+func (s *session) refuse(line, id []byte, r *Refusal) error { return s.refuseChanged(nil, line, id, r) }
+
+// refuseChanged is refuse of a line that may be another one than what came, which is
+// nil if it is not.
+func (s *session) refuseChanged(came, line, id []byte, r *Refusal) error {
+	if err := s.toServer.queueChanged(came, nil, recorder.Blocked, line); err != nil {
 		return err
 	}
 	return s.answer(id, r)
@@ -646,20 +657,20 @@ func (s *session) flow(r *codec.Reader, p *codec.Parser, v *view) error {
 	if v.terms.HidesTools() { // whatever was asked, as in s2c
 		refused = "tools"
 	}
-	m := v.masks()
+	m := s.masks(v)
 	if m == nil {
 		m = v.observes()
 	}
-	f, rest, err := p.Flow(r, m, refused, func(part []byte, found []codec.Finding) error {
+	f, rest, err := p.Flow(r, m, refused, func(part codec.Part) error {
 		if s.over.Load() {
 			return errSessionOver
 		}
 		s.active.Store(int64(time.Since(s.began)))
-		about, verdict, err := s.aboutPart(v, found)
+		about, verdict, err := s.aboutPart(v, part)
 		if err != nil {
 			return err
 		}
-		return s.toClient.part(about, verdict, part)
+		return s.toClient.part(about, verdict, part.Bytes, part.Came)
 	})
 	s.observed.frame()
 	if err == nil {
@@ -716,7 +727,7 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 	if err := s.refresh(v); err != nil {
 		return out, err
 	}
-	verdict := recorder.Delivered
+	verdict, came, sent := recorder.Delivered, line, []byte(nil) // sent, if something else is on record
 	switch {
 	case f.Kind == codec.Response && !bytes.Equal(f.ID, []byte("null")):
 		req, ok := s.fromClient.done(f.ID)
@@ -733,7 +744,7 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 		if f.Result != nil && v.terms.HidesTools() {
 			var dropped int
 			if out, dropped = s.filterTools(out[:0], f, v.terms); dropped > 0 {
-				verdict = recorder.Edited
+				verdict, sent = recorder.Edited, came
 				line = append([]byte(nil), out...)
 				if f, err = p.Parse(line, codec.S2C); err != nil {
 					return out, fmt.Errorf("filter tools/list: %w", err)
@@ -773,10 +784,10 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 		note = s.observeFound(v, findings)
 		s.observed.frame()
 	}
-	if m := v.masks(); m != nil {
+	if m := s.masks(v); m != nil {
 		var findings []codec.Finding
 		if out, findings = m.Mask(out[:0], f); len(findings) > 0 {
-			if verdict != recorder.Blocked {
+			if sent = came; verdict != recorder.Blocked {
 				verdict = recorder.Masked
 			}
 			if err := s.toClient.findings(findings); err != nil {
@@ -786,7 +797,7 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 		out = append(out, '\n')
 		line = out[:len(out)-1]
 	}
-	return out, s.toClient.queueNoted(note, verdict, line)
+	return out, s.toClient.queueChanged(sent, note, verdict, line)
 }
 
 // keepBack puts what is no frame on record, as far as the policy lets it be seen.
@@ -794,15 +805,19 @@ func (s *session) keepBack(v *view, line []byte) error {
 	if err := s.refresh(v); err != nil {
 		return err
 	}
-	m := v.masks()
+	m := s.masks(v)
 	if m == nil { // nobody gets it: what is only observed needs not be there
 		m = v.observes()
 	}
-	if m != nil {
-		masked := m.MaskText(make([]byte, 0, len(line)+1), line)
-		line = append(masked, '\n')[:len(masked)]
+	if m == nil {
+		return s.toClient.queue(recorder.Blocked, line)
 	}
-	return s.toClient.queue(recorder.Blocked, line)
+	masked := m.MaskText(make([]byte, 0, len(line)+1), line)
+	came := line
+	if bytes.Equal(masked, line) {
+		came = nil
+	}
+	return s.toClient.queueChanged(came, nil, recorder.Blocked, append(masked, '\n')[:len(masked)])
 }
 
 // filterTools leaves out of an answer to tools/list what the policy refuses

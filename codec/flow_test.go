@@ -45,20 +45,31 @@ func (s slowly) Read(p []byte) (int, error) { return s.Reader.Read(p[:min(len(p)
 
 // flow takes the line as it arrives from in. ok is false if it is not long.
 func flow(m *codec.Masker, in io.Reader, held int) (out []byte, findings []codec.Finding, ok bool, err error) {
+	out, _, findings, ok, err = flowCame(m, in, held)
+	return out, findings, ok, err
+}
+
+// flowCame is flow that returns what has arrived, too, as far as it is said.
+func flowCame(m *codec.Masker, in io.Reader, held int) (out, came []byte, findings []codec.Finding, ok bool, err error) {
 	r := codec.NewReader(in, codec.Limits{Held: held})
 	if _, err := r.Next(); err != codec.ErrLong {
-		return nil, nil, false, nil
+		return nil, nil, nil, false, nil
 	}
 	if _, ok := r.Long(); !ok {
-		return nil, nil, false, nil
+		return nil, nil, nil, false, nil
 	}
 	var p codec.Parser
-	_, _, err = p.Flow(r, m, "", func(part []byte, found []codec.Finding) error {
-		out = append(out, part...)
-		findings = append(findings, found...)
+	_, _, err = p.Flow(r, m, "", func(part codec.Part) error {
+		out = append(out, part.Bytes...)
+		if part.Came != nil {
+			came = append(came, part.Came...)
+		} else {
+			came = append(came, part.Bytes...)
+		}
+		findings = append(findings, part.Findings...)
 		return nil
 	})
-	return out, findings, true, err
+	return out, came, findings, true, err
 }
 
 func byOffset(a, b codec.Finding) int {
@@ -90,6 +101,12 @@ func FuzzFlow(f *testing.F) {
 		got, findings, ok, err := flow(m, &choppy{append(bytes.Clone(line), '\n'), pieces, 0}, 48)
 		if !ok {
 			return
+		}
+		m.Came = true
+		again, came, _, _, _ := flowCame(m, &choppy{append(bytes.Clone(line), '\n'), pieces, 0}, 48)
+		m.Came = false
+		if err == nil && (!bytes.Equal(again, got) || !bytes.Equal(came, line)) {
+			t.Fatalf("%s\nbecame\n%s\nand is said to have been\n%s", line, again, came)
 		}
 		unmasked, _, _, plainErr := flow(nil, &choppy{append(bytes.Clone(line), '\n'), pieces, 0}, 48)
 		if plainErr == nil && !bytes.Equal(unmasked, line) {
@@ -332,8 +349,8 @@ func flowed(in io.Reader, m *codec.Masker) (c counter, err error) {
 	runtime.ReadMemStats(&before)
 	var p codec.Parser
 	at := 0
-	_, _, err = p.Flow(r, m, "", func(part []byte, _ []codec.Finding) error {
-		if c.delivered += len(part); c.delivered-at > 4<<20 {
+	_, _, err = p.Flow(r, m, "", func(part codec.Part) error {
+		if c.delivered += len(part.Bytes); c.delivered-at > 4<<20 {
 			at = c.delivered
 			runtime.GC()
 			runtime.ReadMemStats(&now)
@@ -415,7 +432,7 @@ func BenchmarkFlow(b *testing.B) {
 					b.Fatal(err)
 				}
 				var p codec.Parser
-				if _, _, err := p.Flow(r, m, "", func([]byte, []codec.Finding) error { return nil }); err != nil {
+				if _, _, err := p.Flow(r, m, "", func(codec.Part) error { return nil }); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -445,5 +462,38 @@ func TestFlowLeaves(t *testing.T) {
 	}
 	if len(findings) != 1 { // the blob is not looked at
 		t.Errorf("findings %v", findings)
+	}
+}
+
+// TestFlowCame checks that what has arrived in the place of a long masked value is
+// said in parts, and none where nothing is masked.
+func TestFlowCame(t *testing.T) {
+	m := newFieldMasker([]string{"secret"})
+	m.Came = true
+	line := []byte(`{"jsonrpc":"2.0","id":1,"result":{"a":"` + strings.Repeat("plain ", 200<<10) + `","secret":"` + strings.Repeat("abc ", 1<<20) + `"}}`)
+	r := codec.NewReader(slowly{bytes.NewReader(append(bytes.Clone(line), '\n'))}, codec.Limits{Held: 512 << 10})
+	if _, err := r.Next(); err != codec.ErrLong {
+		t.Fatal(err)
+	}
+	var p codec.Parser
+	var came []byte
+	as := 0
+	_, _, err := p.Flow(r, m, "", func(part codec.Part) error {
+		if part.Came == nil {
+			as++
+			came = append(came, part.Bytes...)
+			return nil
+		}
+		if len(part.Came) > 512<<10 {
+			t.Fatalf("a part came with %d bytes", len(part.Came))
+		}
+		came = append(came, part.Came...)
+		return nil
+	})
+	if err != nil || !bytes.Equal(came, line) {
+		t.Fatalf("got %d bytes that are not the %d that came: %v", len(came), len(line), err)
+	}
+	if as == 0 {
+		t.Error("every part is said to be another one than what came")
 	}
 }

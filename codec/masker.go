@@ -45,6 +45,8 @@ type Masker struct {
 	// Leave: [Parser.Flow] says what is found and replaces nothing. What costs too much
 	// it does not look at; only escapes within escapes, MiBs of them, it still refuses.
 	Leave bool
+	// Came: [Parser.Flow] says what has arrived, too, where it delivers something else.
+	Came bool
 
 	finder  Finder
 	marks   []string // [masked:NAME], by detector; the last is that of fields

@@ -344,7 +344,8 @@ func leftIn(v any, layer int) (left string) {
 		}
 		finder := newFinder(detect.Names()...)
 		finder.Find([]byte(v), func(d, start, end int) {
-			if !marks.MatchString(v[start:end]) {
+			inside := func(mark []int) bool { return mark[0] <= start && end <= mark[1] }
+			if !slices.ContainsFunc(marks.FindAllStringIndex(v, -1), inside) {
 				left = fmt.Sprintf("%s %q", finder.Names()[d], v[start:end])
 			}
 		})
@@ -352,7 +353,7 @@ func leftIn(v any, layer int) (left string) {
 	return left
 }
 
-var marks = regexp.MustCompile(`^\[masked:[a-z_.-]+( \d+)?\]$`)
+var marks = regexp.MustCompile(`\[masked:[a-z_.-]+( \d+)?\]`)
 
 // nests reports what a string can hold to be looked through as JSON.
 func nests(v any) bool {

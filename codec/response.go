@@ -65,7 +65,7 @@ const maxTail = 64 << 10
 // checked, masked by m, which may be nil or [Masker.Leave] everything, and given
 // to deliver, a part at a time and without its newline. What Flow keeps of it is a
 // few MiB, however long it is, and 8 to 16 bytes for each name of a long object.
-// findings are of the part, or of what is left out in it. Neither is kept.
+// Parts are not kept.
 //
 // At the end it returns a view of the frame with an empty value in the place of
 // its result. A frame whose result has a member of the name refused is not
@@ -73,7 +73,7 @@ const maxTail = 64 << 10
 // is. What is no valid frame is an [*Error], and so, with code 413, is one that
 // would cost too much: then r is behind it. rest is what has arrived of either
 // and was not delivered.
-func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(part []byte, findings []Finding) error) (f *Frame, rest []byte, err error) {
+func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(Part) error) (f *Frame, rest []byte, err error) {
 	at, id, ok := longResult(&p.s, r.buf[r.start:])
 	id = bytes.Clone(id)
 	if !ok {
@@ -137,17 +137,28 @@ func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(part []
 	return f, nil, nil
 }
 
+// A Part is some bytes of a frame that passes while it arrives.
+type Part struct {
+	Bytes    []byte
+	Findings []Finding // in it, or in what is left out in it
+	// Came is what has arrived in the place of Bytes, where that is something else and
+	// the Masker is asked for it ([Masker.Came]); then Bytes may be empty.
+	Came []byte
+}
+
 // partSize is about how many bytes are delivered at a time.
 const partSize = 128 << 10
 
 // parts take what becomes of a frame, and deliver it.
 type parts struct {
 	m        *Masker
-	deliver  func(part []byte, findings []Finding) error
+	deliver  func(Part) error
 	out      []byte
 	findings []Finding
-	passed   int   // bytes of the frame
-	err      error // of deliver; sticky
+	came     []byte // in the place of out, if the Masker is asked for it
+	changed  bool   // and is something else
+	passed   int    // bytes of the frame
+	err      error  // of deliver; sticky
 }
 
 func (p *parts) keep(b []byte) {
@@ -155,6 +166,7 @@ func (p *parts) keep(b []byte) {
 	for len(b) > 0 {
 		n := min(len(b), max(partSize-len(p.out), 1))
 		p.out = append(p.out, b[:n]...)
+		p.arrived(b[:n])
 		b = b[n:]
 		p.full()
 	}
@@ -168,7 +180,7 @@ func (p *parts) replace(b []byte, s span) {
 	}
 	p.passed += len(b)
 	p.out = p.m.appendMark(p.out, s)
-	p.full()
+	p.changes(b)
 }
 
 func (p *parts) drop(b []byte) {
@@ -177,19 +189,49 @@ func (p *parts) drop(b []byte) {
 		return
 	}
 	p.passed += len(b)
+	p.changes(b)
+}
+
+func (p *parts) arrived(b []byte) {
+	if p.m != nil && p.m.Came {
+		p.came = append(p.came, b...)
+	}
+}
+
+// changes takes what does not pass as it came. It may be of any length.
+func (p *parts) changes(b []byte) {
+	p.changed = true
+	if !p.m.Came {
+		p.full()
+		return
+	}
+	for len(b) > 0 {
+		n := min(len(b), max(partSize-len(p.came), 1))
+		p.changed = true
+		p.arrived(b[:n])
+		b = b[n:]
+		p.full()
+	}
 }
 
 func (p *parts) full() {
-	if len(p.out) >= partSize {
+	if len(p.out) >= partSize || len(p.came) >= partSize {
 		p.flush()
 	}
 }
 
 // flush delivers what is decided.
 func (p *parts) flush() error {
-	if p.err == nil && len(p.out) > 0 {
-		p.err = p.deliver(p.out, p.findings)
+	if !p.changed {
+		p.came = p.came[:0]
 	}
-	p.out, p.findings = p.out[:0], p.findings[:0]
+	if p.err == nil && len(p.out)+len(p.came) > 0 {
+		part := Part{Bytes: p.out, Findings: p.findings}
+		if p.changed && len(p.came) > 0 {
+			part.Came = p.came
+		}
+		p.err = p.deliver(part)
+	}
+	p.out, p.findings, p.came, p.changed = p.out[:0], p.findings[:0], p.came[:0], false
 	return p.err
 }

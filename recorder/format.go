@@ -36,7 +36,7 @@ import (
 //	1 byte   bit 0: direction (0 c2s, 1 s2c); the others: verdict
 //	1 byte   bits 0 and 1 are of a frame that has several records, each but the
 //	         first with bit 0, each but the last with bit 1: it goes on in the
-//	         direction's next record that is neither found, noted nor blocked;
+//	         direction's next record that is neither found, noted, sealed nor blocked;
 //	         bit 2: the record began in the block before; bit 3: it goes on in the next
 //	varint   time in ns since the session's start
 //	uvarint  length

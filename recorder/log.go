@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"filippo.io/age"
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/ristretto/v2/z"
@@ -34,6 +35,14 @@ type Options struct {
 	Log  *slog.Logger // if nil, nothing is logged
 	Key  string       // that signs checkpoints, as of OpenKey; if empty, nothing is signed
 	Sync Sync         // when what is on record is flushed to the disk
+	// Originals are whom what came is sealed to where something else is on record; if
+	// empty, it is not kept.
+	Originals []age.Recipient
+	// Read is told of each Reading through the socket, before it. An error refuses it;
+	// if Read is nil, nobody is told.
+	Read func(context.Context, Reading) error
+
+	segment int // sessions of a segment of the index; if zero, segmentSessions, else at most as many
 }
 
 // Sync says when what is on record is flushed to the disk: that is what a loss of
@@ -74,7 +83,7 @@ type Log struct {
 	unsynced atomic.Bool   // something has been committed since the last flush
 	closing  chan struct{} // closed by Close
 	once     sync.Once
-	syncing  sync.WaitGroup
+	syncing  sync.WaitGroup // what works in the background
 
 	room struct {
 		sync.Mutex
@@ -84,12 +93,14 @@ type Log struct {
 
 	mu   sync.Mutex
 	live map[string]*Recording
+
+	index index
 }
 
 // Open opens the log, and makes one where there is none. Sessions that were
 // running when the last process died are marked interrupted.
 func Open(o Options) (*Log, error) {
-	o.Free = cmp.Or(o.Free, defaultFree)
+	o.Free, o.segment = cmp.Or(o.Free, defaultFree), cmp.Or(o.segment, segmentSessions)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -118,6 +129,10 @@ func Open(o Options) (*Log, error) {
 		l.unwritable.Store(&err)
 		l.fail(err)
 	}
+	if err := l.openIndex(); err != nil && !errors.Is(err, ErrUnavailable) {
+		db.Close()
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
+	}
 	if err := l.recover(); err != nil {
 		if !errors.Is(err, ErrUnavailable) {
 			db.Close()
@@ -128,6 +143,7 @@ func Open(o Options) (*Log, error) {
 	if o.Sync == SyncInterval {
 		l.syncing.Go(l.syncNowAndThen)
 	}
+	l.syncing.Go(l.keepIndex)
 	return l, nil
 }
 
@@ -424,16 +440,22 @@ func (l *Log) Ready() error {
 
 // Start puts a session on record. Without an id and a start, it gets them.
 func (l *Log) Start(s Session) (*Recording, error) {
-	if s.ID == "" {
-		s.ID = NewID()
-	}
 	if s.Start.IsZero() {
 		s.Start = time.Now()
+	}
+	if s.ID == "" {
+		s.ID = newID(s.Start)
+	}
+	if len(s.ID) != idSize {
+		return nil, fmt.Errorf("start recording: %q is no session's id", s.ID)
 	}
 	s.State = Running
 	r := &Recording{log: l, began: s.Start}
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
 	r.session, r.head = s, firstHash(s.ID)
+	if l.KeepsOriginals() {
+		r.sealer = &sealer{session: s.ID, to: l.o.Originals}
+	}
 	b, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -441,10 +463,13 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	l.mu.Lock()
 	l.live[s.ID] = r // before it can be found
 	l.mu.Unlock()
-	if err := l.commit(write{sessionKey(s.ID), b}, write{openKey(s.ID), []byte{}}); err != nil {
+	l.index.starts(s.ID)
+	writes := append(startPostings(&s), write{sessionKey(s.ID), b}, write{openKey(s.ID), []byte{}}, write{unindexedKey(s.ID), waits})
+	if err := l.commit(writes...); err != nil {
 		l.mu.Lock()
 		delete(l.live, s.ID)
 		l.mu.Unlock()
+		l.index.gone(s.ID)
 		return nil, fmt.Errorf("start recording: %w", err)
 	}
 	return r, nil
@@ -461,6 +486,7 @@ type Recording struct {
 	head    hash    // of the last
 	open    [2]bool // by direction: more of a frame is to come
 	err     error   // of an append; sticky, for what is on record behind it is uncertain
+	sealer  *sealer // of originals; nil: none are kept
 
 	changed chan struct{} // closed at the next append, or at the end; nil: nobody waits
 }
@@ -490,6 +516,13 @@ func (r *Recording) Append(frames ...Frame) error {
 	defer r.mu.Unlock()
 	if r.err != nil {
 		return r.err
+	}
+	if r.sealer != nil {
+		var err error
+		if frames, err = r.sealer.add(frames); err != nil {
+			r.err = err
+			return err
+		}
 	}
 	now := r.now()
 	for i := range frames {
@@ -531,6 +564,7 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 	defer r.mu.Unlock()
 	r.session.State, r.session.Reason, r.session.End = state, reason, end.Round(0)
 	r.session.Blocks, r.session.Head = int64(r.next), hex.EncodeToString(r.head[:])
+	r.sealer = nil // and its key with it
 	defer r.wake()
 	return r.finish()
 }
@@ -584,6 +618,7 @@ func (l *Log) finish(s Session) error {
 		return err
 	}
 	t.size++
+	l.index.ends(s.ID)
 	return nil
 }
 
@@ -613,7 +648,7 @@ func (l *Log) recover() error {
 			continue
 		}
 		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
-		s.C2S, s.S2C, s.Blocked, s.Masked, s.Findings, s.Observed = Count{}, Count{}, 0, 0, nil, nil
+		s.C2S, s.S2C, s.Blocked, s.Masked, s.Approved, s.Originals, s.Findings, s.Observed = Count{}, Count{}, 0, 0, 0, 0, nil, nil
 		for f, err := range l.frames(context.Background(), s) {
 			if err == nil {
 				s.count(&f)

@@ -30,6 +30,7 @@ import (
 	"io"
 	"iter"
 	"maps"
+	"strings"
 	"time"
 
 	"example.com/broker/codec"
@@ -81,8 +82,11 @@ type Session struct {
 	S2C       Count     `json:"s2c"`
 	Blocked   int64     `json:"blocked"` // frames
 	Masked    int64     `json:"masked"`
+	Approved  int64     `json:"approved,omitempty"` // calls that somebody approved, each by itself
 
 	Findings map[string]int64 `json:"findings,omitempty"` // by detector
+	// Originals counts what is sealed for whom the unmasked frames are kept.
+	Originals int64 `json:"originals,omitempty"`
 	// Observed counts frames by what an observing rule says of them: deny, approval
 	// or mask.
 	Observed map[string]int64 `json:"observed,omitempty"`
@@ -120,6 +124,11 @@ func (s *Session) count(f *Frame) {
 		return
 	case Aliased:
 		return
+	case Sealed:
+		if len(f.Bytes) > 0 && f.Bytes[0] == sealedOriginal {
+			s.Originals++
+		}
+		return
 	case Found:
 		var found []codec.Finding
 		if json.Unmarshal(f.Bytes, &found) == nil {
@@ -134,7 +143,13 @@ func (s *Session) count(f *Frame) {
 		return
 	case Noted:
 		var n Note
-		if json.Unmarshal(f.Bytes, &n) == nil && n.Mode == Observe && !s.noted[f.Direction] {
+		if json.Unmarshal(f.Bytes, &n) != nil {
+			return
+		}
+		if n.Mode == Enforce && n.Says == Approval {
+			s.Approved++
+		}
+		if n.Mode == Observe && !s.noted[f.Direction] {
 			s.Observed = maps.Clone(s.Observed)
 			if s.Observed == nil {
 				s.Observed = map[string]int64{}
@@ -185,12 +200,15 @@ const (
 	// Noted is no frame: it is a Note in JSON, of the frame that follows, or of the
 	// next part of it.
 	Noted
+	// Sealed is no frame: it is the original of the frame that follows, or a key of
+	// originals, sealed; see originals.go.
+	Sealed
 )
 
-var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased", "found", "cut", "noted"}
+var verdicts = [...]string{"delivered", "masked", "edited", "blocked", "answered", "aliased", "found", "cut", "noted", "sealed"}
 
 // IsFrame reports whether a record with this verdict is a frame, or a part of one.
-func (v Verdict) IsFrame() bool { return v != Aliased && v != Found && v != Noted }
+func (v Verdict) IsFrame() bool { return v != Aliased && v != Found && v != Noted && v != Sealed }
 
 // passes reports whether what has this verdict reached somebody.
 func (v Verdict) passes() bool { return v.IsFrame() && v != Blocked }
@@ -204,10 +222,11 @@ type Note struct {
 	Found  []codec.Finding `json:"found,omitempty"` // what would have been masked
 }
 
-// The modes of Notes.
+// The modes of Notes, and one of the things that they say.
 const (
-	Observe = "observe"
-	Enforce = "enforce"
+	Observe  = "observe"
+	Enforce  = "enforce"
+	Approval = "approval"
 )
 
 // String returns the verdict as a word.
@@ -224,6 +243,9 @@ type Frame struct {
 	Verdict   Verdict
 	Time      time.Time // when it was recorded; Append fills it in
 	Bytes     []byte    // as delivered, or, if blocked, as received; without its newline
+	// Original is what has come where Bytes are something else, if that is kept: Append
+	// seals it (Options.Originals). On record it is in front of the frame, Sealed.
+	Original []byte
 	// More: these are not all the bytes of a frame that went on record as it arrived;
 	// they go on in the next Frame of the direction that is neither Found, Noted nor Blocked.
 	// If there is none, that is what was delivered of it when the broker died.
@@ -233,18 +255,43 @@ type Frame struct {
 }
 
 // NewID returns the id of a new session: 16 characters, which sort by time.
-func NewID() string {
+func NewID() string { return newID(time.Now()) }
+
+// newID returns an id for a session that began at that time.
+func newID(start time.Time) string {
 	var b [10]byte // 48 bits of ms since 1970, 32 random bits
-	binary.BigEndian.PutUint64(b[:8], uint64(time.Now().UnixMilli())<<16)
+	binary.BigEndian.PutUint64(b[:8], uint64(max(0, start.UnixMilli()))<<16)
 	rand.Read(b[6:])
-	const alphabet = "0123456789abcdefghjkmnpqrstvwxyz" // Crockford's base 32
-	id := make([]byte, 0, 16)
+	return encodeID(b)
+}
+
+// timeOf returns the time that is in a session's id.
+func timeOf(id string) time.Time {
+	ms := int64(0)
+	for _, c := range []byte(id[:min(10, len(id))]) { // 50 bits, of which 48 are the time
+		ms = ms<<5 | int64(max(0, strings.IndexByte(idAlphabet, c)))
+	}
+	return time.UnixMilli(ms >> 2)
+}
+
+// idAt is not behind any id of a session that began at that time or later, and behind
+// all others.
+func idAt(start time.Time) string {
+	var b [10]byte
+	binary.BigEndian.PutUint64(b[:8], uint64(max(0, start.UnixMilli()))<<16)
+	return encodeID(b)
+}
+
+const idAlphabet = "0123456789abcdefghjkmnpqrstvwxyz" // Crockford's base 32
+
+func encodeID(b [10]byte) string {
+	id := make([]byte, 0, idSize)
 	bits, have := uint64(0), 0
 	for _, c := range b {
 		bits, have = bits<<8|uint64(c), have+8
 		for have >= 5 {
 			have -= 5
-			id = append(id, alphabet[bits>>have&31])
+			id = append(id, idAlphabet[bits>>have&31])
 		}
 	}
 	return string(id)
@@ -258,6 +305,8 @@ type Source interface {
 	// Sessions yields a session whose record cannot be read with nothing but its id and
 	// an error that wraps [ErrDamaged], and whoever goes on gets the rest.
 	Sessions(ctx context.Context) iter.Seq2[Session, error]
+	// Find yields the sessions that a query finds.
+	Find(ctx context.Context, q Query) iter.Seq2[Session, error]
 	// Session returns [ErrNoSession] for one that is not on record.
 	Session(ctx context.Context, session string) (Session, error)
 	// Frames yields [ErrNoSession] for a session that is not on record. A block
@@ -323,7 +372,7 @@ func Replay(ctx context.Context, w io.Writer, src Source, session string, v View
 			if err := out.Flush(); err != nil {
 				return fmt.Errorf("write replay: %w", err)
 			}
-		case errors.Is(err, ErrDamaged):
+		case errors.Is(err, ErrDamaged), errors.Is(err, ErrNoOriginal):
 			damaged = errors.Join(damaged, err)
 		case err != nil:
 			return errors.Join(out.Flush(), fmt.Errorf("session %s: %w", session, err))

@@ -28,6 +28,9 @@ import (
 // With this variable set, the test binary is a broker to be killed.
 const victim = "RECORDER_TEST_VICTIM"
 
+// It seals originals to who is in this one.
+const victimRecipient = "RECORDER_TEST_RECIPIENT"
+
 func TestMain(m *testing.M) {
 	if data := os.Getenv(victim); data != "" {
 		beVictim(data)
@@ -193,7 +196,11 @@ func TestConcurrentAppends(t *testing.T) {
 // beVictim appends to a few sessions, says on stdout what is on record, and
 // waits to be killed.
 func beVictim(data string) {
-	l, err := Open(Options{Dir: filepath.Join(data, "log")})
+	to, err := ParseRecipients(os.Getenv(victimRecipient))
+	if err != nil {
+		os.Exit(1)
+	}
+	l, err := Open(Options{Dir: filepath.Join(data, "log"), Originals: to})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -207,7 +214,11 @@ func beVictim(data string) {
 		go func() {
 			for i := 0; ; i++ {
 				frame := fmt.Appendf(nil, "%d %s", i, strings.Repeat("x", rand.IntN(1<<uint(rand.IntN(18)))))
-				if r.Append(Frame{Bytes: frame}) != nil {
+				f := Frame{Bytes: frame}
+				if i%3 == 0 {
+					f.Verdict, f.Original = Masked, fmt.Appendf(nil, "original %s", frame)
+				}
+				if r.Append(f) != nil {
 					os.Exit(1)
 				}
 				mu.Lock()
@@ -221,10 +232,11 @@ func beVictim(data string) {
 
 func TestKill(t *testing.T) {
 	data := t.TempDir()
+	auditor, _ := auditor(t)
 	for round := range 5 {
 		acknowledged := map[string]int{}
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), victim+"="+data)
+		cmd.Env = append(os.Environ(), victim+"="+data, victimRecipient+"="+auditor.Recipient().String())
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -254,12 +266,16 @@ func TestKill(t *testing.T) {
 			t.Fatalf("round %d: the log does not open: %v", round, err)
 		}
 		for id, last := range acknowledged {
-			all := frames(t, l, id)
+			all := frames(t, OpenOriginals(l, auditor), id)
 			if len(all) <= last {
 				t.Errorf("round %d: %d frames of %s are on record, %d were acknowledged", round, len(all), id, last+1)
 			}
 			for i, f := range all {
-				if !strings.HasPrefix(f, fmt.Sprintf("c2s delivered %d ", i)) {
+				want := "c2s delivered %d "
+				if i%3 == 0 {
+					want = "c2s masked original %d "
+				}
+				if !strings.HasPrefix(f, fmt.Sprintf(want, i)) {
 					t.Fatalf("round %d: frame %d is %.40q", round, i, f)
 				}
 			}

@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -16,11 +17,14 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+	"unicode/utf8"
 )
 
-// The socket of a broker speaks HTTP:
+// The socket of a broker speaks HTTP, and so does its API for auditors:
 //
-//	GET /sessions              a Session in JSON a line, newest first
+//	GET /sessions              a Session in JSON a line, newest first; those that fit
+//	                           the query (values of Query) if there is one
+//	GET /sessions/{id}         the Session in JSON
 //	GET /sessions/{id}/blocks  the Session in JSON and a newline, then for each
 //	                           block: its length (uvarint, never 0), its number
 //	                           (4 bytes, big-endian) and its bytes; at the end a
@@ -70,13 +74,10 @@ func ServeSocket(ctx context.Context, data string, l *Log) error {
 		ln.Close()
 		return fmt.Errorf("socket: %w", err)
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /sessions", l.serveSessions)
-	mux.HandleFunc("GET /sessions/{id}/blocks", l.serveBlocks)
-	mux.HandleFunc("GET /sessions/{id}/proof", l.serveProof)
-	mux.HandleFunc("GET /leaves", l.serveLeaves)
-	mux.HandleFunc("GET /checkpoint", l.serveCheckpoint)
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	server := &http.Server{
+		Handler: l.Handler(l.readThrough), ReadHeaderTimeout: 10 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnContext: withPeer,
+	}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
@@ -85,17 +86,56 @@ func ServeSocket(ctx context.Context, data string, l *Log) error {
 	return nil
 }
 
-func (l *Log) serveSessions(w http.ResponseWriter, r *http.Request) {
-	e := json.NewEncoder(w)
-	for s, err := range l.Sessions(r.Context()) {
-		if err != nil && !errors.Is(err, ErrDamaged) {
-			l.o.Log.Error("sessions cannot be listed", "error", err)
-			panic(http.ErrAbortHandler) // net/http's way to cut the answer
+// Handler returns what answers [DialSource] and [NewRemote]. Before frames are read,
+// read is called with their session, and before sessions are listed with nil; what
+// it returns an error for is not answered.
+func (l *Log) Handler(read func(*http.Request, *Session) error) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /sessions", func(w http.ResponseWriter, r *http.Request) {
+		if l.mayRead(w, r, nil, read) {
+			l.serveSessions(w, r)
 		}
-		if e.Encode(sessionLine{s, err != nil}) != nil {
-			return
+	})
+	mux.HandleFunc("GET /sessions/{id}/blocks", func(w http.ResponseWriter, r *http.Request) {
+		s, err := l.session(r.PathValue("id"))
+		if err != nil {
+			serveError(w, err)
+		} else if l.mayRead(w, r, &s, read) {
+			l.serveBlocks(w, r, s)
 		}
+	})
+	mux.HandleFunc("GET /sessions/{id}", l.serveSession)
+	mux.HandleFunc("GET /sessions/{id}/proof", l.serveProof)
+	mux.HandleFunc("GET /leaves", l.serveLeaves)
+	mux.HandleFunc("GET /checkpoint", l.serveCheckpoint)
+	return mux
+}
+
+func (l *Log) mayRead(w http.ResponseWriter, r *http.Request, s *Session, read func(*http.Request, *Session) error) bool {
+	if err := read(r, s); err != nil {
+		l.o.Log.Error("recordings are not read: that they are cannot be put on record", "error", err)
+		http.Error(w, "that it is read cannot be put on record", http.StatusServiceUnavailable)
+		return false
 	}
+	return true
+}
+
+func (l *Log) serveSession(w http.ResponseWriter, r *http.Request) {
+	s, err := l.session(r.PathValue("id"))
+	if err != nil {
+		serveError(w, err)
+		return
+	}
+	json.NewEncoder(w).Encode(s)
+}
+
+func (l *Log) serveSessions(w http.ResponseWriter, r *http.Request) {
+	q, err := queryOf(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	serveLines(l, w, r, linesOf(l.Find(r.Context(), q)), !q.isAll())
 }
 
 // A sessionLine is what the socket says of a session.
@@ -104,12 +144,55 @@ type sessionLine struct {
 	Damaged bool `json:"damaged,omitempty"` // the record cannot be read
 }
 
-func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request) {
-	s, err := l.session(r.PathValue("id"))
-	if err != nil {
-		serveError(w, err)
-		return
+func linesOf(sessions iter.Seq2[Session, error]) iter.Seq2[sessionLine, error] {
+	return func(yield func(sessionLine, error) bool) {
+		for s, err := range sessions {
+			damaged := errors.Is(err, ErrDamaged)
+			if damaged {
+				err = nil
+			}
+			if !yield(sessionLine{s, damaged}, err) {
+				return
+			}
+		}
 	}
+}
+
+// sessionsOf is linesOf, backwards.
+func sessionsOf(lines iter.Seq2[sessionLine, error]) iter.Seq2[Session, error] {
+	return func(yield func(Session, error) bool) {
+		for s, err := range lines {
+			if err == nil && s.Damaged {
+				err = fmt.Errorf("record of session %s: %w", s.ID, ErrDamaged)
+			}
+			if !yield(s.Session, err) {
+				return
+			}
+		}
+	}
+}
+
+// serveLines writes values in JSON, each on a line; at once, if they come slowly.
+func serveLines[T any](l *Log, w http.ResponseWriter, r *http.Request, values iter.Seq2[T, error], slowly bool) {
+	e := json.NewEncoder(w)
+	for v, err := range values {
+		if err != nil {
+			if r.Context().Err() == nil { // else nobody reads it any more
+				l.o.Log.Error("the log cannot be read", "error", err)
+			}
+			panic(http.ErrAbortHandler) // net/http's way to cut the answer
+		}
+		if e.Encode(v) != nil {
+			return
+		}
+		if slowly && http.NewResponseController(w).Flush() != nil {
+			return
+		}
+	}
+}
+
+func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request, s Session) {
+	var err error
 	if json.NewEncoder(w).Encode(s) != nil {
 		return
 	}
@@ -134,16 +217,7 @@ func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request) {
 }
 
 func (l *Log) serveLeaves(w http.ResponseWriter, r *http.Request) {
-	e := json.NewEncoder(w)
-	for leaf, err := range l.Leaves(r.Context()) {
-		if err != nil {
-			l.o.Log.Error("the tree cannot be read", "error", err)
-			panic(http.ErrAbortHandler)
-		}
-		if e.Encode(leaf) != nil {
-			return
-		}
-	}
+	serveLines(l, w, r, l.Leaves(r.Context()), false)
 }
 
 func (l *Log) serveProof(w http.ResponseWriter, r *http.Request) {
@@ -209,8 +283,14 @@ func OpenSource(data string) (Source, error) {
 
 // A remote is the Source of a broker that runs.
 type remote struct {
-	client http.Client
+	client *http.Client
+	base   string
 	dir    io.Closer
+}
+
+// NewRemote returns the Source that a [Log.Handler] at the URL base is.
+func NewRemote(base string, client *http.Client) Source {
+	return &remote{client: client, base: base, dir: io.NopCloser(nil)}
 }
 
 // DialSource opens the recordings in a broker's data folder through the broker
@@ -227,7 +307,7 @@ func DialSource(data string) (Source, error) {
 		return nil, err
 	}
 	c.Close()
-	return &remote{dir: dir, client: http.Client{Transport: &http.Transport{
+	return &remote{dir: dir, base: "http://broker", client: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
 	}}}, nil
 }
@@ -238,10 +318,11 @@ func (r *remote) Close() error {
 }
 
 func (r *remote) get(ctx context.Context, path string) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://broker"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.base+path, nil)
 	if err != nil {
 		return nil, err
 	}
+	sayPurpose(req)
 	resp, err := r.client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("ask the broker: %w", err)
@@ -249,11 +330,19 @@ func (r *remote) get(ctx context.Context, path string) (io.ReadCloser, error) {
 	if resp.StatusCode == http.StatusOK {
 		return resp.Body, nil
 	}
-	resp.Body.Close()
+	defer resp.Body.Close()
 	if err := socketErrors[resp.StatusCode]; err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("ask the broker: %s", resp.Status)
+	why, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	var failure struct{ Error string } // of the API
+	if json.Unmarshal(why, &failure) == nil {
+		why = []byte(failure.Error)
+	}
+	if !utf8.Valid(why) || len(why) == 0 {
+		return nil, fmt.Errorf("ask the broker: %s", resp.Status)
+	}
+	return nil, fmt.Errorf("the broker answers %d: %s", resp.StatusCode, bytes.TrimSpace(why))
 }
 
 // getAll is get of what is small.
@@ -287,23 +376,23 @@ func (r *remote) Checkpoint(ctx context.Context) ([]byte, error) {
 
 // Sessions implements [Source].
 func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
-	return func(yield func(Session, error) bool) {
-		for s, err := range jsonLines[sessionLine](ctx, r, "/sessions") {
-			if err == nil && s.Damaged {
-				err = fmt.Errorf("record of session %s: %w", s.ID, ErrDamaged)
-			}
-			if !yield(s.Session, err) {
-				return
-			}
-		}
-	}
+	return sessionsOf(jsonLines[sessionLine](ctx, r, "/sessions"))
 }
 
-// Session implements [Source]. It stands in front of the blocks, which are not read.
+// Find implements [Source].
+func (r *remote) Find(ctx context.Context, q Query) iter.Seq2[Session, error] {
+	if err := q.Check(); err != nil {
+		return func(yield func(Session, error) bool) { yield(Session{}, err) }
+	}
+	return sessionsOf(jsonLines[sessionLine](ctx, r, "/sessions?"+q.values().Encode()))
+}
+
+// Session implements [Source].
 func (r *remote) Session(ctx context.Context, session string) (s Session, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	err = r.blocks(ctx, session, "", func(first Session) { s = first }, func(Block) bool { return false }, nil)
+	b, err := r.getAll(ctx, "/sessions/"+url.PathEscape(session))
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
 	return s, err
 }
 

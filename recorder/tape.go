@@ -95,7 +95,7 @@ func (t *Tape) Add(f Frame) error {
 			t.found[d] = append(t.found[d], found...)
 		}
 		return nil
-	case Noted:
+	case Noted, Sealed:
 		return nil
 	case Aliased:
 		var a codec.Alias

@@ -102,8 +102,11 @@ const (
 	Issued           = "certificate.issued"
 	CARotated        = "ca.rotated"
 	CredentialUsed   = "credential.used"
-	SessionObserved  = "session.observed" // an observing rule would have refused, held or masked something in it
-	ClientAllowed    = "client.allowed"   // a program, by its person
+	SessionObserved  = "session.observed"  // an observing rule would have refused, held or masked something in it
+	SessionReplayed  = "session.replayed"  // its frames are read
+	SessionsReplayed = "sessions.replayed" // those of all sessions are read
+	SessionsListed   = "sessions.listed"
+	ClientAllowed    = "client.allowed" // a program, by its person
 	ClientRefused    = "client.refused"
 	ClientEnded      = "client.ended" // revoked, or a token of its was used twice
 	NoticeDelivered  = "notice.delivered"

@@ -187,8 +187,8 @@ func (l *long) look(in *io.PipeReader, m *codec.Masker) {
 		out.id = string(id)
 		if ok {
 			var f *codec.Frame
-			f, _, err = p.Flow(r, m, "", func(_ []byte, found []codec.Finding) error {
-				out.found.add(found)
+			f, _, err = p.Flow(r, m, "", func(part codec.Part) error {
+				out.found.add(part.Findings)
 				return nil
 			})
 			if err == nil {

@@ -138,11 +138,18 @@ func Run(ctx context.Context, src recorder.Source, o Options) (*Report, error) {
 	if t.report.Until.IsZero() {
 		t.report.Until = time.Now()
 	}
-	for s, err := range src.Sessions(ctx) {
+	q := recorder.Query{Since: o.Since, Until: t.report.Until}
+	if o.Subject != "" {
+		q.Subjects = []string{o.Subject}
+	}
+	if o.Server != "" {
+		q.Servers = []string{o.Server}
+	}
+	for s, err := range src.Find(ctx, q) {
 		if err != nil {
 			return nil, fmt.Errorf("list recordings: %w", err)
 		}
-		if !t.wants(&s) {
+		if s.Imported != nil { // nobody knows who it was
 			continue
 		}
 		if err := t.session(ctx, src, &s); err != nil {
@@ -153,13 +160,6 @@ func Run(ctx context.Context, src recorder.Source, o Options) (*Report, error) {
 	t.report.Changes = slices.AppendSeq([]*Change{}, maps.Values(t.changes))
 	slices.SortFunc(t.report.Changes, inOrder)
 	return &t.report, nil
-}
-
-// wants reports whether some of s may be in the time that is asked for. Of what was
-// imported nobody knows who it was.
-func (t *trial) wants(s *recorder.Session) bool {
-	return s.Imported == nil && (t.o.Subject == "" || s.Subject == t.o.Subject) && (t.o.Server == "" || s.Server == t.o.Server) &&
-		s.Start.Before(t.report.Until) && (s.End.IsZero() || !s.End.Before(t.o.Since))
 }
 
 func (t *trial) progress() {

@@ -359,7 +359,7 @@ type fake struct {
 	frames []recorder.Frame
 }
 
-func (f fake) Sessions(context.Context) iter.Seq2[recorder.Session, error] {
+func (f fake) Find(context.Context, recorder.Query) iter.Seq2[recorder.Session, error] {
 	return func(yield func(recorder.Session, error) bool) { yield(f.s, nil) }
 }
 

@@ -78,7 +78,7 @@ func (v *visit) frame(f *recorder.Frame) {
 			v.noted[d] = n.Mode == recorder.Enforce && n.Says == policy.Approval.String()
 		}
 		return
-	case recorder.Aliased:
+	case recorder.Aliased, recorder.Sealed:
 		return
 	}
 	masked, approved := v.masked[d], v.noted[d]

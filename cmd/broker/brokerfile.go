@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"filippo.io/age"
+
 	"example.com/broker/broker"
 	"example.com/broker/broker/agent"
 	"example.com/broker/broker/agent/credential"
@@ -29,6 +31,7 @@ type brokerFile struct {
 	URL       string                `yaml:"url"`
 	Data      string                `yaml:"data"`
 	Admins    namesFile             `yaml:"admins"`
+	Auditors  namesFile             `yaml:"auditors"`
 	TLS       tlsFile               `yaml:"tls"`
 	Identity  identityFile          `yaml:"identity"`
 	Agents    agentsFile            `yaml:"agents"`
@@ -123,7 +126,13 @@ type callFile struct {
 }
 
 type recordingFile struct {
-	Sync string `yaml:"sync"`
+	Sync      string        `yaml:"sync"`
+	Originals originalsFile `yaml:"originals"`
+}
+
+// originalsFile is whom unmasked frames are sealed to.
+type originalsFile struct {
+	Recipients []string `yaml:"recipients"`
 }
 
 type limitsFile struct {
@@ -147,6 +156,7 @@ type brokerConfig struct {
 	limits  broker.Limits
 	free    int64 // of the disk, in bytes
 	sync    recorder.Sync
+	sealTo  []age.Recipient // whom originals are sealed to
 	identities
 	notices
 }
@@ -172,6 +182,9 @@ func readBrokerConfig(path string) (*brokerConfig, error) {
 		return nil, err
 	}
 	if err := c.readLimits(); err != nil {
+		return nil, err
+	}
+	if err := c.readRecording(); err != nil {
 		return nil, err
 	}
 	if err := c.readServers(); err != nil {
@@ -262,15 +275,35 @@ func (c *brokerConfig) readLimits() error {
 	if c.free, err = c.size("limits.disk_free", l.DiskFree); err != nil {
 		return err
 	}
+	c.limits = broker.Limits{
+		Frame: int(frame), Requests: l.Requests, Sessions: l.Sessions,
+		PerIdentity: l.PerIdentity, Handshake: handshake, Idle: idle,
+	}.WithDefaults()
+	return nil
+}
+
+// readRecording reads how sessions are kept.
+func (c *brokerConfig) readRecording() error {
 	sync, ok := syncs[c.Recording.Sync]
 	if !ok {
 		return c.errorAt("recording.sync", errors.New("must be always, interval or none"))
 	}
 	c.sync = sync
-	c.limits = broker.Limits{
-		Frame: int(frame), Requests: l.Requests, Sessions: l.Sessions,
-		PerIdentity: l.PerIdentity, Handshake: handshake, Idle: idle,
-	}.WithDefaults()
+	texts := make([]string, len(c.Recording.Originals.Recipients))
+	for i, text := range c.Recording.Originals.Recipients {
+		at := fmt.Sprintf("recording.originals.recipients[%d]", i)
+		var err error
+		if texts[i], err = c.secret(text); err != nil {
+			return c.errorAt(at, err)
+		}
+		if _, err = recorder.ParseRecipients(texts[i]); err != nil {
+			return c.errorAt(at, err)
+		}
+	}
+	var err error
+	if c.sealTo, err = recorder.ParseRecipients(texts...); err != nil {
+		return c.errorAt("recording.originals.recipients", err)
+	}
 	return nil
 }
 
@@ -446,6 +479,11 @@ func (c *brokerConfig) admins() policy.Approvers {
 	return policy.Approvers{Users: c.Admins.Users, Groups: c.Admins.Groups}
 }
 
+// auditors are those who may read recordings over HTTP.
+func (c *brokerConfig) auditors() policy.Approvers {
+	return policy.Approvers{Users: c.Auditors.Users, Groups: c.Auditors.Groups}
+}
+
 // needRestart lists the keys that next has changed and that are read at the
 // start only.
 func (c *brokerConfig) needRestart(next *brokerConfig) (keys []string) {
@@ -454,7 +492,7 @@ func (c *brokerConfig) needRestart(next *brokerConfig) (keys []string) {
 		old, new any
 	}{
 		{"listen", c.Listen, next.Listen}, {"name", c.brokerFile.Name, next.brokerFile.Name}, {"url", c.URL, next.URL},
-		{"data", c.Data, next.Data}, {"identity", c.Identity, next.Identity}, {"agents", c.Agents, next.Agents}, {"audit", c.Audit, next.Audit}, {"channels", c.Channels, next.Channels}, {"servers", c.Servers, next.Servers}, {"http", c.HTTP, next.HTTP}, {"limits", c.Limits, next.Limits},
+		{"data", c.Data, next.Data}, {"identity", c.Identity, next.Identity}, {"agents", c.Agents, next.Agents}, {"audit", c.Audit, next.Audit}, {"channels", c.Channels, next.Channels}, {"servers", c.Servers, next.Servers}, {"http", c.HTTP, next.HTTP}, {"limits", c.Limits, next.Limits}, {"recording", c.Recording, next.Recording},
 	} {
 		if !reflect.DeepEqual(k.old, k.new) {
 			keys = append(keys, k.name)

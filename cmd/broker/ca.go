@@ -57,7 +57,7 @@ key and the CA's certificate in one PEM: all that broker connect needs.`,
 			if err != nil {
 				return err
 			}
-			if err := noteIssued(data, id, leaf); err != nil {
+			if err := noteEvent(data, leaf.SerialNumber.Text(16), issuedEvent(id, leaf)); err != nil {
 				return err
 			}
 			bundle, err := identity.Bundle(key, der, authority.Roots())

@@ -59,10 +59,15 @@ type clientFlags struct {
 }
 
 func (f *clientFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.broker, "broker", "", "the broker's `ADDR`, host:port (default: where you signed in last)")
+	f.addBroker(cmd)
 	cmd.Flags().StringVar(&f.identity, "identity", "", "certificate and key in one PEM `FILE` (default: what broker login stored)")
-	cmd.Flags().StringVar(&f.ca, "ca", "", "PEM `FILE` of the CA that proves the broker (default: a CA in the identity file, else the system's)")
 	cmd.MarkFlagFilename("identity", "pem")
+}
+
+// addBroker adds the flags that say which broker.
+func (f *clientFlags) addBroker(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.broker, "broker", "", "the broker's `ADDR`, host:port (default: where you signed in last)")
+	cmd.Flags().StringVar(&f.ca, "ca", "", "PEM `FILE` of the CA that proves the broker (default: a CA in the identity file, else the system's)")
 	cmd.MarkFlagFilename("ca", "pem", "crt")
 }
 

@@ -13,7 +13,10 @@ import (
 )
 
 func exportCommand() *cobra.Command {
-	var data, format, out string
+	var (
+		from        sourceFlags
+		format, out string
+	)
 	cmd := &cobra.Command{
 		Use:   "export SESSION --format FORMAT",
 		Short: "write a session for other tools: Wireshark, programs, auditors, browsers",
@@ -35,7 +38,7 @@ What was recorded unmasked is in the file, too.`,
 			if f, ok := cmd.OutOrStdout().(*os.File); ok && out == "" && export.Binary(format) && isTerminal(f) {
 				return usagef("%s is not for a terminal; name a file with --out", format)
 			}
-			src, err := openSource(data)
+			src, err := from.open()
 			if err != nil {
 				return err
 			}
@@ -53,7 +56,7 @@ What was recorded unmasked is in the file, too.`,
 			return err
 		},
 	}
-	addData(cmd, &data)
+	from.add(cmd)
 	cmd.Flags().StringVar(&format, "format", "", "`FORMAT`: "+strings.Join(export.Formats(), ", "))
 	cmd.Flags().StringVarP(&out, "out", "o", "", "write to `FILE`, readable by its owner alone (default stdout)")
 	cmd.MarkFlagRequired("format")

@@ -26,6 +26,10 @@ func hint(err error) string {
 		return `another process holds the port (ss -ltnp); or set "listen" in the configuration`
 	case errors.Is(err, recorder.ErrNoSession):
 		return "broker sessions lists what is on record"
+	case errors.Is(err, recorder.ErrNotRecipient):
+		return "name the key of one of recording.originals.recipients with --identity"
+	case errors.Is(err, recorder.ErrNoOriginal):
+		return "what has an original has been written; recording.originals in broker.yaml keeps them for sessions that begin later"
 	case errors.Is(err, errUnverified):
 		return "keep the data folder as it is, and compare it with a copy; what is good can still be replayed"
 	case errors.Is(err, errWouldRefuse):

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
+	"example.com/broker/recorder"
 	"github.com/spf13/cobra"
 )
 
@@ -43,7 +45,12 @@ keeps every frame on record, so that a session can be replayed byte for byte.`,
 	started := false // what cobra refuses before that (a missing argument, too) is wrong usage
 	cmd.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		err := cmd.ValidateRequiredFlags() // cobra itself looks later
+		if err == nil {
+			err = cmd.ValidateFlagGroups()
+		}
 		started = err == nil
+		_, command, _ := strings.Cut(cmd.CommandPath(), " ")
+		cmd.SetContext(recorder.WithCommand(cmd.Context(), command))
 		return err
 	}
 	err := cmd.ExecuteContext(ctx)

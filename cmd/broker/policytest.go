@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"example.com/broker/broker/policy"
 	"example.com/broker/broker/trial"
+	"example.com/broker/recorder"
 	"github.com/spf13/cobra"
 )
 
@@ -42,16 +41,9 @@ something would (0 with --exit-zero), 2 for wrong usage.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p.file, p.out, p.err = args[0], cmd.OutOrStdout(), cmd.ErrOrStderr()
-			now := time.Now()
 			var err error
-			if p.o.Since, err = pointInTime("since", p.since, now); err != nil {
+			if p.o.Since, p.o.Until, err = timeSpan(p.since, p.until); err != nil {
 				return err
-			}
-			if p.o.Until, err = pointInTime("until", p.until, now); err != nil {
-				return err
-			}
-			if !p.o.Until.IsZero() && !p.o.Since.Before(p.o.Until) {
-				return usagef("--since %s is not before --until %s", p.since, p.until)
 			}
 			return p.run(cmd.Context())
 		},
@@ -99,7 +91,7 @@ func (p *policyTrial) run(ctx context.Context) error {
 	defer src.Close()
 	show := progress(p.err)
 	p.o.Progress = func(sessions, frames int64) { show("%d sessions, %d frames", sessions, frames) }
-	r, err := trial.Run(ctx, src, p.o)
+	r, err := trial.Run(recorder.ReadsAll(ctx), src, p.o)
 	if err != nil {
 		return err
 	}
@@ -205,27 +197,4 @@ func orDash(s string) string {
 		return "-"
 	}
 	return s
-}
-
-var ago = regexp.MustCompile(`^([0-9]{1,5})d$`)
-
-// pointInTime reads the value of a flag: how long before now, or a date.
-func pointInTime(flag, text string, now time.Time) (time.Time, error) {
-	if text == "" {
-		return time.Time{}, nil
-	}
-	if m := ago.FindStringSubmatch(text); m != nil {
-		days, _ := strconv.Atoi(m[1])
-		return now.AddDate(0, 0, -days), nil
-	}
-	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
-		return now.Add(-d), nil
-	}
-	if t, err := time.Parse(time.RFC3339, text); err == nil {
-		return t, nil
-	}
-	if t, err := time.ParseInLocation(time.DateOnly, text, time.Local); err == nil {
-		return t, nil
-	}
-	return time.Time{}, usagef("--%s %q: must be like 30d, 12h, 2026-11-01 or 2026-11-01T12:00:00Z", flag, text)
 }

@@ -19,11 +19,13 @@ import (
 
 func replay() *cobra.Command {
 	var (
-		data, direction string
-		blocked, serve  bool
-		raw, follow     bool
-		speed           float64
-		against         againstFlags
+		direction      string
+		blocked, serve bool
+		raw, follow    bool
+		speed          float64
+		against        againstFlags
+		originals      originalsFlags
+		from           sourceFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "replay SESSION",
@@ -34,6 +36,13 @@ byte, what the client received; with c2s, what the server received; both is one
 after the other as they passed. Frames that were refused reached nobody: --blocked
 adds them where the client (c2s) or the server (s2c) sent them. Of a session that
 runs, --follow goes on until it ends.
+
+With --originals, what was masked or edited is replaced by what was sent, byte for
+byte, where the broker keeps that (recording.originals). It is sealed to auditors:
+--identity names the key of one.
+
+With --broker the recording is read from a broker anywhere, by one of its auditors
+(auditors in broker.yaml); else from --data, on the broker's machine.
 
 With --serve it stands in for the server: it answers a client on stdin and stdout
 with what is on record, by method and params. A client's configuration can run it,
@@ -48,6 +57,8 @@ cannot be, and is listed. What was refused when it was recorded is not sent, exc
 with --blocked.`,
 		Example: `  broker replay --direction s2c 06a2n8mwvg5c3k0q
   broker replay --follow 06a2n8mwvg5c3k0q
+  broker replay --originals --identity auditor.txt --direction s2c 06a2n8mwvg5c3k0q
+  broker replay --broker mcp.example.com:8443 --identity olga.pem 06a2n8mwvg5c3k0q
   claude mcp add bigquery -- broker replay --serve --data /var/lib/broker 06a2n8mwvg5c3k0q
   broker replay --against bigquery-test --ignore '$.result.content[*].text' 06a2n8mwvg5c3k0q`,
 		Args: cobra.ExactArgs(1),
@@ -59,31 +70,43 @@ with --blocked.`,
 			if speed <= 0 {
 				return usagef("--speed %g: must be over 0", speed)
 			}
+			if against.client.identity, err = originals.forBroker(); err != nil {
+				return err
+			}
+			from.client = against.client
 			if serve {
-				return serveRecording(cmd.Context(), data, args[0], cmd.InOrStdin(), cmd.OutOrStdout())
+				return serveRecording(cmd.Context(), from, args[0], cmd.InOrStdin(), cmd.OutOrStdout())
 			}
 			if against.server != "" {
 				against.blocked = blocked
-				return against.run(cmd.Context(), data, args[0], cmd.OutOrStdout())
+				from.client.broker = "" // is that of the session
+				return against.run(cmd.Context(), from, args[0], cmd.OutOrStdout())
 			}
-			src, err := openSource(data)
+			src, err := from.open()
 			if err != nil {
 				return err
 			}
 			defer src.Close()
 			in, out := cmd.InOrStdin(), cmd.OutOrStdout()
+			ctx := cmd.Context()
+			if originals.open {
+				ctx = recorder.WithCommand(ctx, "replay --originals")
+			}
+			if src, err = originals.source(src, in); err != nil {
+				return err
+			}
 			if !raw && isTerminal(in) && isTerminal(out) {
-				return play(cmd.Context(), in, out, src, args[0], direction, speed, follow)
+				return play(ctx, in, out, src, args[0], direction, speed, follow)
 			}
 			view.Follow = follow
-			err = recorder.Replay(cmd.Context(), out, src, args[0], view)
+			err = recorder.Replay(ctx, out, src, args[0], view)
 			if follow && errors.Is(err, context.Canceled) {
 				return nil // an interrupt is the way to end it
 			}
 			return err
 		},
 	}
-	addData(cmd, &data)
+	addData(cmd, &from.data)
 	cmd.Flags().StringVar(&direction, "direction", "both", "`SIDE` to replay: c2s, s2c or both")
 	cmd.Flags().BoolVar(&blocked, "blocked", false, "add the frames that were refused; with --against, send them")
 	cmd.Flags().BoolVar(&raw, "raw", false, "write bytes to a terminal, too")
@@ -91,12 +114,14 @@ with --blocked.`,
 	cmd.Flags().Float64Var(&speed, "speed", 1, "play so many `TIMES` as fast, on a terminal")
 	cmd.Flags().BoolVar(&serve, "serve", false, "stand in for the server, on stdin and stdout")
 	against.add(cmd)
+	originals.add(cmd)
+	cmd.MarkFlagsMutuallyExclusive("serve", "against", "originals")
 	cmd.MarkFlagsMutuallyExclusive("serve", "against", "follow")
 	cmd.MarkFlagsMutuallyExclusive("serve", "direction")
 	cmd.MarkFlagsMutuallyExclusive("against", "direction")
 	cmd.MarkFlagsMutuallyExclusive("serve", "blocked")
 	cmd.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"both", "c2s", "s2c"}, cobra.ShellCompDirectiveNoFileComp))
-	cmd.ValidArgsFunction = completeSessions(&data)
+	cmd.ValidArgsFunction = completeSessions(&from.data)
 	return cmd
 }
 
@@ -118,8 +143,8 @@ func play(ctx context.Context, in io.Reader, out io.Writer, src recorder.Source,
 }
 
 // serveRecording answers a client from a recording.
-func serveRecording(ctx context.Context, data, session string, in io.Reader, out io.Writer) error {
-	tape, err := openTape(ctx, data, session)
+func serveRecording(ctx context.Context, from sourceFlags, session string, in io.Reader, out io.Writer) error {
+	tape, err := openTape(ctx, from, session)
 	if err != nil {
 		return err
 	}
@@ -151,17 +176,17 @@ func (f *againstFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.junit, "junit", "", "write the report to `FILE` as JUnit's XML, too")
 	cmd.Flags().BoolVar(&f.asJSON, "json", false, "one JSON object a line: each request, and at the end the rest")
 	cmd.Flags().DurationVar(&f.wait, "wait", time.Minute, "how long to wait for an answer")
-	f.client.add(cmd)
+	f.client.addBroker(cmd) // --identity is of originalsFlags
 	cmd.MarkFlagFilename("junit", "xml")
 }
 
 // run runs a recording against a server.
-func (f *againstFlags) run(ctx context.Context, data, session string, out io.Writer) error {
+func (f *againstFlags) run(ctx context.Context, from sourceFlags, session string, out io.Writer) error {
 	ignore, err := codec.NewFields(f.ignore)
 	if err != nil {
 		return usagef("--ignore: %w", err)
 	}
-	tape, err := openTape(ctx, data, session)
+	tape, err := openTape(ctx, from, session)
 	if err != nil {
 		return err
 	}
@@ -197,8 +222,8 @@ func (f *againstFlags) run(ctx context.Context, data, session string, out io.Wri
 }
 
 // openTape reads a recording, and lets go of the log: others may want it.
-func openTape(ctx context.Context, data, session string) (*recorder.Tape, error) {
-	src, err := openSource(data)
+func openTape(ctx context.Context, from sourceFlags, session string) (*recorder.Tape, error) {
+	src, err := from.open()
 	if err != nil {
 		return nil, err
 	}

@@ -123,7 +123,7 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 	}
 	key, err := recorder.OpenKey(config.Data)
 	if err == nil {
-		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync})
+		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync, Originals: config.sealTo, Read: in.recordReading})
 	}
 	if err != nil {
 		in.listener.Close()
@@ -174,7 +174,13 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		HTTP: stream.HTTPOptions{Origins: config.HTTP.Origins, Host: in.isHost},
 		Log:  in.recorder, Limits: limits, Tunnel: stream.TunnelOptions{Log: log}, Logger: log,
 	})
+	in.broker.SetAuditors(config.auditors())
 	return in, nil
+}
+
+// recordReading puts on record that recordings are read through the socket.
+func (in *installation) recordReading(ctx context.Context, r recorder.Reading) error {
+	return in.desk.Record(ctx, broker.ReadEvent(r, "socket"))
 }
 
 // newOAuth makes what gives MCP clients by URL their tokens, if there is anybody
@@ -255,7 +261,7 @@ func (in *installation) run(ctx context.Context, drain time.Duration) error {
 
 // openAccess opens the requests and grants.
 func (in *installation) openAccess() error {
-	store, err := grant.OpenBadger(filepath.Join(in.config.Data, "access"), accessFree)
+	store, err := grant.OpenBadger(filepath.Join(in.config.Data, accessDir), accessFree)
 	if err != nil {
 		return err
 	}
@@ -281,6 +287,9 @@ func (in *installation) openAccess() error {
 	}
 	return nil
 }
+
+// accessDir is where requests, grants and events are, in the data folder.
+const accessDir = "access"
 
 // accessFree is what must stay free on the disk of requests and grants, in bytes.
 const accessFree = 64 << 20
@@ -371,8 +380,8 @@ func (in *installation) watch(ctx context.Context) {
 			return
 		case <-hangup:
 		case <-tick.C:
-			if err := in.recordIssued(ctx); err != nil {
-				in.log.Error("what broker ca issue has issued is not on record", "error", err)
+			if err := in.recordNoted(ctx); err != nil {
+				in.log.Error("what was noted in the data folder is not on record", "error", err)
 			}
 			if in.digest() == in.seen {
 				continue
@@ -414,6 +423,7 @@ func (in *installation) reload() {
 	in.keyring.Renew()
 	in.broker.SetUsers(users)
 	in.broker.SetPolicy(config.policy)
+	in.broker.SetAuditors(config.auditors())
 	in.desk.SetAdmins(config.admins())
 	if needs := in.config.needRestart(config); len(needs) > 0 {
 		in.log.Warn("not all that has changed is in force: restart the broker", "changed", needs)

@@ -98,7 +98,7 @@ func (v *verification) run(ctx context.Context) error {
 			older = &c
 		}
 		show := progress(v.err)
-		r, err = recorder.VerifyLog(ctx, src, key, older, func(n int) { show("%d sessions", n) })
+		r, err = recorder.VerifyLog(recorder.ReadsAll(ctx), src, key, older, func(n int) { show("%d sessions", n) })
 	}
 	if err != nil {
 		return err

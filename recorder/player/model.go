@@ -87,6 +87,8 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		}
 	case damaged:
 		m.damaged++
+	case lacking:
+		m.said = msg.err.Error()
 	case ended:
 		m.loading = false
 		if m.failed = msg.err; msg.err != nil {

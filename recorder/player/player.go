@@ -85,6 +85,9 @@ func load(ctx context.Context, send func(tea.Msg), frames iter.Seq2[recorder.Fra
 		case errors.Is(err, recorder.ErrDamaged):
 			flush()
 			send(damaged{err})
+		case errors.Is(err, recorder.ErrNoOriginal):
+			flush()
+			send(lacking{err})
 		case err != nil:
 			flush()
 			send(ended{err})
@@ -105,5 +108,6 @@ func load(ctx context.Context, send func(tea.Msg), frames iter.Seq2[recorder.Fra
 type (
 	arrived []recorder.Frame    // they are on record
 	damaged struct{ err error } // something cannot be read
+	lacking struct{ err error } // something is not what was asked for
 	ended   struct{ err error } // nothing more comes
 )
