@@ -51,7 +51,7 @@ func TestBadgerFails(t *testing.T) {
 		if written > 5000 {
 			t.Fatal("the file is never needed")
 		}
-		fill(noise, byte(written))
+		makeNoise(noise, byte(written))
 		if err := r.Append(Frame{Bytes: noise}); errors.Is(err, ErrUnavailable) {
 			break
 		} else if err != nil {
@@ -72,8 +72,8 @@ func TestBadgerFails(t *testing.T) {
 	}
 }
 
-// fill makes noise that does not compress.
-func fill(b []byte, seed byte) {
+// makeNoise makes noise that does not compress.
+func makeNoise(b []byte, seed byte) {
 	x := uint32(seed)*2654435761 + 1
 	for i := range b {
 		x ^= x << 13
@@ -121,7 +121,7 @@ func TestTableDamaged(t *testing.T) {
 		r := start(t, l)
 		for j := range 40 {
 			noise := make([]byte, 1<<10)
-			fill(noise, byte(40*i+j))
+			makeNoise(noise, byte(40*i+j))
 			if err := r.Append(Frame{Direction: codec.S2C, Bytes: noise}); err != nil {
 				t.Fatal(err)
 			}
