@@ -51,7 +51,7 @@ func TestBadgerFails(t *testing.T) {
 		if written > 5000 {
 			t.Fatal("the file is never needed")
 		}
-		fill(noise, byte(written))
+		makeNoise(noise, byte(written))
 		if err := r.Append(Frame{Bytes: noise}); errors.Is(err, ErrUnavailable) {
 			break
 		} else if err != nil {
@@ -72,8 +72,8 @@ func TestBadgerFails(t *testing.T) {
 	}
 }
 
-// fill makes noise that does not compress.
-func fill(b []byte, seed byte) {
+// makeNoise makes noise that does not compress.
+func makeNoise(b []byte, seed byte) {
 	x := uint32(seed)*2654435761 + 1
 	for i := range b {
 		x ^= x << 13
@@ -121,7 +121,7 @@ func TestTableDamaged(t *testing.T) {
 		r := start(t, l)
 		for j := range 40 {
 			noise := make([]byte, 1<<10)
-			fill(noise, byte(40*i+j))
+			makeNoise(noise, byte(40*i+j))
 			if err := r.Append(Frame{Direction: codec.S2C, Bytes: noise}); err != nil {
 				t.Fatal(err)
 			}
@@ -213,5 +213,34 @@ func TestRecoverLate(t *testing.T) {
 	}
 	if got := state(); got != Interrupted {
 		t.Errorf("with room: %s", got)
+	}
+}
+
+// TestEndLate checks that a session whose end could not be recorded runs, for all that is
+// on record, and that its end comes with room, also where others have recorded meanwhile.
+func TestEndLate(t *testing.T) {
+	l, verifier, ids := written(t)
+	full := errors.New("full")
+	l.fault = func() error { return full }
+	l.mu.Lock()
+	r := l.live[ids[5]]
+	l.mu.Unlock()
+	if err := r.End(Ended, "closed"); !errors.Is(err, full) {
+		t.Fatal(err)
+	}
+	if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Running != 1 {
+		t.Errorf("without room: %+v", got)
+	}
+	l.fault = nil
+	start(t, l) // the log is available again before somebody asks
+	if err := l.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Session(t.Context(), r.ID())
+	if err != nil || s.State != Ended {
+		t.Errorf("with room: %+v, %v", s, err)
+	}
+	if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Running != 1 || got.Seen.Size != 6 {
+		t.Errorf("with room: %+v", got)
 	}
 }

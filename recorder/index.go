@@ -510,7 +510,7 @@ func (x *index) isFull(n int) bool {
 
 // keys calls f with what is behind a prefix in its keys, until f returns false.
 func (l *Log) keys(prefix []byte, f func(rest string) bool) error {
-	return l.db.View(func(txn *badger.Txn) error {
+	return l.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
 		defer it.Close()
 		for it.Seek(prefix); it.Valid(); it.Next() {

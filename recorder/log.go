@@ -80,6 +80,7 @@ type Log struct {
 	unwritable atomic.Pointer[error] // why nothing can be written until the log is opened again
 
 	unreadable  atomic.Bool // Badger has failed
+	late        atomic.Bool // ends of sessions are not on record yet
 	unrecovered atomic.Bool // sessions that the last process left running are not marked yet
 
 	unsynced atomic.Bool   // something has been committed since the last flush
@@ -447,6 +448,8 @@ func (l *Log) Ready() error {
 		if err := l.commit(write{[]byte("h"), []byte(time.Now().UTC().Format(time.RFC3339))}); err != nil {
 			return err
 		}
+	}
+	if l.late.CompareAndSwap(true, false) {
 		if err := l.finishLate(); err != nil {
 			return err
 		}
@@ -598,6 +601,7 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 // and Ready writes it when the log is available again. r.mu is held.
 func (r *Recording) finish() error {
 	if err := r.log.finish(r.session); err != nil {
+		r.log.late.Store(true)
 		return err
 	}
 	r.log.mu.Lock()
@@ -787,7 +791,11 @@ func (l *Log) now(s Session) Session {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.session
+	s = r.session
+	if s.State != Running { // its end cannot be put on record yet
+		s.State, s.Reason, s.End, s.Blocks, s.Head = Running, "", time.Time{}, 0, ""
+	}
+	return s
 }
 
 // Sessions implements [Source].
