@@ -114,14 +114,30 @@ func (l *Log) put(batch []*commit) error {
 	}
 	txn := l.db.NewTransaction(true)
 	defer func() { txn.Discard() }()
+	next := func() error {
+		if err := txn.Commit(); err != nil {
+			return err
+		}
+		txn = l.db.NewTransaction(true)
+		return nil
+	}
+	var sum, count int64 // of what is in the transaction
 	for _, c := range batch {
+		// One commit is in one transaction, unless it is too big for any.
+		size, n := c.size(), int64(len(c.writes))
+		if count > 0 && (sum+size >= l.db.MaxBatchSize() || count+n >= l.db.MaxBatchCount()) {
+			if err := next(); err != nil {
+				return err
+			}
+			sum, count = 0, 0
+		}
+		sum, count = sum+size, count+n
 		for _, w := range c.writes {
 			err := set(txn, w)
 			if errors.Is(err, badger.ErrTxnTooBig) {
-				if err := txn.Commit(); err != nil {
+				if err := next(); err != nil {
 					return err
 				}
-				txn = l.db.NewTransaction(true)
 				err = set(txn, w)
 			}
 			if err != nil {
@@ -130,6 +146,18 @@ func (l *Log) put(batch []*commit) error {
 		}
 	}
 	return txn.Commit()
+}
+
+// size is at least what the commit takes of a transaction, in bytes. Of a value in the
+// value log, only the place counts.
+func (c *commit) size() (n int64) {
+	for _, w := range c.writes {
+		n += int64(len(w.key)) + 32
+		if len(w.value) < valueThreshold {
+			n += int64(len(w.value))
+		}
+	}
+	return n
 }
 
 func set(txn *badger.Txn, w write) error {

@@ -3,7 +3,6 @@ package recorder
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -31,6 +30,9 @@ type Options struct {
 	Log  *slog.Logger // if nil, nothing is logged
 	Key  string       // that signs checkpoints, as of OpenKey; if empty, nothing is signed
 	Sync Sync         // when what is on record is flushed to the disk
+
+	still   bool           // in tests: nothing is rewritten
+	stepped func(step int) // in tests: is called behind each step of rewriting, if not nil
 }
 
 // Sync says when what is on record is flushed to the disk: that is what a loss of
@@ -64,10 +66,12 @@ type Log struct {
 	flush     func() error
 	unflushed atomic.Pointer[error] // why what is on record cannot be flushed
 
-	unsynced atomic.Bool   // something has been committed since the last flush
-	closing  chan struct{} // closed by Close
-	once     sync.Once
-	syncing  sync.WaitGroup
+	unsynced atomic.Bool // something has been committed since the last flush
+	rewrites rewrites
+
+	closing chan struct{} // closed by Close
+	once    sync.Once
+	working sync.WaitGroup // what Open has started
 
 	room struct {
 		sync.Mutex
@@ -99,19 +103,26 @@ func Open(o Options) (*Log, error) {
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
 	l.space, l.flush = l.freeSpace, db.Sync
+	l.rewrites.wakeup = make(chan struct{}, 1)
 	if l.tree, err = openTree(db, o.Key); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
-	if err := l.recover(); err != nil && !errors.Is(err, ErrUnavailable) {
+	if err := errors.Join(l.undoRewrites(), l.recover()); err != nil && !errors.Is(err, ErrUnavailable) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
 	if o.Sync == SyncInterval {
-		l.syncing.Go(l.syncNowAndThen)
+		l.working.Go(l.syncNowAndThen)
+	}
+	if !o.still {
+		l.working.Go(l.rewriteAll)
 	}
 	return l, nil
 }
+
+// valueThreshold is the size of values that go to the value log, in bytes.
+const valueThreshold = 32 << 10
 
 func badgerOptions(o Options) badger.Options {
 	return badger.DefaultOptions(o.Dir).
@@ -122,7 +133,7 @@ func badgerOptions(o Options) badger.Options {
 		WithCompression(options.None). // blocks are compressed
 		// Blocks of small frames stay in the tables, where they lie side by side for
 		// replay; big ones go to the value log, which no merge copies again.
-		WithValueThreshold(32 << 10).
+		WithValueThreshold(valueThreshold).
 		WithValueLogFileSize(256 << 20).
 		WithMemTableSize(16 << 20).
 		WithNumMemtables(3).
@@ -147,7 +158,7 @@ func line(format string, args []any) string {
 // found interrupted.
 func (l *Log) Close() error {
 	l.once.Do(func() { close(l.closing) })
-	l.syncing.Wait()
+	l.working.Wait()
 	if err := l.db.Close(); err != nil {
 		return fmt.Errorf("close log: %w", err)
 	}
@@ -159,8 +170,8 @@ func openKey(id string) []byte    { return []byte("o/" + id) }
 func blockPrefix(id string) []byte {
 	return []byte("b/" + id + "/")
 }
-func blockKey(id string, n uint32) []byte {
-	return binary.BigEndian.AppendUint32(blockPrefix(id), n)
+func blockKey(id string, n uint32, again byte) []byte {
+	return append(binary.BigEndian.AppendUint32(blockPrefix(id), n), again)
 }
 
 // Ready returns nil if the log can be written now, or why not. After a failure
@@ -188,7 +199,7 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	}
 	s.State = Running
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
-	r := &Recording{log: l, session: s, head: firstHash(s.ID)}
+	r := &Recording{log: l, session: s, chain: chain{head: firstHash(s.ID)}}
 	b, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -211,8 +222,8 @@ type Recording struct {
 
 	mu      sync.Mutex
 	session Session
-	next    uint32  // number of the next block
-	head    hash    // of the last
+	chain   chain   // to the last record
+	blocks  int     // so many
 	open    [2]bool // by direction: more of a frame is to come
 	err     error   // of an append; sticky, for what is on record behind it is uncertain
 
@@ -251,19 +262,22 @@ func (r *Recording) Append(frames ...Frame) error {
 			f.rest, r.open[f.Direction] = r.open[f.Direction], f.More
 		}
 	}
-	e := encode(r.session.Start, r.head, frames)
+	e := encode(r.session.Start, r.chain, frames)
 	defer e.free() // Badger has copied them when the commit is made
-	blocks := e.blocks
-	writes := make([]write, len(blocks))
-	for i, b := range blocks {
-		writes[i] = write{blockKey(r.session.ID, r.next+uint32(i)), b}
+	if e.chain.next < r.chain.next {
+		r.err = fmt.Errorf("%w: the recording has as many records as can be counted", ErrUnavailable)
+		return r.err
+	}
+	writes := make([]write, len(e.blocks))
+	for i, b := range e.blocks {
+		writes[i] = write{blockKey(r.session.ID, b.Number, 0), b.Bytes}
 	}
 	if err := r.log.commit(writes...); err != nil {
 		r.err = err
 		return err
 	}
-	r.next += uint32(len(blocks))
-	r.head = e.head
+	r.chain = e.chain
+	r.blocks += len(e.blocks)
 	for i := range frames {
 		r.session.count(&frames[i])
 	}
@@ -280,7 +294,7 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.session.State, r.session.Reason, r.session.End = state, reason, end.Round(0)
-	r.session.Blocks, r.session.Head = int64(r.next), hex.EncodeToString(r.head[:])
+	r.session.Records, r.session.Head = int64(r.chain.next), hex.EncodeToString(r.chain.head[:])
 	defer r.wake()
 	return r.finish()
 }
@@ -288,7 +302,7 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 // finish writes the end. If that fails the recording stays among the live ones,
 // and Ready writes it when the log is available again. r.mu is held.
 func (r *Recording) finish() error {
-	if err := r.log.finish(r.session); err != nil {
+	if err := r.log.finish(r.session, r.blocks > 1); err != nil {
 		return err
 	}
 	r.log.mu.Lock()
@@ -316,8 +330,9 @@ func (l *Log) finishLate() error {
 	return nil
 }
 
-// finish writes a session that runs no longer, and makes it a leaf of the tree.
-func (l *Log) finish(s Session) error {
+// finish writes a session that runs no longer, and makes it a leaf of the tree. Then
+// its blocks are rewritten if it has several.
+func (l *Log) finish(s Session, several bool) error {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return err
@@ -329,7 +344,12 @@ func (l *Log) finish(s Session) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if err := l.commit(append(leaf, write{sessionKey(s.ID), b}, write{openKey(s.ID), nil})...); err != nil {
+	writes := append(leaf, write{sessionKey(s.ID), b}, write{openKey(s.ID), nil})
+	if several {
+		writes = append(writes, write{rewriteKey(s.ID), []byte{}})
+		defer l.rewrites.wake()
+	}
+	if err := l.commit(writes...); err != nil {
 		return err
 	}
 	t.size++
@@ -353,21 +373,29 @@ func (l *Log) recover() error {
 		}
 		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
 		s.C2S, s.S2C, s.Blocked, s.Masked, s.Findings, s.Observed = Count{}, Count{}, 0, 0, nil, nil
-		for f, err := range l.frames(context.Background(), s) {
-			if err == nil {
-				s.count(&f)
-				s.End = f.Time
+		chain, blocks := chain{head: firstHash(id)}, 0
+		r := blockReader{start: s.Start, chain: &chain}
+		err = l.blocks(context.Background(), id, 0, func(n uint32, b []byte) (bool, error) {
+			blocks++
+			h, err := readHeader(b)
+			if chain.next = n; err == nil {
+				chain.head = h.before // also if what is in front of it is damaged: that is for verify to name
 			}
+			r.read(n, b, func(f Frame, err error) bool {
+				if err == nil {
+					s.count(&f)
+					s.End = f.Time
+				}
+				return true
+			})
+			chain.next = n + max(h.count, 1)
+			return true, nil
+		})
+		if err != nil {
+			return err
 		}
-		head := firstHash(id)
-		for b, err := range l.Blocks(context.Background(), id) {
-			if err != nil {
-				return err
-			}
-			s.Blocks, head = s.Blocks+1, sha256.Sum256(b.Bytes)
-		}
-		s.Head = hex.EncodeToString(head[:])
-		if err := l.finish(s); err != nil {
+		s.Records, s.Head = int64(chain.next), hex.EncodeToString(chain.head[:])
+		if err := l.finish(s, blocks > 1); err != nil {
 			return err
 		}
 		l.o.Log.Warn("a session was interrupted by the end of the broker", "session", id)
@@ -381,27 +409,28 @@ func (l *Log) scan(prefix []byte, backwards bool, f func(key, value []byte) (boo
 	if backwards {
 		from = append(prefix[:len(prefix):len(prefix)], 0xff)
 	}
-	return l.scanFrom(prefix, from, backwards, f)
-}
-
-// scanFrom is scan from a key on.
-func (l *Log) scanFrom(prefix, from []byte, backwards bool, f func(key, value []byte) (bool, error)) error {
 	return l.db.View(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: backwards, PrefetchValues: true, PrefetchSize: 4})
 		defer it.Close()
-		for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
-			item := it.Item()
-			var more bool
-			err := item.Value(func(value []byte) (err error) {
-				more, err = f(item.Key(), value)
-				return err
-			})
-			if err != nil || !more {
-				return err
-			}
-		}
-		return nil
+		return iterate(it, from, f)
 	})
+}
+
+// iterate calls f with the keys of an iterator, from one on, and their values, until
+// it returns false.
+func iterate(it *badger.Iterator, from []byte, f func(key, value []byte) (bool, error)) error {
+	for it.Seek(from); it.Valid(); it.Next() {
+		item := it.Item()
+		var more bool
+		err := item.Value(func(value []byte) (err error) {
+			more, err = f(item.Key(), value)
+			return err
+		})
+		if err != nil || !more {
+			return err
+		}
+	}
+	return nil
 }
 
 // session returns what is known of a session now.
@@ -491,6 +520,9 @@ func (l *Log) follow(ctx context.Context, session string, f func(n uint32, b []b
 		goOn := true
 		err := l.blocks(ctx, session, from, func(n uint32, b []byte) (bool, error) {
 			from = n + 1
+			if h, err := readHeader(b); err == nil {
+				from = n + h.count
+			}
 			var err error
 			goOn, err = f(n, b)
 			return goOn, err
@@ -572,17 +604,21 @@ func (l *Log) Leaves(ctx context.Context) iter.Seq2[Leaf, error] {
 // value returns a copy of the value of a key, or nil if there is none.
 func (l *Log) value(key []byte) (value []byte, err error) {
 	err = l.db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get(key)
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		value, err = item.ValueCopy(nil)
+		value, err = valueOf(txn, key)
 		return err
 	})
 	return value, err
+}
+
+func valueOf(txn *badger.Txn, key []byte) ([]byte, error) {
+	item, err := txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return item.ValueCopy(nil)
 }
 
 // Proof implements [Source].
@@ -595,19 +631,4 @@ func (l *Log) Checkpoint(context.Context) ([]byte, error) {
 		return nil, ErrUnsigned
 	}
 	return c, err
-}
-
-// blocks calls f with the blocks of a session, from a number on, until it returns
-// false.
-func (l *Log) blocks(ctx context.Context, session string, from uint32, f func(n uint32, b []byte) (bool, error)) error {
-	prefix := blockPrefix(session)
-	return l.scanFrom(prefix, blockKey(session, from), false, func(key, value []byte) (bool, error) {
-		if err := ctx.Err(); err != nil {
-			return false, err
-		}
-		if len(key) != len(prefix)+4 {
-			return true, nil
-		}
-		return f(binary.BigEndian.Uint32(key[len(prefix):]), value)
-	})
 }
