@@ -72,6 +72,9 @@ const (
 	// and zstd gains little above.
 	blockSize   = 1 << 20
 	rewriteSize = 2 << 20
+	// rawSize is how long the records of a block may be to be recorded as they are:
+	// zstd gains little on them, takes longer than all else, and they are rewritten.
+	rawSize = 16 << 10
 	// recordHead is more than a record's own bytes.
 	recordHead = 32
 )
@@ -213,14 +216,18 @@ func (e *encoding) seal() {
 		return
 	}
 	start := len(e.sealed)
-	e.sealed = seal(e.sealed, encoder(), e.before, e.count, e.records)
+	var z *zstd.Encoder
+	if len(e.records) > rawSize {
+		z = encoder()
+	}
+	e.sealed = seal(e.sealed, z, e.before, e.count, e.records)
 	b := e.sealed[start:len(e.sealed):len(e.sealed)] // stays where it is, also when sealed moves
 	e.blocks = append(e.blocks, Block{e.chain.next - e.count, b})
 	e.records, e.count = e.records[:0], 0
 }
 
 // seal appends a block of records, so many, behind the one of that hash, to dst. What
-// zstd does not shorten stays as it is.
+// zstd does not shorten, or z is nil for, stays as it is.
 func seal(dst []byte, z *zstd.Encoder, before hash, count uint32, records []byte) []byte {
 	start := len(dst)
 	dst = append(dst, blockVersion, blockZstd)
@@ -229,8 +236,10 @@ func seal(dst []byte, z *zstd.Encoder, before hash, count uint32, records []byte
 	dst = append(dst, before[:]...)
 	at := len(dst)
 	dst = append(dst, 0, 0, 0, 0)
-	dst = z.EncodeAll(records, dst)
-	if len(dst)-at-4 >= len(records) {
+	if z != nil {
+		dst = z.EncodeAll(records, dst)
+	}
+	if z == nil || len(dst)-at-4 >= len(records) {
 		dst[start+1] = blockRaw
 		dst = append(dst[:at+4], records...)
 	}

@@ -68,6 +68,7 @@ type Log struct {
 
 	unsynced atomic.Bool // something has been committed since the last flush
 	rewrites rewrites
+	dead     atomic.Int64 // bytes of blocks that were deleted since tables were merged for that
 
 	closing chan struct{} // closed by Close
 	once    sync.Once
@@ -117,12 +118,17 @@ func Open(o Options) (*Log, error) {
 	}
 	if !o.still {
 		l.working.Go(l.rewriteAll)
+		l.working.Go(l.collectNowAndThen)
 	}
 	return l, nil
 }
 
-// valueThreshold is the size of values that go to the value log, in bytes.
-const valueThreshold = 32 << 10
+const (
+	// valueThreshold is the size of values that go to the value log, in bytes.
+	valueThreshold = 32 << 10
+	// valueFileSize is how long a file of the value log becomes.
+	valueFileSize = 64 << 20
+)
 
 func badgerOptions(o Options) badger.Options {
 	return badger.DefaultOptions(o.Dir).
@@ -134,7 +140,7 @@ func badgerOptions(o Options) badger.Options {
 		// Blocks of small frames stay in the tables, where they lie side by side for
 		// replay; big ones go to the value log, which no merge copies again.
 		WithValueThreshold(valueThreshold).
-		WithValueLogFileSize(256 << 20).
+		WithValueLogFileSize(valueFileSize).
 		WithMemTableSize(16 << 20).
 		WithNumMemtables(3).
 		WithBlockCacheSize(0).

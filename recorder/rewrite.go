@@ -177,6 +177,7 @@ func (l *Log) rewrite(id string) error {
 // A run is blocks of a session that become one.
 type run struct {
 	keys    [][]byte // of the blocks
+	size    int      // of all of them, in bytes
 	records []byte
 	from    chain // what it hangs on
 	to      chain // its last record
@@ -235,6 +236,7 @@ func (l *Log) gather(s Session, at chain) (run, bool, error) {
 		}
 		good, last = r, n
 		r.keys, r.records = append(r.keys, append([]byte(nil), key...)), append(r.records, records...)
+		r.size += len(key) + len(b)
 		for len(records) > 0 {
 			var rec record
 			if rec, records, err = cutRecord(records); err != nil {
@@ -267,6 +269,9 @@ func (l *Log) replace(id string, r run) error {
 	made := append([]byte(nil), first...)
 	made[len(made)-1]++
 	block := seal(nil, reencoder(), r.from.head, r.to.next-r.from.next, r.records)
+	if len(block) > r.size-r.size/10 { // it is not worth it: pictures, say
+		return nil
+	}
 	if err := l.put([]*commit{{writes: []write{{made, block}, {rewriteKey(id), made[len(blockPrefix(id)):]}}}}); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
@@ -284,6 +289,7 @@ func (l *Log) replace(id string, r run) error {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	l.unsynced.Store(true)
+	l.dead.Add(int64(r.size))
 	if l.o.stepped != nil {
 		l.o.stepped(2)
 	}
