@@ -125,7 +125,7 @@ func Open(o Options) (*Log, error) {
 
 const (
 	// valueThreshold is the size of values that go to the value log, in bytes.
-	valueThreshold = 32 << 10
+	valueThreshold = 1 << 10
 	// valueFileSize is how long a file of the value log becomes.
 	valueFileSize = 64 << 20
 )
