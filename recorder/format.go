@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -19,35 +20,43 @@ import (
 //
 //	s/<session>          the Session in JSON
 //	o/<session>          empty; is there while the session runs
-//	b/<session>/<block>  a block; its number in 4 bytes, big-endian, from 0 on
+//	b/<session>/<n>      a block; the number of its first record in 4 bytes, big-endian, from
+//	                     0 on, and 1 byte that differs from that of the block whose place it
+//	                     has taken
+//	w/<session>          is there while blocks shall be rewritten, see rewrite.go
 //	h                    what Ready has written last
 //
 // and what tree.go says. A block:
 //
-//	1 byte   version, 2
+//	1 byte   version, 3
 //	1 byte   0: the payload is the records; 1: it is them in zstd
-//	uvarint  length of the records
-//	32 bytes SHA-256 of the block before, or, of the first, of the session's id
+//	uvarint  length of the records in bytes
+//	uvarint  how many they are
+//	32 bytes hash of the record before its first
 //	4 bytes  CRC-32C of all that is before and behind it, little-endian
 //	…        payload
 //
-// A record, the next behind it:
+// The hash of a record is SHA-256 of the hash of the one before and of its bytes; in
+// the place of the one before a session's first is SHA-256 of the session's id. So
+// records hang together however they are brought into blocks. A record, the next
+// behind it:
 //
 //	1 byte   bit 0: direction (0 c2s, 1 s2c); the others: verdict
 //	1 byte   bits 0 and 1 are of a frame that has several records, each but the
 //	         first with bit 0, each but the last with bit 1: it goes on in the
 //	         direction's next record that is neither found, noted, sealed nor blocked;
-//	         bit 2: the record began in the block before; bit 3: it goes on in the next
+//	         bit 2: it goes on from the record before; bit 3: it goes on in the next
 //	varint   time in ns since the session's start
 //	uvarint  length
 //	…        bytes of the frame, or of a part of it
 //
-// Each block can be read without the others. A record whose last part is missing
-// was never delivered. Bits 0 and 1 are for frames that go on record as they arrive: each
-// of their records was delivered, also where the one behind it is missing.
+// Each block can be read without the others. Where the last of records that go on
+// from each other is missing, none of them was delivered. Bits 0 and 1 are for frames
+// that go on record as they arrive: each of their records was delivered, also where
+// the one behind it is missing.
 
 const (
-	blockVersion = 2
+	blockVersion = 3
 	blockRaw     = 0
 	blockZstd    = 1
 
@@ -58,26 +67,39 @@ const (
 	recordBegan     = 1 << 2
 	recordContinues = 1 << 3
 
-	// blockSize is how long the records of a block may be, in bytes. Badger writes
-	// a value as a whole, and zstd gains little above it.
-	blockSize = 1 << 20
+	// blockSize is how long the records of a block may be when they are recorded, and
+	// rewriteSize when they are rewritten, in bytes. Badger writes a value as a whole,
+	// and zstd gains little above.
+	blockSize   = 1 << 20
+	rewriteSize = 2 << 20
+	// rawSize is how long the records of a block may be to be recorded as they are:
+	// zstd gains little on them, takes longer than all else, and they are rewritten.
+	rawSize = 16 << 10
 	// recordHead is more than a record's own bytes.
 	recordHead = 32
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// The encoder is for EncodeAll, which many goroutines call at a time.
-var encoder = sync.OnceValue(func() *zstd.Encoder {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
-	if err != nil {
-		panic(err) // only options that cannot be
-	}
-	return e
-})
+// The encoder is for EncodeAll, which many goroutines call at a time; that of blocks
+// that are rewritten is for one.
+var (
+	encoder   = newEncoder(zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
+	reencoder = newEncoder(zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(rewriteSize), zstd.WithEncoderConcurrency(1))
+)
+
+func newEncoder(o ...zstd.EOption) func() *zstd.Encoder {
+	return sync.OnceValue(func() *zstd.Encoder {
+		e, err := zstd.NewWriter(nil, o...)
+		if err != nil {
+			panic(err) // only options that cannot be
+		}
+		return e
+	})
+}
 
 var decoder = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(4*blockSize))
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(2*rewriteSize))
 	if err != nil {
 		panic(err) // only options that cannot be
 	}
@@ -86,17 +108,42 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 
 // An encoding is the memory in which frames become blocks.
 type encoding struct {
-	records []byte
+	records []byte // of the block under way,
+	count   uint32 // so many, behind
+	before  hash
 	sealed  []byte // the blocks, one behind the other
-	blocks  [][]byte
-	head    hash // of the last
+	blocks  []Block
+	chain   chain // to the last record
 }
 
-// A hash is what a block is known by.
+// A hash is what a record is known by.
 type hash = [sha256.Size]byte
 
-// firstHash stands in the place of the hash of the block before a session's first.
+// firstHash stands in the place of the hash of the record before a session's first.
 func firstHash(session string) hash { return sha256.Sum256([]byte(session)) }
+
+// A chain is what the records of a session hang on.
+type chain struct {
+	head hash // of the last record
+	next uint32
+}
+
+var digests = sync.Pool{New: func() any { return sha256.New() }}
+
+// add hangs the next record on the chain.
+func (c *chain) add(record []byte) {
+	d := digests.Get().(interface {
+		io.Writer
+		Sum([]byte) []byte
+		Reset()
+	})
+	d.Reset()
+	d.Write(c.head[:])
+	d.Write(record)
+	d.Sum(c.head[:0])
+	digests.Put(d)
+	c.next++
+}
 
 // encodings are used again: what a session records at a time takes its size three
 // times over.
@@ -107,29 +154,23 @@ func (e *encoding) free() {
 	if clear(e.blocks); cap(e.sealed) > 2*blockSize { // of a rare big frame
 		e.sealed = nil
 	}
-	e.records, e.sealed, e.blocks = e.records[:0], e.sealed[:0], e.blocks[:0]
+	e.records, e.count, e.sealed, e.blocks = e.records[:0], 0, e.sealed[:0], e.blocks[:0]
 	encodings.Put(e)
 }
 
-// encode makes the blocks of frames, behind the one of that hash. They are valid
+// encode makes the blocks of frames, behind the records of a chain. They are valid
 // until they are freed.
-func encode(start time.Time, before hash, frames []Frame) *encoding {
+func encode(start time.Time, c chain, frames []Frame) *encoding {
 	e := encodings.Get().(*encoding)
-	e.head = before
+	e.chain = c
 	size := 0
 	for _, f := range frames {
 		size += recordHead + len(f.Bytes)
 	}
-	records := slices.Grow(e.records, min(size, blockSize))
-	seal := func() {
-		if len(records) > 0 {
-			e.seal(records)
-			records = records[:0]
-		}
-	}
+	e.records = slices.Grow(e.records, min(size, blockSize))
 	for _, f := range frames {
-		if len(records)+recordHead+len(f.Bytes) > blockSize {
-			seal()
+		if len(e.records)+recordHead+len(f.Bytes) > blockSize {
+			e.seal()
 		}
 		began := byte(0)
 		for rest, last := f.Bytes, false; !last; {
@@ -150,166 +191,235 @@ func encode(start time.Time, before hash, frames []Frame) *encoding {
 			if !last {
 				flags |= recordContinues
 			}
-			records = append(records, kind, flags)
-			records = binary.AppendVarint(records, int64(f.Time.Sub(start)))
-			records = binary.AppendUvarint(records, uint64(len(part)))
-			records = append(records, part...)
+			at := len(e.records)
+			e.records = append(e.records, kind, flags)
+			e.records = binary.AppendVarint(e.records, int64(f.Time.Sub(start)))
+			e.records = binary.AppendUvarint(e.records, uint64(len(part)))
+			e.records = append(e.records, part...)
+			if e.count == 0 {
+				e.before = e.chain.head
+			}
+			e.count++
+			e.chain.add(e.records[at:])
 			if !last {
-				seal()
+				e.seal()
 			}
 		}
 	}
-	seal()
-	e.records = records
+	e.seal()
 	return e
 }
 
-// seal makes a block of records. What zstd does not shorten stays as it is.
-func (e *encoding) seal(records []byte) {
-	start := len(e.sealed)
-	out := append(e.sealed, blockVersion, blockZstd)
-	out = binary.AppendUvarint(out, uint64(len(records)))
-	out = append(out, e.head[:]...)
-	at := len(out)
-	out = append(out, 0, 0, 0, 0)
-	out = encoder().EncodeAll(records, out)
-	if len(out)-at-4 >= len(records) {
-		out[start+1] = blockRaw
-		out = append(out[:at+4], records...)
+// sealBlock makes a block of the records under way.
+func (e *encoding) seal() {
+	if e.count == 0 {
+		return
 	}
-	binary.LittleEndian.PutUint32(out[at:], checksum(out[start:at], out[at+4:]))
-	e.head = sha256.Sum256(out[start:])
-	e.sealed = out
-	e.blocks = append(e.blocks, out[start:len(out):len(out)]) // stays where it is, also when sealed moves
+	start := len(e.sealed)
+	var z *zstd.Encoder
+	if len(e.records) > rawSize {
+		z = encoder()
+	}
+	e.sealed = sealBlock(e.sealed, z, e.before, e.count, e.records)
+	b := e.sealed[start:len(e.sealed):len(e.sealed)] // stays where it is, also when sealed moves
+	e.blocks = append(e.blocks, Block{e.chain.next - e.count, b})
+	e.records, e.count = e.records[:0], 0
+}
+
+// sealBlock appends a block of records, so many, behind the one of that hash, to dst. What
+// zstd does not shorten, or z is nil for, stays as it is.
+func sealBlock(dst []byte, z *zstd.Encoder, before hash, count uint32, records []byte) []byte {
+	start := len(dst)
+	dst = append(dst, blockVersion, blockZstd)
+	dst = binary.AppendUvarint(dst, uint64(len(records)))
+	dst = binary.AppendUvarint(dst, uint64(count))
+	dst = append(dst, before[:]...)
+	at := len(dst)
+	dst = append(dst, 0, 0, 0, 0)
+	if z != nil {
+		dst = z.EncodeAll(records, dst)
+	}
+	if z == nil || len(dst)-at-4 >= len(records) {
+		dst[start+1] = blockRaw
+		dst = append(dst[:at+4], records...)
+	}
+	binary.LittleEndian.PutUint32(dst[at:], checksum(dst[start:at], dst[at+4:]))
+	return dst
 }
 
 func checksum(head, payload []byte) uint32 {
 	return crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, payload)
 }
 
-// before returns the hash of the block in front of b, as b says.
-func before(b []byte) (h hash, ok bool) {
-	if len(b) < 2 {
-		return h, false
+// A header is what stands in front of the records of a block.
+type header struct {
+	method byte
+	size   int    // of the records, in bytes
+	count  uint32 // of them
+	before hash
+	sum    uint32
+	length int // of the header without the checksum
+}
+
+// readHeader reads the header of a block. It may be forged, and size is at most
+// rewriteSize.
+func readHeader(b []byte) (h header, err error) {
+	if len(b) < 2 || b[0] != blockVersion {
+		return h, errors.New("unknown version")
 	}
-	_, n := binary.Uvarint(b[2:])
-	if n <= 0 || len(b) < 2+n+len(h) {
-		return h, false
+	size, n := binary.Uvarint(b[2:])
+	if n <= 0 || size > rewriteSize {
+		return h, errors.New("header cannot be read")
 	}
-	return hash(b[2+n:]), true
+	count, m := binary.Uvarint(b[2+n:])
+	h.length = 2 + n + m + sha256.Size
+	if m <= 0 || count == 0 || count > size || len(b) < h.length+4 {
+		return h, errors.New("header cannot be read")
+	}
+	h.method, h.size, h.count, h.before = b[1], int(size), uint32(count), hash(b[2+n+m:])
+	h.sum = binary.LittleEndian.Uint32(b[h.length:])
+	return h, nil
 }
 
 // openBlock returns the records of a block. dst is a buffer for them.
-func openBlock(dst, b []byte) ([]byte, error) {
-	if len(b) < 2 || b[0] != blockVersion {
-		return nil, errors.New("unknown version")
+func openBlock(dst, b []byte) (header, []byte, error) {
+	h, err := readHeader(b)
+	if err != nil {
+		return h, nil, err
 	}
-	method := b[1]
-	size, n := binary.Uvarint(b[2:])
-	head := 2 + n + sha256.Size
-	if n <= 0 || size > 2*blockSize || len(b) < head+4 {
-		return nil, errors.New("header cannot be read")
+	payload := b[h.length+4:]
+	if checksum(b[:h.length], payload) != h.sum {
+		return h, nil, errors.New("checksum mismatch")
 	}
-	sum, payload := binary.LittleEndian.Uint32(b[head:]), b[head+4:]
-	if checksum(b[:head], payload) != sum {
-		return nil, errors.New("checksum mismatch")
-	}
-	switch method {
+	switch h.method {
 	case blockRaw:
 		dst = append(dst[:0], payload...)
 	case blockZstd:
-		var err error
 		if dst, err = decoder().DecodeAll(payload, dst[:0]); err != nil {
-			return nil, errors.New("cannot be decompressed")
+			return h, nil, errors.New("cannot be decompressed")
 		}
 	default:
-		return nil, errors.New("unknown compression")
+		return h, nil, errors.New("unknown compression")
 	}
-	if uint64(len(dst)) != size {
-		return nil, errors.New("length mismatch")
+	if len(dst) != h.size {
+		return h, nil, errors.New("length mismatch")
 	}
-	return dst, nil
+	return h, dst, nil
+}
+
+// A record is one as it is in a block.
+type record struct {
+	kind, flags byte
+	since       time.Duration // the session's start
+	bytes       []byte        // of the frame
+	all         []byte        // of the record
+}
+
+// cutRecord takes the first of records off.
+func cutRecord(records []byte) (r record, rest []byte, err error) {
+	bad := errors.New("record cannot be read")
+	if len(records) < 2 {
+		return r, nil, bad
+	}
+	since, i := binary.Varint(records[2:])
+	if i <= 0 {
+		return r, nil, bad
+	}
+	size, j := binary.Uvarint(records[2+i:])
+	head := 2 + i + j
+	if j <= 0 || size > uint64(len(records)-head) {
+		return r, nil, bad
+	}
+	end := head + int(size)
+	return record{records[0], records[1], time.Duration(since), records[head:end:end], records[:end:end]}, records[end:], nil
 }
 
 // A blockReader puts frames together from the blocks of a session in order.
 type blockReader struct {
 	start   time.Time
-	next    uint32  // the block expected
+	next    uint32  // the record expected
+	lost    bool    // or any behind it: a block in front of it is damaged
 	frames  int     // read so far
-	partial []byte  // of a record that goes on in the next block
-	started bool    // partial is the beginning of a record
+	partial []byte  // of what goes on in the next record
+	started bool    // partial is the beginning of it
 	open    [2]bool // by direction: more of a frame is to come
 	records []byte
+	chain   *chain // if not nil, what is read is hung on it
 }
 
 // end yields what is wrong if not all blocks of a session were there.
 func (r *blockReader) end(s Session, yield func(Frame, error) bool) {
-	if int64(r.next) < s.Blocks {
-		r.damage(yield, r.next, fmt.Errorf("is missing, and so is every one up to the last, %d", s.Blocks-1))
+	if int64(r.next) < s.Records && !r.lost {
+		r.damage(yield, r.next, errors.New("is missing, and so is every one behind it"))
 	}
 }
 
-// read yields the frames that end in block number n. It returns false when
-// yield wants no more.
+// read yields the frames that end in block number n. What has been read before is not
+// yielded again. It returns false when yield wants no more.
 func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bool {
-	if n != r.next && !r.damage(yield, r.next, fmt.Errorf("is missing, and so is every one before block %d", n)) {
+	if n > r.next && !r.lost && !r.damage(yield, r.next, fmt.Errorf("is missing, and so is every one before block %d", n)) {
 		return false
 	}
-	r.next = n + 1
-	records, err := openBlock(r.records, b)
+	r.next, r.lost = max(n, r.next), false
+	h, records, err := openBlock(r.records, b)
 	if err != nil {
+		r.lost = true
 		return r.damage(yield, n, err)
 	}
 	r.records = records
-	for len(records) > 0 {
-		if len(records) < 2 {
+	for at := n; ; at++ {
+		if at-n == h.count && len(records) == 0 {
+			return true
+		}
+		var rec record
+		if rec, records, err = cutRecord(records); err != nil || at-n == h.count {
+			r.lost = true
 			return r.damage(yield, n, errors.New("record cannot be read"))
 		}
-		kind, flags := records[0], records[1]
-		since, i := binary.Varint(records[2:])
-		if i <= 0 {
-			return r.damage(yield, n, errors.New("record cannot be read"))
-		}
-		size, j := binary.Uvarint(records[2+i:])
-		head := 2 + i + j
-		if j <= 0 || size > uint64(len(records)-head) {
-			return r.damage(yield, n, errors.New("record cannot be read"))
-		}
-		part := records[head : head+int(size) : head+int(size)]
-		records = records[head+int(size):]
-		began := flags&recordBegan != 0
-		if began != r.started { // the block with the other part is damaged
-			r.partial, r.started = r.partial[:0], false
-		}
-		if began && !r.started {
+		if at < r.next {
 			continue
 		}
-		if flags&recordContinues != 0 {
-			r.partial, r.started = append(r.partial, part...), true
-			continue
+		r.next = at + 1
+		if r.chain != nil {
+			r.chain.add(rec.all)
 		}
-		f := Frame{Verdict: Verdict(kind >> recordVerdict), Time: r.start.Add(time.Duration(since)), Bytes: part, More: flags&recordMore != 0}
-		if kind&recordS2C != 0 {
-			f.Direction = codec.S2C
-		}
-		if r.started {
-			f.Bytes = append(r.partial, part...)
-			r.partial, r.started = r.partial[:0], false
-		}
-		if f.Verdict.passes() {
-			if flags&recordRest != 0 && !r.open[f.Direction] {
-				continue // what is in front of it is damaged
-			}
-			r.open[f.Direction] = f.More
-		}
-		if !f.More {
-			r.frames++
-		}
-		if !yield(f, nil) {
+		if !r.take(rec, yield) {
 			return false
 		}
 	}
-	return true
+}
+
+// take yields the frame that ends in a record, if one does.
+func (r *blockReader) take(rec record, yield func(Frame, error) bool) bool {
+	began := rec.flags&recordBegan != 0
+	if began != r.started { // the block with the other part is damaged
+		r.partial, r.started = r.partial[:0], false
+	}
+	if began && !r.started {
+		return true
+	}
+	if rec.flags&recordContinues != 0 {
+		r.partial, r.started = append(r.partial, rec.bytes...), true
+		return true
+	}
+	f := Frame{Verdict: Verdict(rec.kind >> recordVerdict), Time: r.start.Add(rec.since), Bytes: rec.bytes, More: rec.flags&recordMore != 0}
+	if rec.kind&recordS2C != 0 {
+		f.Direction = codec.S2C
+	}
+	if r.started {
+		f.Bytes = append(r.partial, rec.bytes...)
+		r.partial, r.started = r.partial[:0], false
+	}
+	if f.Verdict.passes() {
+		if rec.flags&recordRest != 0 && !r.open[f.Direction] {
+			return true // what is in front of it is damaged
+		}
+		r.open[f.Direction] = f.More
+	}
+	if !f.More {
+		r.frames++
+	}
+	return yield(f, nil)
 }
 
 // damage reports a block that cannot be read. Frames that are under way end there

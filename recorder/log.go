@@ -3,7 +3,6 @@ package recorder
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -25,7 +24,6 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/ristretto/v2/z"
-	"golang.org/x/sys/unix"
 )
 
 // Options is what a Log is made of.
@@ -45,7 +43,9 @@ type Options struct {
 	// if Read is nil, nobody is told.
 	Read func(context.Context, Reading) error
 
-	segment int // sessions of a segment of the index; if zero, segmentSessions, else at most as many
+	segment int            // sessions of a segment of the index; if zero, segmentSessions, else at most as many
+	still   bool           // in tests: nothing is rewritten
+	stepped func(step int) // in tests: is called behind each step of rewriting, if not nil
 }
 
 // Sync says when what is on record is flushed to the disk: that is what a loss of
@@ -83,10 +83,13 @@ type Log struct {
 	late        atomic.Bool // ends of sessions are not on record yet
 	unrecovered atomic.Bool // sessions that the last process left running are not marked yet
 
-	unsynced atomic.Bool   // something has been committed since the last flush
-	closing  chan struct{} // closed by Close
-	once     sync.Once
-	syncing  sync.WaitGroup // what works in the background
+	unsynced atomic.Bool // something has been committed since the last flush
+	rewrites rewrites
+	dead     atomic.Int64 // bytes of blocks that were deleted since tables were merged for that
+
+	closing chan struct{} // closed by Close
+	once    sync.Once
+	working sync.WaitGroup // what Open has started
 
 	room struct {
 		sync.Mutex
@@ -124,6 +127,7 @@ func Open(o Options) (*Log, error) {
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
 	l.space, l.flush = l.freeSpace, func() error { return guarded(db.Sync) }
+	l.rewrites.wakeup = make(chan struct{}, 1)
 	if l.tree, err = openTree(l.view, o.Key); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
@@ -137,7 +141,7 @@ func Open(o Options) (*Log, error) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
-	if err := l.recover(); err != nil {
+	if err := errors.Join(l.undoRewrites(), l.recover()); err != nil {
 		if !errors.Is(err, ErrUnavailable) {
 			db.Close()
 			return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
@@ -145,11 +149,22 @@ func Open(o Options) (*Log, error) {
 		l.unrecovered.Store(true)
 	}
 	if o.Sync == SyncInterval {
-		l.syncing.Go(l.syncNowAndThen)
+		l.working.Go(l.syncNowAndThen)
 	}
-	l.syncing.Go(l.keepIndex)
+	if !o.still {
+		l.working.Go(l.rewriteAll)
+		l.working.Go(l.collectNowAndThen)
+	}
+	l.working.Go(l.keepIndex)
 	return l, nil
 }
+
+const (
+	// valueThreshold is the size of values that go to the value log, in bytes.
+	valueThreshold = 1 << 10
+	// valueFileSize is how long a file of the value log becomes.
+	valueFileSize = 64 << 20
+)
 
 // openBadger opens the database. A process that died, or had no room, between making
 // a file and filling it leaves an empty one, at which Badger fails; but then it is
@@ -161,29 +176,6 @@ func openBadger(o badger.Options) (db *badger.DB, err error) {
 		}
 	}
 	return db, err
-}
-
-// syncNowAndThen flushes what has been committed, until the log is closed.
-func (l *Log) syncNowAndThen() {
-	tick := time.NewTicker(syncInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-l.closing:
-			return
-		case <-tick.C:
-		}
-		if !l.unsynced.Swap(false) || l.unreadable.Load() {
-			continue
-		}
-		if err := l.flush(); err != nil {
-			// What the disk has is not known any more, and the kernel does not try again.
-			err = fmt.Errorf("flush to the disk: %w; start again when it is good", err)
-			l.unwritable.Store(&err)
-			l.fail(err)
-			return
-		}
-	}
 }
 
 // silent logs nothing.
@@ -222,8 +214,8 @@ func badgerOptions(o Options, key []byte) badger.Options {
 		WithChecksumVerificationMode(options.OnBlockRead).
 		// Blocks of small frames stay in the tables, where they lie side by side for
 		// replay; big ones go to the value log, which no merge copies again.
-		WithValueThreshold(32 << 10).
-		WithValueLogFileSize(256 << 20).
+		WithValueThreshold(valueThreshold).
+		WithValueLogFileSize(valueFileSize).
 		WithMemTableSize(16 << 20).
 		WithNumMemtables(3).
 		WithBlockCacheSize(cache).
@@ -247,7 +239,7 @@ func line(format string, args []any) string {
 // found interrupted.
 func (l *Log) Close() error {
 	l.once.Do(func() { close(l.closing) })
-	l.syncing.Wait()
+	l.working.Wait()
 	if l.unreadable.Load() { // it would try for ever; what it has not merged is in its files, as after a kill
 		return nil
 	}
@@ -262,183 +254,8 @@ func openKey(id string) []byte    { return []byte("o/" + id) }
 func blockPrefix(id string) []byte {
 	return []byte("b/" + id + "/")
 }
-func blockKey(id string, n uint32) []byte {
-	return binary.BigEndian.AppendUint32(blockPrefix(id), n)
-}
-
-// A write is one key and its new value; nil deletes it.
-type write struct{ key, value []byte }
-
-// commits brings together what many sessions commit at a time: while one
-// commits, the others queue, and then one of them commits for all.
-type commits struct {
-	sync.Mutex
-	queue []*commit
-	busy  bool
-}
-
-type commit struct {
-	writes []write
-	wake   chan wakeup
-}
-
-type wakeup struct {
-	lead bool // the commit has not been made; make it, with all that is queued
-	err  error
-}
-
-var wakeups = sync.Pool{New: func() any { return make(chan wakeup, 1) }}
-
-// commit writes, all or nothing but for what Badger takes in one transaction,
-// and returns when no kill can take it away.
-func (l *Log) commit(writes ...write) error {
-	c := &commit{writes: writes}
-	q := &l.commits
-	q.Lock()
-	q.queue = append(q.queue, c)
-	if q.busy {
-		c.wake = wakeups.Get().(chan wakeup)
-		q.Unlock()
-		w := <-c.wake
-		wakeups.Put(c.wake)
-		if !w.lead {
-			return w.err
-		}
-		q.Lock()
-	}
-	q.busy = true
-	batch := q.queue
-	q.queue = nil
-	q.Unlock()
-
-	err := l.write(batch)
-
-	q.Lock()
-	if len(q.queue) > 0 {
-		q.queue[0].wake <- wakeup{lead: true}
-	} else {
-		q.busy = false
-	}
-	q.Unlock()
-	for _, other := range batch {
-		if other != c {
-			other.wake <- wakeup{err: err}
-		}
-	}
-	return err
-}
-
-// write writes a batch. Only one goroutine at a time is in it.
-func (l *Log) write(batch []*commit) error {
-	err := l.put(batch)
-	if err == nil {
-		l.unsynced.Store(true)
-		if l.failed.CompareAndSwap(true, false) {
-			l.o.Log.Info("recorder is available again")
-		}
-		return nil
-	}
-	err = fmt.Errorf("%w: %w", ErrUnavailable, err)
-	l.fail(err)
-	return err
-}
-
-// fail makes the log unavailable.
-func (l *Log) fail(err error) {
-	if !l.failed.Swap(true) {
-		l.o.Log.Error("sessions cannot be recorded; they end, and new ones are refused", "error", err)
-	}
-}
-
-func (l *Log) put(batch []*commit) error {
-	size := 0
-	for _, c := range batch {
-		for _, w := range c.writes {
-			size += len(w.key) + len(w.value) + 64
-		}
-	}
-	if err := l.need(size); err != nil {
-		return err
-	}
-	if err := l.unwritable.Load(); err != nil {
-		return *err
-	}
-	if l.fault != nil {
-		if err := l.fault(); err != nil {
-			return err
-		}
-	}
-	txn := l.db.NewTransaction(true)
-	defer func() { txn.Discard() }()
-	for _, c := range batch {
-		for _, w := range c.writes {
-			err := set(txn, w)
-			if errors.Is(err, badger.ErrTxnTooBig) {
-				if err := l.end(txn); err != nil {
-					return err
-				}
-				txn = l.db.NewTransaction(true)
-				err = set(txn, w)
-			}
-			if err != nil {
-				return err
-			}
-		}
-	}
-	return l.end(txn)
-}
-
-// end commits. Badger that could not write is in no state to be used again, not even
-// to be read from: what it was about to fill is missing.
-func (l *Log) end(txn *badger.Txn) error {
-	err := txn.Commit()
-	if err != nil {
-		err = fmt.Errorf("%w; start again when it is good", err)
-		l.unwritable.Store(&err)
-		l.unreadable.Store(true)
-	}
-	return err
-}
-
-func set(txn *badger.Txn, w write) error {
-	if w.value == nil {
-		return txn.Delete(w.key)
-	}
-	return txn.Set(w.key, w.value)
-}
-
-// spaceInterval is how long a look at the disk's free space holds.
-const spaceInterval = time.Second
-
-// need makes sure that n bytes can be written. It looks at the disk when a
-// quarter of the room seen last is used, and now and then: others write, too.
-func (l *Log) need(n int) error {
-	r := &l.room
-	r.Lock()
-	defer r.Unlock()
-	r.budget -= int64(n)
-	if r.budget > 0 && time.Since(r.checked) < spaceInterval {
-		return nil
-	}
-	free, err := l.space()
-	if err != nil {
-		return fmt.Errorf("free space: %w", err)
-	}
-	left := free - l.o.Free - int64(n)
-	if left <= 0 {
-		r.budget = 0
-		return fmt.Errorf("disk full: %d MiB are free on the disk of %s, and %d MiB must stay so", free>>20, l.o.Dir, l.o.Free>>20)
-	}
-	r.budget, r.checked = left/4, time.Now()
-	return nil
-}
-
-func (l *Log) freeSpace() (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(l.o.Dir, &st); err != nil {
-		return 0, err
-	}
-	return int64(st.Bavail) * int64(st.Bsize), nil
+func blockKey(id string, n uint32, again byte) []byte {
+	return append(binary.BigEndian.AppendUint32(blockPrefix(id), n), again)
 }
 
 // Ready returns nil if the log can be written now, or why not. After a failure
@@ -480,7 +297,7 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	s.State = Running
 	r := &Recording{log: l, began: s.Start}
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
-	r.session, r.head = s, firstHash(s.ID)
+	r.session, r.chain = s, chain{head: firstHash(s.ID)}
 	if l.KeepsOriginals() {
 		r.sealer = &sealer{session: s.ID, to: l.o.Originals}
 	}
@@ -510,8 +327,8 @@ type Recording struct {
 
 	mu      sync.Mutex
 	session Session
-	next    uint32  // number of the next block
-	head    hash    // of the last
+	chain   chain   // to the last record
+	blocks  int     // so many
 	open    [2]bool // by direction: more of a frame is to come
 	err     error   // of an append; sticky, for what is on record behind it is uncertain
 	sealer  *sealer // of originals; nil: none are kept
@@ -562,19 +379,22 @@ func (r *Recording) Append(frames ...Frame) error {
 			f.rest, r.open[f.Direction] = r.open[f.Direction], f.More
 		}
 	}
-	e := encode(r.session.Start, r.head, frames)
+	e := encode(r.session.Start, r.chain, frames)
 	defer e.free() // Badger has copied them when the commit is made
-	blocks := e.blocks
-	writes := make([]write, len(blocks))
-	for i, b := range blocks {
-		writes[i] = write{blockKey(r.session.ID, r.next+uint32(i)), b}
+	if e.chain.next < r.chain.next {
+		r.err = fmt.Errorf("%w: the recording has as many records as can be counted", ErrUnavailable)
+		return r.err
+	}
+	writes := make([]write, len(e.blocks))
+	for i, b := range e.blocks {
+		writes[i] = write{blockKey(r.session.ID, b.Number, 0), b.Bytes}
 	}
 	if err := r.log.commit(writes...); err != nil {
 		r.err = err
 		return err
 	}
-	r.next += uint32(len(blocks))
-	r.head = e.head
+	r.chain = e.chain
+	r.blocks += len(e.blocks)
 	for i := range frames {
 		r.session.count(&frames[i])
 	}
@@ -591,7 +411,7 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.session.State, r.session.Reason, r.session.End = state, reason, end.Round(0)
-	r.session.Blocks, r.session.Head = int64(r.next), hex.EncodeToString(r.head[:])
+	r.session.Records, r.session.Head = int64(r.chain.next), hex.EncodeToString(r.chain.head[:])
 	r.sealer = nil // and its key with it
 	defer r.wake()
 	return r.finish()
@@ -600,7 +420,7 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 // finish writes the end. If that fails the recording stays among the live ones,
 // and Ready writes it when the log is available again. r.mu is held.
 func (r *Recording) finish() error {
-	if err := r.log.finish(r.session); err != nil {
+	if err := r.log.finish(r.session, r.blocks > 1); err != nil {
 		r.log.late.Store(true)
 		return err
 	}
@@ -629,8 +449,9 @@ func (l *Log) finishLate() error {
 	return nil
 }
 
-// finish writes a session that runs no longer, and makes it a leaf of the tree.
-func (l *Log) finish(s Session) error {
+// finish writes a session that runs no longer, and makes it a leaf of the tree. Then
+// its blocks are rewritten if it has several.
+func (l *Log) finish(s Session, several bool) error {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return err
@@ -642,7 +463,12 @@ func (l *Log) finish(s Session) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if err := l.commit(append(leaf, write{sessionKey(s.ID), b}, write{openKey(s.ID), nil})...); err != nil {
+	writes := append(leaf, write{sessionKey(s.ID), b}, write{openKey(s.ID), nil})
+	if several {
+		writes = append(writes, write{rewriteKey(s.ID), []byte{}})
+		defer l.rewrites.wake()
+	}
+	if err := l.commit(writes...); err != nil {
 		return err
 	}
 	t.size++
@@ -677,21 +503,29 @@ func (l *Log) recover() error {
 		}
 		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
 		s.C2S, s.S2C, s.Blocked, s.Masked, s.Approved, s.Originals, s.Findings, s.Observed = Count{}, Count{}, 0, 0, 0, 0, nil, nil
-		for f, err := range l.frames(context.Background(), s) {
-			if err == nil {
-				s.count(&f)
-				s.End = f.Time
+		chain, blocks := chain{head: firstHash(id)}, 0
+		r := blockReader{start: s.Start, chain: &chain}
+		err = l.blocks(context.Background(), id, 0, func(n uint32, b []byte) (bool, error) {
+			blocks++
+			h, err := readHeader(b)
+			if chain.next = n; err == nil {
+				chain.head = h.before // also if what is in front of it is damaged: that is for verify to name
 			}
+			r.read(n, b, func(f Frame, err error) bool {
+				if err == nil {
+					s.count(&f)
+					s.End = f.Time
+				}
+				return true
+			})
+			chain.next = n + max(h.count, 1)
+			return true, nil
+		})
+		if err != nil {
+			return err
 		}
-		head := firstHash(id)
-		for b, err := range l.Blocks(context.Background(), id) {
-			if err != nil {
-				return err
-			}
-			s.Blocks, head = s.Blocks+1, sha256.Sum256(b.Bytes)
-		}
-		s.Head = hex.EncodeToString(head[:])
-		if err := l.finish(s); err != nil {
+		s.Records, s.Head = int64(chain.next), hex.EncodeToString(chain.head[:])
+		if err := l.finish(s, blocks > 1); err != nil {
 			return err
 		}
 		l.o.Log.Warn("a session was interrupted by the end of the broker", "session", id)
@@ -793,7 +627,7 @@ func (l *Log) now(s Session) Session {
 	defer r.mu.Unlock()
 	s = r.session
 	if s.State != Running { // its end cannot be put on record yet
-		s.State, s.Reason, s.End, s.Blocks, s.Head = Running, "", time.Time{}, 0, ""
+		s.State, s.Reason, s.End, s.Records, s.Head = Running, "", time.Time{}, 0, ""
 	}
 	return s
 }
@@ -855,6 +689,9 @@ func (l *Log) follow(ctx context.Context, session string, f func(n uint32, b []b
 		goOn := true
 		err := l.blocks(ctx, session, from, func(n uint32, b []byte) (bool, error) {
 			from = n + 1
+			if h, err := readHeader(b); err == nil {
+				from = n + h.count
+			}
 			var err error
 			goOn, err = f(n, b)
 			return goOn, err
@@ -943,17 +780,21 @@ func (l *Log) Leaves(ctx context.Context) iter.Seq2[Leaf, error] {
 // value returns a copy of the value of a key, or nil if there is none.
 func (l *Log) value(key []byte) (value []byte, err error) {
 	err = l.view(func(txn *badger.Txn) error {
-		item, err := txn.Get(key)
-		if errors.Is(err, badger.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		value, err = item.ValueCopy(nil)
+		value, err = valueOf(txn, key)
 		return err
 	})
 	return value, err
+}
+
+func valueOf(txn *badger.Txn, key []byte) ([]byte, error) {
+	item, err := txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return item.ValueCopy(nil)
 }
 
 // Proof implements [Source].
@@ -967,38 +808,3 @@ func (l *Log) Checkpoint(context.Context) ([]byte, error) {
 	}
 	return c, err
 }
-
-// blocks calls f with the blocks of a session, from a number on, until it returns
-// false. One that cannot be read is f's as unreadable.
-func (l *Log) blocks(ctx context.Context, session string, from uint32, f func(n uint32, b []byte) (bool, error)) error {
-	s, err := l.session(session)
-	if err != nil && !errors.Is(err, ErrDamaged) {
-		return err
-	}
-	prefix := blockPrefix(session)
-	for goOn := true; goOn; from++ {
-		err := l.scanItems(prefix, blockKey(session, from), false, func(item *badger.Item) (bool, error) {
-			if err := ctx.Err(); err != nil {
-				return false, err
-			}
-			if len(item.Key()) != len(prefix)+4 {
-				return true, nil
-			}
-			n := binary.BigEndian.Uint32(item.Key()[len(prefix):])
-			from = max(from, n+1)
-			var err error
-			if item.Value(func(b []byte) error { goOn, err = f(n, b); return nil }) != nil {
-				goOn, err = f(n, unreadable)
-			}
-			return goOn, err
-		})
-		// Badger ends a scan at a block of a table that it cannot read.
-		if err != nil || int64(from) >= s.Blocks {
-			return err
-		}
-	}
-	return nil
-}
-
-// unreadable stands in the place of a block whose bytes cannot be had.
-var unreadable = []byte{0}

@@ -138,7 +138,7 @@ func TestOriginals(t *testing.T) {
 // TestOriginalsRuns checks that a damaged key takes only its own run with it.
 func TestOriginalsRuns(t *testing.T) {
 	id, to := auditor(t)
-	l := open(t, Options{Dir: t.TempDir(), Originals: to})
+	l := open(t, Options{Dir: t.TempDir(), Originals: to, still: true})
 	r := start(t, l)
 	const frames = 2*sealedRun + 10
 	for i := range frames {
@@ -147,9 +147,10 @@ func TestOriginalsRuns(t *testing.T) {
 		}
 	}
 	tm := &tampering{t: t, l: l}
-	b := tm.get(blockKey(r.ID(), sealedRun))
+	second := blockKey(r.ID(), 2*sealedRun+1, 0) // with a key, and two records for each frame before it
+	b := tm.get(second)
 	b[len(b)-1] ^= 1
-	tm.set(blockKey(r.ID(), sealedRun), b)
+	tm.set(second, b)
 	got, err := replayed(t, OpenOriginals(l, id), r.ID())
 	if !errors.Is(err, ErrDamaged) {
 		t.Errorf("no damage is reported: %v", err)

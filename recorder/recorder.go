@@ -93,10 +93,10 @@ type Session struct {
 
 	Imported *Imported `json:"imported,omitempty"` // nil: the broker carried the session itself
 
-	// Of a session that has ended: how many blocks it has, and the hash of the last,
+	// Of a session that has ended: how many records it has, and the hash of the last,
 	// in hexadecimal, which all of them hang on.
-	Blocks int64  `json:"blocks,omitempty"`
-	Head   string `json:"head,omitempty"`
+	Records int64  `json:"records,omitempty"`
+	Head    string `json:"head,omitempty"`
 
 	masked [2]bool // by direction: a part of the frame under way was masked,
 	noted  [2]bool // and one has been noted
@@ -328,7 +328,7 @@ type Source interface {
 
 // A Block is a compressed run of frames. Its bytes are valid until the next.
 type Block struct {
-	Number uint32
+	Number uint32 // of its first record
 	Bytes  []byte
 }
 

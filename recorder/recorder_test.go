@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 		beVictim(data)
 		return
 	}
+	if data := os.Getenv(rewriteVictim); data != "" {
+		beRewriteVictim(data)
+		return
+	}
 	os.Exit(m.Run())
 }
 
@@ -395,7 +399,7 @@ func TestFault(t *testing.T) {
 // A frame of which a part is damaged is no shorter frame.
 func TestDamagedPart(t *testing.T) {
 	start := time.Now()
-	blocks := encode(start, hash{}, []Frame{{Bytes: []byte("a")}, {Bytes: make([]byte, 3<<20)}, {Bytes: []byte("z")}}).blocks
+	blocks := encode(start, chain{}, []Frame{{Bytes: []byte("a")}, {Bytes: make([]byte, 3<<20)}, {Bytes: []byte("z")}}).blocks
 	if len(blocks) < 4 {
 		t.Fatalf("%d blocks", len(blocks))
 	}
@@ -404,10 +408,10 @@ func TestDamagedPart(t *testing.T) {
 		var got []string
 		for n, b := range blocks {
 			if n == damaged {
-				b = append([]byte(nil), b...)
-				b[len(b)-1] ^= 1
+				b.Bytes = append([]byte(nil), b.Bytes...)
+				b.Bytes[len(b.Bytes)-1] ^= 1
 			}
-			r.read(uint32(n), b, func(f Frame, err error) bool {
+			r.read(b.Number, b.Bytes, func(f Frame, err error) bool {
 				if err != nil {
 					got = append(got, "error")
 				} else {
@@ -436,7 +440,7 @@ func TestDamagedBlock(t *testing.T) {
 		}
 	}
 	err := l.db.Update(func(txn *badger.Txn) error {
-		item, err := txn.Get(blockKey(r.ID(), 1))
+		item, err := txn.Get(blockKey(r.ID(), 1, 0))
 		if err != nil {
 			return err
 		}
@@ -445,7 +449,7 @@ func TestDamagedBlock(t *testing.T) {
 			return err
 		}
 		b[len(b)-1] ^= 1
-		return errors.Join(txn.Set(blockKey(r.ID(), 1), b), txn.Delete(blockKey(r.ID(), 3)))
+		return errors.Join(txn.Set(blockKey(r.ID(), 1, 0), b), txn.Delete(blockKey(r.ID(), 3, 0)))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -534,10 +538,10 @@ func TestSocket(t *testing.T) {
 func TestCutAnswer(t *testing.T) {
 	var all bytes.Buffer
 	all.WriteString(`{"id":"x"}` + "\n")
-	for n, b := range encode(time.Time{}, hash{}, []Frame{{Bytes: []byte("a")}}).blocks {
-		all.WriteByte(byte(len(b)))
-		all.Write([]byte{0, 0, 0, byte(n)})
-		all.Write(b)
+	for _, b := range encode(time.Time{}, chain{}, []Frame{{Bytes: []byte("a")}}).blocks {
+		all.WriteByte(byte(len(b.Bytes)))
+		all.Write([]byte{0, 0, 0, byte(b.Number)})
+		all.Write(b.Bytes)
 	}
 	all.WriteByte(0)
 	for cut := range all.Len() {
@@ -560,8 +564,8 @@ func TestNoLog(t *testing.T) {
 // FuzzBlock checks that whatever is in a block, reading it ends in order, and
 // that what is encoded comes back.
 func FuzzBlock(f *testing.F) {
-	for _, b := range encode(time.Time{}, hash{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}).blocks {
-		f.Add(b)
+	for _, b := range encode(time.Time{}, chain{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}).blocks {
+		f.Add(b.Bytes)
 	}
 	f.Add(sealed([]byte{0, recordContinues, 0, 1, 'x', 0, 0, 0, 255}))
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -573,8 +577,8 @@ func FuzzBlock(f *testing.F) {
 		var got []byte
 		r = blockReader{}
 		of := Frame{Verdict: Verdict(len(in) % len(verdicts)), More: len(in)%2 == 1}
-		for n, b := range encode(time.Time{}, hash{}, []Frame{{Verdict: of.Verdict, More: of.More, Bytes: in}}).blocks {
-			r.read(uint32(n), b, func(f Frame, err error) bool {
+		for _, b := range encode(time.Time{}, chain{}, []Frame{{Verdict: of.Verdict, More: of.More, Bytes: in}}).blocks {
+			r.read(b.Number, b.Bytes, func(f Frame, err error) bool {
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -642,7 +646,7 @@ func TestDamagedParts(t *testing.T) {
 		6: `{"id":1,"result":["a","[masked:x]","b"]}` + "\n" + `{"id":9}` + "\n" + `{"id":2,"result":["c"]` + "\n" + `{"id":3}` + "\n",
 	} {
 		l, r := writeParted(t)
-		if err := l.db.Update(func(txn *badger.Txn) error { return txn.Set(blockKey(r.ID(), n), []byte("x")) }); err != nil {
+		if err := l.db.Update(func(txn *badger.Txn) error { return txn.Set(blockKey(r.ID(), n, 0), []byte("x")) }); err != nil {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
@@ -677,7 +681,7 @@ func BenchmarkAppend(b *testing.B) {
 		n := uint32(0)
 		for b.Loop() {
 			n++
-			l.db.Update(func(txn *badger.Txn) error { return txn.Set(blockKey("x", n), frame) })
+			l.db.Update(func(txn *badger.Txn) error { return txn.Set(blockKey("x", n, 0), frame) })
 		}
 	})
 	b.Run("one session", func(b *testing.B) {
@@ -713,7 +717,12 @@ func BenchmarkAppend(b *testing.B) {
 
 // sealed returns a block of records.
 func sealed(records []byte) []byte {
-	var e encoding
-	e.seal(records)
-	return e.blocks[0]
+	count := uint32(0)
+	for rest := records; len(rest) > 0; count++ {
+		var err error
+		if _, rest, err = cutRecord(rest); err != nil {
+			break
+		}
+	}
+	return sealBlock(nil, encoder(), hash{}, max(count, 1), records)
 }

@@ -511,7 +511,7 @@ func readBlocks(in *bufio.Reader, begin func(Session), f func(Block) bool, more 
 		if err != nil || size == 0 {
 			return err
 		}
-		if size > 4*blockSize {
+		if size > 2*rewriteSize {
 			return errors.New("a block is too large")
 		}
 		var number [4]byte

@@ -19,13 +19,13 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// What makes the log evidence: each block names the hash of the one before, a
-// session that has ended names that of its last, and the sessions are, in the
-// order of their ends, the leaves of a Merkle tree (RFC 6962) whose head is
+// What makes the log evidence: each record is hashed with the hash of the one
+// before, a session that has ended names that of its last, and the sessions are, in
+// the order of their ends, the leaves of a Merkle tree (RFC 6962) whose head is
 // signed. Whoever has kept an older head can tell that nothing under it has
 // changed since.
 //
-//	block 0 ◄── block 1 ◄── … ◄── session ──► leaf ──► checkpoint
+//	record 0 ◄── record 1 ◄── … ◄── session ──► leaf ──► checkpoint
 //
 // A checkpoint is a signed note as of C2SP tlog-checkpoint, so that other tools
 // and witnesses read it.

@@ -191,7 +191,8 @@ func (r *Report) session(ctx context.Context, src Source, s Session) error {
 	if running {
 		r.Running++
 	}
-	v := chain{session: s, before: firstHash(s.ID), frames: blockReader{start: s.Start}}
+	v := check{session: s, chain: chain{head: firstHash(s.ID)}}
+	v.frames = blockReader{start: s.Start, chain: &v.chain}
 	for b, err := range src.Blocks(ctx, s.ID) {
 		if err != nil {
 			return fmt.Errorf("session %s: %w", s.ID, err)
@@ -210,12 +211,12 @@ func (r *Report) session(ctx context.Context, src Source, s Session) error {
 	return nil
 }
 
-// A chain verifies blocks, each by the one behind it: so it is the one that was
+// A check verifies blocks, each by the one behind it: so it is the one that was
 // changed that is named.
-type chain struct {
+type check struct {
 	session Session
-	before  hash // of the last block
-	next    uint32
+	chain   chain  // of the records in blocks so far
+	block   uint32 // the last one
 	frames  blockReader
 	fault   *Fault
 
@@ -227,13 +228,13 @@ type chain struct {
 	heldLast  time.Time
 }
 
-func (v *chain) bad(block uint32, what string) bool {
+func (v *check) bad(block uint32, what string) bool {
 	v.fault = &Fault{Session: v.session.ID, Block: int64(block), Frame: v.count, After: v.last, What: what}
 	return false
 }
 
 // trust counts the last block as good.
-func (v *chain) trust() {
+func (v *check) trust() {
 	if v.held {
 		v.count += v.heldCount
 		if !v.heldLast.IsZero() {
@@ -244,23 +245,24 @@ func (v *chain) trust() {
 }
 
 // add verifies a block, and returns false at a fault.
-func (v *chain) add(b Block) bool {
-	if v.session.State != Running && int64(b.Number) >= v.session.Blocks {
+func (v *check) add(b Block) bool {
+	next := v.chain.next
+	if v.session.State != Running && int64(b.Number) >= v.session.Records {
 		v.trust()
 		return v.bad(b.Number, "it is not one of the session's")
 	}
-	if b.Number != v.next {
-		if int64(b.Number) > int64(v.next) {
+	if b.Number != next {
+		if b.Number > next {
 			v.trust()
-			return v.bad(v.next, "it is missing")
+			return v.bad(next, "it is missing")
 		}
 		return v.bad(b.Number, "it is there twice")
 	}
-	h, ok := before(b.Bytes)
-	if ok && h != v.before && v.held {
-		return v.bad(b.Number-1, "it is not the block that was recorded, or the one behind it is not")
+	h, err := readHeader(b.Bytes)
+	if err == nil && h.before != v.chain.head && v.held {
+		return v.bad(v.block, "it is not the block that was recorded, or the one behind it is not")
 	}
-	if !ok || h != v.before {
+	if err != nil || h.before != v.chain.head {
 		return v.bad(b.Number, "it is not the block that was recorded")
 	}
 	v.trust()
@@ -279,25 +281,25 @@ func (v *chain) add(b Block) bool {
 	if damaged != nil {
 		return v.bad(b.Number, damaged.Error())
 	}
-	v.held, v.before, v.next = true, sha256.Sum256(b.Bytes), b.Number+1
+	v.held, v.block = true, b.Number
 	if v.session.State == Running {
 		v.trust()
 	}
 	return true
 }
 
-// end verifies that the last block is the session's last.
-func (v *chain) end() {
+// end verifies that the last record is the session's last.
+func (v *check) end() {
 	switch {
-	case int64(v.next) < v.session.Blocks:
+	case int64(v.chain.next) < v.session.Records:
 		v.trust()
-		v.bad(v.next, "it is missing")
-	case hex.EncodeToString(v.before[:]) != v.session.Head && v.next > 0:
-		v.bad(v.next-1, "it is not the block that was recorded")
-	case hex.EncodeToString(v.before[:]) != v.session.Head:
-		v.bad(0, "the session's record names another one")
+		v.bad(v.chain.next, "it is missing")
+	case hex.EncodeToString(v.chain.head[:]) == v.session.Head && int64(v.chain.next) == v.session.Records:
+		v.trust()
+	case v.held:
+		v.bad(v.block, "it is not the block that was recorded")
 	default:
-		v.trust()
+		v.bad(0, "the session's record names another one")
 	}
 }
 

@@ -3,7 +3,6 @@ package recorder
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"path/filepath"
@@ -29,7 +28,7 @@ func written(t *testing.T) (l *Log, verifier string, ids []string) {
 	if verifier, err = ReadVerifier(dir); err != nil {
 		t.Fatal(err)
 	}
-	l = open(t, Options{Dir: filepath.Join(dir, "log"), Key: key})
+	l = open(t, Options{Dir: filepath.Join(dir, "log"), Key: key, still: true})
 	for i := range 6 {
 		r := start(t, l)
 		for j := range 5 {
@@ -89,7 +88,7 @@ func TestProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, c, err := read.Check(verifier)
-	if err != nil || s.ID != ids[2] || s.Blocks != 5 || c.Size != 5 {
+	if err != nil || s.ID != ids[2] || s.Records != 10 || c.Size != 5 {
 		t.Errorf("%+v, %+v, %v", s, c, err)
 	}
 	again, _ := read.MarshalText()
@@ -122,29 +121,29 @@ func TestTampered(t *testing.T) {
 		do   func(tm *tampering)
 		want string
 	}{
-		{"a frame is changed", func(tm *tampering) { tm.set(blockKey(tm.ids[1], 2), tm.forged(1, 2, "c1.2!")) }, "session ID1: block 2: it is not the block that was recorded"},
-		{"the first block is", func(tm *tampering) { tm.set(blockKey(tm.ids[1], 0), tm.forged(1, 0, "x")) }, "session ID1: block 0: it is not the block that was recorded"},
-		{"the last block is", func(tm *tampering) { tm.set(blockKey(tm.ids[1], 4), tm.forged(1, 4, "x")) }, "session ID1: block 4: it is not the block that was recorded"},
+		{"a frame is changed", func(tm *tampering) { tm.set(blockKey(tm.ids[1], 4, 0), tm.forged(1, 4, "c1.2!")) }, "session ID1: block 4: it is not the block that was recorded"},
+		{"the first block is", func(tm *tampering) { tm.set(blockKey(tm.ids[1], 0, 0), tm.forged(1, 0, "x")) }, "session ID1: block 0: it is not the block that was recorded"},
+		{"the last block is", func(tm *tampering) { tm.set(blockKey(tm.ids[1], 8, 0), tm.forged(1, 8, "x")) }, "session ID1: block 8: it is not the block that was recorded"},
 		{"a byte is", func(tm *tampering) {
-			b := tm.get(blockKey(tm.ids[0], 3))
+			b := tm.get(blockKey(tm.ids[0], 6, 0))
 			b[len(b)-1] ^= 1
-			tm.set(blockKey(tm.ids[0], 3), b)
-		}, "session ID0: block 3: recording is damaged: block 3, behind frame 6: checksum mismatch; frame 6, behind"},
-		{"a block is dropped", func(tm *tampering) { tm.set(blockKey(tm.ids[2], 1), nil) }, "session ID2: block 1: it is missing; frame 2,"},
-		{"the end is cut off", func(tm *tampering) { tm.set(blockKey(tm.ids[2], 4), nil) }, "session ID2: block 4: it is missing; frame 8,"},
+			tm.set(blockKey(tm.ids[0], 6, 0), b)
+		}, "session ID0: block 6: recording is damaged: block 6, behind frame 6: checksum mismatch; frame 6, behind"},
+		{"a block is dropped", func(tm *tampering) { tm.set(blockKey(tm.ids[2], 2, 0), nil) }, "session ID2: block 2: it is missing; frame 2,"},
+		{"the end is cut off", func(tm *tampering) { tm.set(blockKey(tm.ids[2], 8, 0), nil) }, "session ID2: block 8: it is missing; frame 8,"},
 		{"all of it is", func(tm *tampering) {
 			for n := range uint32(5) {
-				tm.set(blockKey(tm.ids[2], n), nil)
+				tm.set(blockKey(tm.ids[2], 2*n, 0), nil)
 			}
 		}, "session ID2: block 0: it is missing; frame 0, the first,"},
 		{"blocks are put in another order", func(tm *tampering) {
-			a, b := tm.get(blockKey(tm.ids[3], 1)), tm.get(blockKey(tm.ids[3], 2))
-			tm.set(blockKey(tm.ids[3], 1), b)
-			tm.set(blockKey(tm.ids[3], 2), a)
+			a, b := tm.get(blockKey(tm.ids[3], 2, 0)), tm.get(blockKey(tm.ids[3], 4, 0))
+			tm.set(blockKey(tm.ids[3], 2, 0), b)
+			tm.set(blockKey(tm.ids[3], 4, 0), a)
 		}, "session ID3: block 0: it is not the block that was recorded, or the one behind it is not"},
-		{"a block is added", func(tm *tampering) { tm.set(blockKey(tm.ids[3], 5), tm.forged(3, 5, "x")) }, "session ID3: block 5: it is not one of the session's"},
-		{"a block comes from another session", func(tm *tampering) { tm.set(blockKey(tm.ids[3], 0), tm.get(blockKey(tm.ids[2], 0))) }, "session ID3: block 0: it is not the block that was recorded"},
-		{"a block of a running session is changed", func(tm *tampering) { tm.set(blockKey(tm.ids[5], 1), tm.forged(5, 1, "x")) }, "session ID5: block 2: it is not the block that was recorded"},
+		{"a block is added", func(tm *tampering) { tm.set(blockKey(tm.ids[3], 10, 0), tm.forged(3, 10, "x")) }, "session ID3: block 10: it is not one of the session's"},
+		{"a block comes from another session", func(tm *tampering) { tm.set(blockKey(tm.ids[3], 0, 0), tm.get(blockKey(tm.ids[2], 0, 0))) }, "session ID3: block 0: it is not the block that was recorded"},
+		{"a block of a running session is changed", func(tm *tampering) { tm.set(blockKey(tm.ids[5], 2, 0), tm.forged(5, 2, "x")) }, "session ID5: block 4: it is not the block that was recorded"},
 		{"a record is changed", func(tm *tampering) {
 			tm.set(sessionKey(tm.ids[4]), bytes.Replace(tm.get(sessionKey(tm.ids[4])), []byte("ada"), []byte("eve"), 1))
 		}, "the log: the sessions are not those of the signed checkpoint"},
@@ -237,17 +236,17 @@ func (tm *tampering) set(key, value []byte) {
 }
 
 // forged is a block in the place of one of a session's, which says that it is
-// behind the same one.
+// behind the same record, and has as many.
 func (tm *tampering) forged(session int, n uint32, text string) []byte {
-	h := firstHash(tm.ids[session])
-	if n > 0 {
-		h = sha256.Sum256(tm.get(blockKey(tm.ids[session], n-1)))
-	}
 	s, err := tm.l.session(tm.ids[session])
 	if err != nil {
 		tm.t.Fatal(err)
 	}
-	return encode(s.Start, h, []Frame{{Time: s.Start, Bytes: []byte(text)}}).blocks[0]
+	c := chain{head: firstHash(s.ID)}
+	for r := (blockReader{chain: &c}); c.next < n; {
+		r.read(c.next, tm.get(blockKey(s.ID, c.next, 0)), func(Frame, error) bool { return true })
+	}
+	return encode(s.Start, c, []Frame{{Time: s.Start, Bytes: []byte(text)}, {Time: s.Start, Bytes: []byte(text)}}).blocks[0].Bytes
 }
 
 // resign makes the tree anew, with the key.

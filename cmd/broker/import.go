@@ -55,6 +55,9 @@ another folder.`,
 			}
 			as := recorder.Imported{File: filepath.Base(args[0]), SHA256: hex.EncodeToString(sum.Sum(nil))}
 			report, err := capture.Import(cmd.Context(), f, capture.To(l), as)
+			if err == nil {
+				err = l.Settle(cmd.Context()) // no broker may ever run on it
+			}
 			err = errors.Join(err, l.Close())
 			if err == nil || len(report.Sessions) > 0 {
 				err = errors.Join(printImport(cmd.OutOrStdout(), as, report, asJSON), err)

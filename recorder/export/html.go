@@ -105,7 +105,7 @@ func (x *page) begin(s recorder.Session) error {
 		facts = append(facts, pageFact{"Imported from", s.Imported.File + ", SHA-256 " + s.Imported.SHA256})
 	}
 	if s.Head != "" {
-		facts = append(facts, pageFact{"Hash of the last block", s.Head})
+		facts = append(facts, pageFact{"Hash of the last record", s.Head})
 	}
 	for i := range facts {
 		facts[i].Value = visible(cmp.Or(facts[i].Value, "none"))

@@ -1,0 +1,117 @@
+package recorder
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
+)
+
+// A Disk is what a log takes of its disk, in bytes: as many as its files have there,
+// of which some are longer than that.
+type Disk struct {
+	Values int64 // the value log, where large blocks are; what is deleted takes its place until it is collected
+	Tables int64 // all else that is kept: small blocks, sessions, the tree
+	Recent int64 // what is not in tables yet
+	Other  int64
+	Free   int64 // of the disk, for everybody
+
+	Sessions int64 // on record
+	Pending  int64 // of them: have ended, and their blocks are not rewritten yet
+}
+
+// All is what all files of the log take.
+func (d Disk) All() int64 { return d.Values + d.Tables + d.Recent + d.Other }
+
+// Disk looks at what the log takes of its disk.
+func (l *Log) Disk() (Disk, error) {
+	var d Disk
+	err := filepath.WalkDir(l.o.Dir, func(path string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if errors.Is(err, fs.ErrNotExist) { // files come and go
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		part := &d.Other
+		switch filepath.Ext(path) {
+		case ".vlog":
+			part = &d.Values
+		case ".sst":
+			part = &d.Tables
+		case ".mem":
+			part = &d.Recent
+		}
+		*part += st.Blocks * 512
+		return nil
+	})
+	if err != nil {
+		return d, fmt.Errorf("disk use of %s: %w", l.o.Dir, err)
+	}
+	if d.Free, err = l.space(); err != nil {
+		return d, fmt.Errorf("free space: %w", err)
+	}
+	l.tree.mu.Lock()
+	d.Sessions = l.tree.size
+	l.tree.mu.Unlock()
+	l.mu.Lock()
+	d.Sessions += int64(len(l.live))
+	l.mu.Unlock()
+	err = l.scan([]byte("w/"), false, func(_, _ []byte) (bool, error) { d.Pending++; return true, nil })
+	return d, err
+}
+
+const (
+	// collectInterval is how often the value log is looked at.
+	collectInterval = 10 * time.Minute
+	// collectRatio is how much of a file of the value log must be dead to be collected:
+	// the rest of it is written again.
+	collectRatio = 0.5
+)
+
+// collectNowAndThen frees what deleted values take of the disk, until the log is
+// closed.
+func (l *Log) collectNowAndThen() {
+	tick := time.NewTicker(collectInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.closing:
+			return
+		case <-tick.C:
+		}
+		if err := l.collect(); err != nil {
+			l.o.Log.Warn("the value log cannot be collected now", "error", err)
+		}
+	}
+}
+
+// collect frees files of the value log that are mostly dead.
+func (l *Log) collect() error {
+	// Badger counts a value as dead when it merges the tables that have its key. Those
+	// are small beside the values, and where little is written, that is not before long.
+	if dead := l.dead.Load(); dead > int64(valueFileSize) {
+		if err := l.db.Flatten(1); err != nil {
+			return err
+		}
+		l.dead.Add(-dead)
+	}
+	for !l.closed() {
+		err := l.db.RunValueLogGC(collectRatio)
+		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) { // ErrRejected: it is being closed
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,71 @@
+package recorder
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"example.com/broker/codec"
+)
+
+// TestCollect checks that what is deleted is freed on the disk, and nothing else.
+func TestCollect(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, Options{Dir: dir})
+	noise := make([]byte, 1<<20)
+	chacha := rand.NewChaCha8([32]byte{})
+	var ids []string
+	for range 2 {
+		r := start(t, l)
+		for range 2 * valueFileSize / len(noise) {
+			chacha.Read(noise)
+			if err := r.Append(Frame{Direction: codec.S2C, Bytes: noise}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.End(Ended, ""); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, r.ID())
+	}
+	settle(t, l)
+	before, err := l.Disk()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.Values < 4*valueFileSize || before.Values > 5*valueFileSize || before.Sessions != 2 || before.Pending != 0 || before.Free == 0 {
+		t.Errorf("%+v", before)
+	}
+	want := allOf(t, l, ids[1])
+	err = l.db.Update(func(txn *badger.Txn) error {
+		return l.blockKeys(t.Context(), ids[0], 0, func(key []byte, _ uint32, b []byte) (bool, error) {
+			l.dead.Add(int64(len(b)))
+			return true, txn.Delete(append([]byte(nil), key...))
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 8 { // so that there are tables to merge
+		start(t, l)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l = open(t, Options{Dir: dir})
+	}
+	l.dead.Store(valueFileSize + 1)
+	if err := l.collect(); err != nil {
+		t.Fatal(err)
+	}
+	after, err := l.Disk()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if freed := before.Values - after.Values; freed < valueFileSize {
+		t.Errorf("%d of %d bytes were freed", freed, before.Values)
+	}
+	if got := allOf(t, l, ids[1]); len(got) != len(want) {
+		t.Errorf("another session has %d frames, had %d", len(got), len(want))
+	}
+}

@@ -1,0 +1,128 @@
+package recorder
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"example.com/broker/codec"
+)
+
+// BenchmarkLatency is how long appends take while sessions end, their blocks are
+// rewritten, tables are merged and the value log is collected: 64 sessions at a time,
+// of 500 calls each, whose answers have 4 KB; of ten, the oldest is deleted. Given
+// enough calls (-benchtime 1000000x), all of that comes to its steady state.
+func BenchmarkLatency(b *testing.B) {
+	for name, sync := range map[string]Sync{"interval": SyncInterval, "always": SyncAlways, "none": SyncNone} {
+		b.Run("sync "+name, func(b *testing.B) { benchmarkLatency(b, sync) })
+	}
+}
+
+func benchmarkLatency(b *testing.B, mode Sync) {
+	const parallel, calls = 64, 500
+	l := open(b, Options{Dir: b.TempDir(), Sync: mode})
+	var (
+		left    atomic.Int64
+		workers sync.WaitGroup
+		mu      sync.Mutex
+		took    []time.Duration
+		ended   []string
+	)
+	left.Store(int64(b.N))
+	stop := make(chan struct{})
+	workers.Go(func() {
+		for tick := time.NewTicker(5 * time.Second); ; {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			if err := l.collect(); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	b.ResetTimer()
+	var sessions sync.WaitGroup
+	for range parallel {
+		sessions.Go(func() {
+			var mine []time.Duration
+			var answer []byte
+			for left.Load() > 0 {
+				r := start(b, l)
+				for i := range calls {
+					if left.Add(-1) < 0 {
+						break
+					}
+					request := fmt.Appendf(nil, `{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"query","arguments":{"sql":"SELECT * FROM orders WHERE id > %d LIMIT 40"}}}`, i, rand.IntN(1e6))
+					answer = append(answer[:0], `{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"`...)
+					for len(answer) < 4000 {
+						answer = fmt.Appendf(answer, `{\"id\":%d,\"name\":\"Customer %x\",\"orders\":%d}\n`, rand.IntN(1e6), rand.Uint32(), rand.IntN(100))
+					}
+					answer = append(answer, `"}]}}`...)
+					for _, f := range []Frame{{Bytes: request}, {Direction: codec.S2C, Bytes: bytes.Clone(answer)}} {
+						began := time.Now()
+						if err := r.Append(f); err != nil {
+							b.Error(err)
+							return
+						}
+						mine = append(mine, time.Since(began))
+					}
+				}
+				began := time.Now()
+				if err := r.End(Ended, ""); err != nil {
+					b.Error(err)
+				}
+				mine = append(mine, time.Since(began))
+				mu.Lock()
+				if ended = append(ended, r.ID()); len(ended)%10 == 0 {
+					deleteBlocks(b, l, ended[len(ended)-10])
+				}
+				mu.Unlock()
+			}
+			mu.Lock()
+			took = append(took, mine...)
+			mu.Unlock()
+		})
+	}
+	sessions.Wait()
+	b.StopTimer()
+	close(stop)
+	workers.Wait()
+	d, err := l.Disk()
+	if err != nil {
+		b.Fatal(err)
+	}
+	slices.Sort(took)
+	at := func(q float64) float64 { return float64(took[int(q*float64(len(took)-1))].Microseconds()) / 1000 }
+	b.ReportMetric(at(0.5), "ms-p50")
+	b.ReportMetric(at(0.99), "ms-p99")
+	b.ReportMetric(at(0.999), "ms-p99.9")
+	b.ReportMetric(at(1), "ms-max")
+	b.ReportMetric(float64(2*b.N)/b.Elapsed().Seconds(), "frames/s")
+	b.ReportMetric(float64(d.All())/float64(1<<20), "MiB-on-disk")
+	b.ReportMetric(float64(d.Pending), "sessions-to-rewrite")
+}
+
+// deleteBlocks deletes the blocks of a session.
+func deleteBlocks(t testing.TB, l *Log, id string) {
+	l.rewrites.Lock()
+	defer l.rewrites.Unlock()
+	var gone []write
+	err := l.blockKeys(t.Context(), id, 0, func(key []byte, _ uint32, b []byte) (bool, error) {
+		l.dead.Add(int64(len(b)))
+		gone = append(gone, write{bytes.Clone(key), nil})
+		return true, nil
+	})
+	if err == nil {
+		err = l.commit(append(gone, write{rewriteKey(id), nil})...)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
