@@ -69,6 +69,9 @@ func (l *Log) Disk() (Disk, error) {
 	return d, err
 }
 
+// Reserved returns how many bytes must stay free on the disk.
+func (l *Log) Reserved() int64 { return l.o.Free }
+
 const (
 	// collectInterval is how often the value log is looked at.
 	collectInterval = 10 * time.Minute

@@ -43,6 +43,7 @@ type brokerFile struct {
 	HTTP      httpFile              `yaml:"http"`
 	Limits    limitsFile            `yaml:"limits"`
 	Recording recordingFile         `yaml:"recording"`
+	Metrics   string                `yaml:"metrics"`
 }
 
 // httpFile is how clients by URL are served.
@@ -505,7 +506,7 @@ func (c *brokerConfig) needRestart(next *brokerConfig) (keys []string) {
 		name     string
 		old, new any
 	}{
-		{"listen", c.Listen, next.Listen}, {"name", c.brokerFile.Name, next.brokerFile.Name}, {"url", c.URL, next.URL},
+		{"listen", c.Listen, next.Listen}, {"metrics", c.Metrics, next.Metrics}, {"name", c.brokerFile.Name, next.brokerFile.Name}, {"url", c.URL, next.URL},
 		{"data", c.Data, next.Data}, {"identity", c.Identity, next.Identity}, {"agents", c.Agents, next.Agents}, {"audit", c.Audit, next.Audit}, {"channels", c.Channels, next.Channels}, {"servers", c.Servers, next.Servers}, {"http", c.HTTP, next.HTTP}, {"limits", c.Limits, next.Limits}, {"recording", c.Recording, next.Recording},
 	} {
 		if !reflect.DeepEqual(k.old, k.new) {

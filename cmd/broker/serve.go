@@ -74,6 +74,7 @@ type installation struct {
 	ca       *identity.CA
 	keyring  *broker.Keyring
 	recorder *recorder.Log
+	metrics  net.Listener // nil: nobody asks for any
 	desk     *grant.Desk
 	store    grant.Store   // of desk
 	oauth    *oauth.Server // may be nil
@@ -178,6 +179,12 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		Log:  in.recorder, Limits: limits, Tunnel: stream.TunnelOptions{Log: log}, Logger: log,
 	})
 	in.broker.SetAuditors(config.auditors())
+	if config.Metrics != "" {
+		if in.metrics, err = net.Listen("tcp", config.Metrics); err != nil {
+			in.close()
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+	}
 	return in, nil
 }
 
@@ -241,9 +248,12 @@ func (in *installation) run(ctx context.Context, drain time.Duration) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx by the drain
 	defer stop()
 	var running sync.WaitGroup
-	ends := make(chan error, 2)
+	ends := make(chan error, 3)
 	running.Go(func() { ends <- in.listener.Serve(serving, in.broker.Handlers()) })
 	running.Go(func() { ends <- recorder.ServeSocket(serving, in.config.Data, in.recorder) })
+	if in.metrics != nil {
+		running.Go(func() { ends <- in.serveMetrics(serving, in.metrics) })
+	}
 	running.Go(func() { in.watch(serving) })
 	if in.oauth != nil {
 		running.Go(func() { in.sweep(serving) })
