@@ -154,7 +154,7 @@ func (l *Log) Find(ctx context.Context, q Query) iter.Seq2[Session, error] {
 			return
 		}
 		defer f.close()
-		if err := f.run(ctx, func(s Session) bool { return yield(s, nil) }); err != nil {
+		if err := f.run(ctx, yield); err != nil {
 			yield(Session{}, err)
 		}
 	}
@@ -261,7 +261,7 @@ func (f *finder) unread() idSet {
 }
 
 // run calls yield with what is found, until it returns false.
-func (f *finder) run(ctx context.Context, yield func(Session) bool) error {
+func (f *finder) run(ctx context.Context, yield func(Session, error) bool) error {
 	bound := "\xff"
 	if !f.q.Until.IsZero() {
 		bound = idAt(f.q.Until.Add(time.Millisecond))
@@ -279,10 +279,15 @@ func (f *finder) run(ctx context.Context, yield func(Session) bool) error {
 		}
 		bound = older(id)
 		s, err := f.log.session(id)
-		if errors.Is(err, ErrNoSession) { // it has been deleted
+		switch {
+		case errors.Is(err, ErrNoSession): // it has been deleted
 			continue
-		}
-		if err != nil {
+		case errors.Is(err, ErrDamaged):
+			if !yield(s, err) {
+				return nil
+			}
+			continue
+		case err != nil:
 			return err
 		}
 		if !f.q.fits(&s) {
@@ -292,7 +297,7 @@ func (f *finder) run(ctx context.Context, yield func(Session) bool) error {
 		if err != nil {
 			return err
 		}
-		if holds && !yield(s) {
+		if holds && !yield(s, nil) {
 			return nil
 		}
 	}

@@ -330,9 +330,9 @@ func dial(t *testing.T, data string) Source {
 	}
 }
 
-// fill puts sessions on record as they would be in the index, one a minute, without
+// fillLog puts sessions on record as they would be in the index, one a minute, without
 // their frames: but for every rare one, of which there are ten, and for the newest.
-func fill(t testing.TB, l *Log, n int) {
+func fillLog(t testing.TB, l *Log, n int) {
 	t.Helper()
 	l.index.mu.Lock() // away from what indexes by itself
 	defer l.index.mu.Unlock()
@@ -418,7 +418,7 @@ func find(t testing.TB, l *Log, q Query, limit int) (found, visited, read int) {
 		t.Fatal(err)
 	}
 	defer f.close()
-	err = f.run(t.Context(), func(Session) bool { found++; return found != limit })
+	err = f.run(t.Context(), func(Session, error) bool { found++; return found != limit })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -432,7 +432,7 @@ func TestFindCost(t *testing.T) {
 	logs := map[int]*Log{}
 	for _, n := range []int{small, large} {
 		logs[n] = open(t, Options{Dir: t.TempDir(), segment: segment})
-		fill(t, logs[n], n)
+		fillLog(t, logs[n], n)
 	}
 	for _, tt := range costs {
 		t.Run(tt.name, func(t *testing.T) {
@@ -465,7 +465,7 @@ func BenchmarkFind(b *testing.B) {
 		}
 	}
 	l := open(b, Options{Dir: b.TempDir()})
-	fill(b, l, n)
+	fillLog(b, l, n)
 	for _, tt := range costs {
 		b.Run(tt.name, func(b *testing.B) {
 			var found, visited int

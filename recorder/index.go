@@ -297,10 +297,10 @@ func (l *Log) openIndex() error {
 	}
 	var batch []write
 	n := 0
-	err = l.scan([]byte("s/"), false, func(_, value []byte) (bool, error) {
+	err = l.scan([]byte("s/"), false, func(key, value []byte) (bool, error) {
 		var s Session
-		if err := json.Unmarshal(value, &s); err != nil {
-			return false, fmt.Errorf("read log: %w", err)
+		if unmarshalSession(string(key[len("s/"):]), value, &s) != nil {
+			return true, nil // whoever lists all is told
 		}
 		batch = append(append(batch, startPostings(&s)...), write{unindexedKey(s.ID), waits})
 		if n++; n%1024 == 0 {

@@ -135,7 +135,7 @@ func (l *Log) serveSessions(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	serveLines(l, w, r, linesOf(l.Find(r.Context(), q)), !q.isAll())
+	serveLines(l, w, r, sessionLines(l.Find(r.Context(), q)), !q.isAll())
 }
 
 // A sessionLine is what the socket says of a session.
@@ -144,7 +144,7 @@ type sessionLine struct {
 	Damaged bool `json:"damaged,omitempty"` // the record cannot be read
 }
 
-func linesOf(sessions iter.Seq2[Session, error]) iter.Seq2[sessionLine, error] {
+func sessionLines(sessions iter.Seq2[Session, error]) iter.Seq2[sessionLine, error] {
 	return func(yield func(sessionLine, error) bool) {
 		for s, err := range sessions {
 			damaged := errors.Is(err, ErrDamaged)
@@ -152,20 +152,6 @@ func linesOf(sessions iter.Seq2[Session, error]) iter.Seq2[sessionLine, error] {
 				err = nil
 			}
 			if !yield(sessionLine{s, damaged}, err) {
-				return
-			}
-		}
-	}
-}
-
-// sessionsOf is linesOf, backwards.
-func sessionsOf(lines iter.Seq2[sessionLine, error]) iter.Seq2[Session, error] {
-	return func(yield func(Session, error) bool) {
-		for s, err := range lines {
-			if err == nil && s.Damaged {
-				err = fmt.Errorf("record of session %s: %w", s.ID, ErrDamaged)
-			}
-			if !yield(s.Session, err) {
 				return
 			}
 		}
@@ -376,7 +362,20 @@ func (r *remote) Checkpoint(ctx context.Context) ([]byte, error) {
 
 // Sessions implements [Source].
 func (r *remote) Sessions(ctx context.Context) iter.Seq2[Session, error] {
-	return sessionsOf(jsonLines[sessionLine](ctx, r, "/sessions"))
+	return r.sessions(ctx, "/sessions")
+}
+
+func (r *remote) sessions(ctx context.Context, path string) iter.Seq2[Session, error] {
+	return func(yield func(Session, error) bool) {
+		for s, err := range jsonLines[sessionLine](ctx, r, path) {
+			if err == nil && s.Damaged {
+				err = fmt.Errorf("record of session %s: %w", s.ID, ErrDamaged)
+			}
+			if !yield(s.Session, err) {
+				return
+			}
+		}
+	}
 }
 
 // Find implements [Source].
@@ -384,7 +383,7 @@ func (r *remote) Find(ctx context.Context, q Query) iter.Seq2[Session, error] {
 	if err := q.Check(); err != nil {
 		return func(yield func(Session, error) bool) { yield(Session{}, err) }
 	}
-	return sessionsOf(jsonLines[sessionLine](ctx, r, "/sessions?"+q.values().Encode()))
+	return r.sessions(ctx, "/sessions?"+q.values().Encode())
 }
 
 // Session implements [Source].
