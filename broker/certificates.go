@@ -69,7 +69,7 @@ func (k *Keyring) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 	if label, host, ok := strings.Cut(hello.ServerName, "."); ok && label != "" && label != "*" && slices.Contains(k.Names, host) {
 		name = hello.ServerName
 	}
-	if c := k.own[name]; c != nil && time.Until(c.Leaf.NotAfter) > serverCertificate*2/3 {
+	if c := k.own[name]; c != nil && time.Until(c.Leaf.NotAfter) > serverCertificate*2/3 && !time.Now().Before(c.Leaf.NotBefore) { // the clock may be set back
 		return c, nil
 	}
 	names := k.Names
