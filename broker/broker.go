@@ -380,7 +380,7 @@ func (b *Broker) serve(ctx context.Context, c *client) {
 	s := recorder.Session{
 		ID: recorder.NewID(), Start: time.Now(),
 		Subject: a.identity.Subject, Groups: a.identity.Groups,
-		Server: a.server, Rule: a.terms.Rule, Access: a.terms.Access.String(), Agent: b.o.Servers[a.server].Agent,
+		Server: a.server, Rule: a.terms.Rule, Access: a.terms.Access.String(), Keep: int64(a.terms.Keep / time.Second), Agent: b.o.Servers[a.server].Agent,
 		Transport: p.Transport, Client: p.Addr.String(),
 	}
 	log = log.With("session", s.ID)

@@ -47,6 +47,17 @@ func ReadEvent(r recorder.Reading, via string) grant.Event {
 	return e
 }
 
+// CustodyEvent is what is put on record of a session that is held, released or deleted.
+func CustodyEvent(c recorder.Custody, via string) grant.Event {
+	s := c.Session
+	return grant.Event{
+		Type: custodyEvents[c.What], Actor: c.By, Via: via, Reason: c.Reason,
+		Session: s.ID, Subject: s.Subject, Server: s.Server, Rule: s.Rule,
+	}
+}
+
+var custodyEvents = map[string]string{recorder.Held: grant.SessionHeld, recorder.Released: grant.SessionReleased, recorder.Deleted: grant.SessionDeleted}
+
 type auditorKey struct{}
 
 // recordings answers auditors. Each reading is an event before it begins.

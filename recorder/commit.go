@@ -182,8 +182,9 @@ func set(txn *badger.Txn, w write) error {
 // spaceInterval is how long a look at the disk's free space holds.
 const spaceInterval = time.Second
 
-// need makes sure that n bytes can be written. It looks at the disk when a
-// quarter of the room seen last is used, and now and then: others write, too.
+// need makes sure that n bytes can be written. It looks at the disk when a quarter of
+// the room seen last, or of what must stay free, is used, and now and then: others
+// write, too.
 func (l *Log) need(n int) error {
 	r := &l.room
 	r.Lock()
@@ -201,7 +202,9 @@ func (l *Log) need(n int) error {
 		r.budget = 0
 		return fmt.Errorf("disk full: %d MiB are free on the disk of %s, and %d MiB must stay so", free>>20, l.o.Dir, l.o.Free>>20)
 	}
-	r.budget, r.checked = left/4, time.Now()
+	// Others may fill the disk meanwhile: what must stay free is for what is written until
+	// the next look, and for Badger's own files.
+	r.budget, r.checked = min(left, l.o.Free)/4, time.Now()
 	return nil
 }
 

@@ -43,6 +43,12 @@ type Options struct {
 	// if Read is nil, nobody is told.
 	Read func(context.Context, Reading) error
 
+	// Custody is told of each Custody before it is done. An error refuses it; if nil,
+	// nobody is told.
+	Custody func(context.Context, Custody) error
+	Retain  bool          // sessions that have been kept for their time are deleted
+	Keep    time.Duration // how long those are kept whose Session does not say; zero: for good
+
 	segment int            // sessions of a segment of the index; if zero, segmentSessions, else at most as many
 	still   bool           // in tests: nothing is rewritten
 	stepped func(step int) // in tests: is called behind each step of rewriting, if not nil
@@ -156,6 +162,9 @@ func Open(o Options) (*Log, error) {
 		l.working.Go(l.collectNowAndThen)
 	}
 	l.working.Go(l.keepIndex)
+	if o.Retain {
+		l.working.Go(l.retainNowAndThen)
+	}
 	return l, nil
 }
 
@@ -294,6 +303,10 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	if len(s.ID) != idSize {
 		return nil, fmt.Errorf("start recording: %q is no session's id", s.ID)
 	}
+	if s.Keep == 0 {
+		s.Keep = int64(l.o.Keep / time.Second)
+	}
+	s.Keep = max(s.Keep, 0)
 	s.State = Running
 	r := &Recording{log: l, began: s.Start}
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
@@ -464,6 +477,9 @@ func (l *Log) finish(s Session, several bool) error {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	writes := append(leaf, write{sessionKey(s.ID), b}, write{openKey(s.ID), nil})
+	if s.Keep > 0 {
+		writes = append(writes, write{dueKey(&s), []byte{}})
+	}
 	if several {
 		writes = append(writes, write{rewriteKey(s.ID), []byte{}})
 		defer l.rewrites.wake()
@@ -768,6 +784,11 @@ func (l *Log) Leaves(ctx context.Context) iter.Seq2[Leaf, error] {
 			var err error
 			if leaf.Record, err = l.value(sessionKey(leaf.Session)); err != nil {
 				return false, err
+			}
+			if leaf.Record == nil {
+				if leaf.Deletion, err = l.value(deletionKey(leaf.Session)); err != nil {
+					return false, err
+				}
 			}
 			return yield(leaf, nil), nil
 		})

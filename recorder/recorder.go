@@ -84,6 +84,8 @@ type Session struct {
 	Masked    int64     `json:"masked"`
 	Approved  int64     `json:"approved,omitempty"` // calls that somebody approved, each by itself
 
+	Keep int64 `json:"keep,omitempty"` // how long it is kept after its end, in s; 0: for good. In Start, below 0 is for good, too
+
 	Findings map[string]int64 `json:"findings,omitempty"` // by detector
 	// Originals counts what is sealed for whom the unmasked frames are kept.
 	Originals int64 `json:"originals,omitempty"`
@@ -337,6 +339,9 @@ type Leaf struct {
 	Index   int64  `json:"index"`
 	Session string `json:"session"`
 	Record  []byte `json:"record"` // the Session in JSON, as it is in the log; nil if it is not there any more
+	// Deletion is the Deletion in JSON, if the session was deleted: then it is a leaf
+	// twice, and the second is this.
+	Deletion []byte `json:"deletion,omitempty"`
 }
 
 // A View says which bytes of a session a replay writes.

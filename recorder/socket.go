@@ -34,6 +34,13 @@ import (
 //	GET /sessions/{id}/proof   a tlog-proof
 //	GET /leaves                a Leaf in JSON a line, oldest first
 //	GET /checkpoint            the signed note
+//
+// and the socket alone, see [Custodian]:
+//
+//	GET /holds                 a Hold in JSON a line
+//	PUT /sessions/{id}/hold    with ?reason
+//	DELETE /sessions/{id}/hold
+//	DELETE /sessions/{id}      with ?reason
 const socketFile = "broker.sock"
 
 // maxSocketPath is how long the path of a Unix socket may be (sun_path).
@@ -75,7 +82,7 @@ func ServeSocket(ctx context.Context, data string, l *Log) error {
 		return fmt.Errorf("socket: %w", err)
 	}
 	server := &http.Server{
-		Handler: l.Handler(l.readThrough), ReadHeaderTimeout: 10 * time.Second,
+		Handler: l.custodyHandler(l.Handler(l.readThrough)), ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return ctx }, ConnContext: withPeer,
 	}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
@@ -240,7 +247,7 @@ func (l *Log) serveCheckpoint(w http.ResponseWriter, r *http.Request) {
 }
 
 // socketErrors are those that a remote tells apart, by their status.
-var socketErrors = map[int]error{http.StatusNotFound: ErrNoSession, http.StatusConflict: ErrNotEnded, http.StatusGone: ErrUnsigned}
+var socketErrors = map[int]error{http.StatusNotFound: ErrNoSession, http.StatusConflict: ErrNotEnded, http.StatusGone: ErrUnsigned, http.StatusLocked: ErrHeld, http.StatusPreconditionFailed: ErrNotHeld}
 
 func serveError(w http.ResponseWriter, err error) {
 	for status, known := range socketErrors {
@@ -325,7 +332,11 @@ func (r *remote) Close() error {
 }
 
 func (r *remote) get(ctx context.Context, path string) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.base+path, nil)
+	return r.ask(ctx, http.MethodGet, path)
+}
+
+func (r *remote) ask(ctx context.Context, method, path string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, r.base+path, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -40,6 +40,7 @@ func (f Fault) String() string {
 // A Report is what Verify has looked at, and what it has found.
 type Report struct {
 	Sessions int         `json:"sessions"`
+	Deleted  int         `json:"deleted"` // besides: of each, the deletion is in the tree
 	Running  int         `json:"running"` // of them: not in the tree yet
 	Frames   int64       `json:"frames"`
 	Faults   []Fault     `json:"faults"`
@@ -91,13 +92,26 @@ func VerifySession(ctx context.Context, src Source, session, verifier string) (R
 // goes on from there. done is called now and then with how many sessions are
 // verified; it may be nil.
 func VerifyLog(ctx context.Context, src Source, verifier string, older *Checkpoint, done func(sessions int)) (Report, error) {
-	r := Report{Faults: []Fault{}}
+	for range 3 {
+		r, meanwhile, err := verifyLog(ctx, src, verifier, older, done)
+		if !meanwhile || err != nil {
+			return r, err
+		}
+	}
+	r, _, err := verifyLog(ctx, src, verifier, older, done)
+	return r, err
+}
+
+// verifyLog also reports whether sessions have, perhaps, been deleted meanwhile: their
+// deletions are not under the head that was read first.
+func verifyLog(ctx context.Context, src Source, verifier string, older *Checkpoint, done func(sessions int)) (r Report, meanwhile bool, err error) {
+	r = Report{Faults: []Fault{}}
 	// First the head: sessions may end meanwhile.
 	note, err := src.Checkpoint(ctx)
 	switch {
 	case errors.Is(err, ErrUnsigned):
 	case err != nil:
-		return r, err
+		return r, false, err
 	default:
 		if c, err := OpenCheckpoint(note, verifier); err != nil {
 			r.fault("", "%v", err)
@@ -106,11 +120,12 @@ func VerifyLog(ctx context.Context, src Source, verifier string, older *Checkpoi
 		}
 	}
 	in := map[string]bool{}
+	gone := map[string]*Deletion{} // whose deletion has not come yet
 	var t roots
 	next := int64(0)
 	for leaf, err := range src.Leaves(ctx) {
 		if err != nil {
-			return r, err
+			return r, false, err
 		}
 		if r.Seen != nil && leaf.Index >= r.Seen.Size {
 			break // it has ended meanwhile
@@ -119,29 +134,48 @@ func VerifyLog(ctx context.Context, src Source, verifier string, older *Checkpoi
 			r.fault("", "sessions %d to %d are missing", next, leaf.Index-1)
 		}
 		next = leaf.Index + 1
+		d := deletionOf(leaf)
+		if d != nil && d.At == leaf.Index {
+			if gone[d.Session] == nil {
+				r.fault(d.Session, "it is deleted, and was not in the tree")
+			}
+			delete(gone, d.Session)
+			t.add(tlog.RecordHash(leaf.Deletion))
+			t.check(&r, older)
+			r.Deleted++
+			continue
+		}
 		if in[leaf.Session] {
 			r.fault(leaf.Session, "it is in the tree twice")
 		}
 		in[leaf.Session] = true
+		if d != nil && d.Leaf == leaf.Index {
+			gone[d.Session] = d
+			t.add(d.Hash)
+			t.check(&r, older)
+			continue
+		}
 		if leaf.Record == nil {
 			r.fault(leaf.Session, "its record is missing")
 			continue
 		}
 		t.add(tlog.RecordHash(leaf.Record))
-		if older != nil && t.size == older.Size && t.head() != older.Head {
-			r.fault("", "a session that was on record at the older checkpoint is another one now")
-		}
+		t.check(&r, older)
 		var s Session
 		if err := json.Unmarshal(leaf.Record, &s); err != nil || s.ID != leaf.Session {
 			r.fault(leaf.Session, "its record cannot be read, or is another session's")
 			continue
 		}
 		if err := r.session(ctx, src, s); err != nil {
-			return r, err
+			return r, false, err
 		}
 		if done != nil {
 			done(r.Sessions)
 		}
+	}
+	for id, d := range gone {
+		meanwhile = meanwhile || r.Seen != nil && d.At >= r.Seen.Size
+		r.fault(id, "it is deleted, and its deletion is not in the tree")
 	}
 	switch {
 	case r.Seen == nil && next > 0 && len(r.Faults) == 0:
@@ -155,7 +189,7 @@ func VerifyLog(ctx context.Context, src Source, verifier string, older *Checkpoi
 	if older != nil && t.size < older.Size {
 		r.fault("", "the older checkpoint is of %d sessions, and there are %d: the end of the log is missing", older.Size, t.size)
 	}
-	return r, r.others(ctx, src, in)
+	return r, meanwhile, r.others(ctx, src, in)
 }
 
 // others verifies the sessions that are not in the tree: they run, or have ended
@@ -324,6 +358,13 @@ func (r *roots) add(h tlog.Hash) {
 		level int
 	}{h, level})
 	r.size++
+}
+
+// check compares the tree with an older one, which may be nil, when it is as large.
+func (t *roots) check(r *Report, older *Checkpoint) {
+	if older != nil && t.size == older.Size && t.head() != older.Head {
+		r.fault("", "a session that was on record at the older checkpoint is another one now")
+	}
 }
 
 // head returns the hash of the tree of all leaves.

@@ -106,7 +106,10 @@ const (
 	SessionReplayed  = "session.replayed"  // its frames are read
 	SessionsReplayed = "sessions.replayed" // those of all sessions are read
 	SessionsListed   = "sessions.listed"
-	ClientAllowed    = "client.allowed" // a program, by its person
+	SessionHeld      = "session.held" // it is not deleted until it is released
+	SessionReleased  = "session.released"
+	SessionDeleted   = "session.deleted" // by retention, or by somebody
+	ClientAllowed    = "client.allowed"  // a program, by its person
 	ClientRefused    = "client.refused"
 	ClientEnded      = "client.ended" // revoked, or a token of its was used twice
 	NoticeDelivered  = "notice.delivered"

@@ -92,6 +92,7 @@ type Rule struct {
 	Access   Access
 	Mode     Mode
 	Duration time.Duration // of a session at the most, or of a grant that is asked for without one; zero: no limit, or 1 h
+	Keep     time.Duration // how long its sessions are kept on record after their end; zero: as long as those that no rule speaks of, below: for good
 	Calls    []CallRule    // top to bottom, the first that is true decides; none: allow
 	Masking  Masking
 	Asking   Asking // where access or a call needs an approval
@@ -243,6 +244,7 @@ type Terms struct {
 	Access   Access
 	Rule     string // the name of the rule; empty if none matched
 	Duration time.Duration
+	Keep     time.Duration
 	Masking  Masking
 	// Observed are the terms as they would be if the rule, whose mode is Observe, were
 	// enforced; else nil. The Terms themselves then let every call pass, and mask
@@ -268,7 +270,7 @@ func (p *Policy) Decide(id identity.Identity, server string) *Terms {
 			continue
 		}
 		t := &Terms{
-			Access: r.Access, Rule: r.Name, Duration: r.Duration, Masking: r.Masking,
+			Access: r.Access, Rule: r.Name, Duration: r.Duration, Keep: r.Keep, Masking: r.Masking,
 			calls: r.calls, asking: r.asking, session: session{server, id.Subject, id.Groups},
 		}
 		if r.Mode == Observe {

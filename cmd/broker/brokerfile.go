@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -91,6 +92,7 @@ type ruleFile struct {
 	Access      string        `yaml:"access"`
 	Mode        string        `yaml:"mode"`
 	Duration    string        `yaml:"duration"`
+	Keep        string        `yaml:"keep"`
 	MaxDuration string        `yaml:"max_duration"`
 	Approvers   approversFile `yaml:"approvers"`
 	Reason      string        `yaml:"reason"`
@@ -130,6 +132,7 @@ type recordingFile struct {
 	Sync       string         `yaml:"sync"`
 	Originals  originalsFile  `yaml:"originals"`
 	Encryption encryptionFile `yaml:"encryption"`
+	Keep       string         `yaml:"keep"`
 }
 
 // encryptionFile is what wraps the key of the log.
@@ -164,6 +167,7 @@ type brokerConfig struct {
 	free    int64 // of the disk, in bytes
 	sync    recorder.Sync
 	sealTo  []age.Recipient // whom originals are sealed to
+	keep    time.Duration
 	identities
 	notices
 }
@@ -296,6 +300,10 @@ func (c *brokerConfig) readRecording() error {
 		return c.errorAt("recording.sync", errors.New("must be always, interval or none"))
 	}
 	c.sync = sync
+	var err error
+	if c.keep, err = c.keepTime("recording.keep", c.Recording.Keep); err != nil {
+		return err
+	}
 	if key := &c.Recording.Encryption.Key; *key != "" {
 		if path, ok := strings.CutPrefix(*key, "file:"); ok {
 			*key = "file:" + c.resolve(path)
@@ -315,11 +323,31 @@ func (c *brokerConfig) readRecording() error {
 			return c.errorAt(at, err)
 		}
 	}
-	var err error
 	if c.sealTo, err = recorder.ParseRecipients(texts...); err != nil {
 		return c.errorAt("recording.originals.recipients", err)
 	}
 	return nil
+}
+
+// keepTime reads how long sessions are kept, like 90d or 12h; forever is below 0,
+// empty zero.
+func (c *brokerConfig) keepTime(path, text string) (time.Duration, error) {
+	if text == "forever" {
+		return -time.Second, nil
+	}
+	if m := ago.FindStringSubmatch(text); m != nil {
+		if days, _ := strconv.Atoi(m[1]); days > 0 {
+			return time.Duration(days) * 24 * time.Hour, nil
+		}
+	}
+	d, err := c.duration(path, text)
+	if err == nil && text != "" && d < time.Minute {
+		err = c.errorAt(path, errors.New("must be a minute at least"))
+	}
+	if err != nil {
+		return 0, c.errorAt(path, fmt.Errorf("%q is no time to keep; write 90d, 12h or forever", text))
+	}
+	return d, nil
 }
 
 var syncs = map[string]recorder.Sync{"": recorder.SyncInterval, "interval": recorder.SyncInterval, "always": recorder.SyncAlways, "none": recorder.SyncNone}
@@ -439,13 +467,17 @@ func (c *brokerConfig) readPolicy() error {
 				return err
 			}
 		}
+		keep, err := c.keepTime(fmt.Sprintf("policy[%d].keep", i), r.Keep)
+		if err != nil {
+			return err
+		}
 		masking, err := c.masking(i, r, own)
 		if err != nil {
 			return err
 		}
 		rules[i] = policy.Rule{
 			Name: r.Name, Users: r.Users, Groups: r.Groups, Servers: r.Servers,
-			Access: access, Mode: mode, Duration: duration, Masking: masking, Certificate: certificate,
+			Access: access, Mode: mode, Duration: duration, Masking: masking, Certificate: certificate, Keep: keep,
 			Asking: policy.Asking{
 				Approvers:   policy.Approvers{Users: r.Approvers.Users, Groups: r.Approvers.Groups, Count: r.Approvers.Count},
 				MaxDuration: most, Reason: r.Reason, Auto: r.Auto, BreakGlass: r.BreakGlass, TTL: ttl, Hold: hold,

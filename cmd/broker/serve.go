@@ -127,7 +127,7 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		err = config.checkEncryption()
 	}
 	if err == nil {
-		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync, Encryption: config.Recording.Encryption.Key, Originals: config.sealTo, Read: in.recordReading})
+		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync, Encryption: config.Recording.Encryption.Key, Originals: config.sealTo, Read: in.recordReading, Custody: in.recordCustody, Retain: true, Keep: config.keep})
 	}
 	if err != nil {
 		in.listener.Close()
@@ -204,6 +204,15 @@ func (c *brokerConfig) checkEncryption() error {
 // recordReading puts on record that recordings are read through the socket.
 func (in *installation) recordReading(ctx context.Context, r recorder.Reading) error {
 	return in.desk.Record(ctx, broker.ReadEvent(r, "socket"))
+}
+
+// recordCustody puts on record that a session is held, released or deleted.
+func (in *installation) recordCustody(ctx context.Context, c recorder.Custody) error {
+	via := "socket"
+	if c.By == recorder.Retention {
+		via = "broker"
+	}
+	return in.desk.Record(ctx, broker.CustodyEvent(c, via))
 }
 
 // newOAuth makes what gives MCP clients by URL their tokens, if there is anybody

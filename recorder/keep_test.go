@@ -1,0 +1,190 @@
+package recorder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"example.com/broker/codec"
+)
+
+// kept puts sessions on record that are kept for so many days after their end.
+func kept(t *testing.T, l *Log, end time.Time, days ...int) (ids []string) {
+	t.Helper()
+	for i, n := range days {
+		r, err := l.Start(Session{Subject: "ada", Groups: []string{"g"}, Server: "s", Start: end.Add(-time.Minute), Keep: int64(n) * 24 * 3600})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j := range 3 {
+			if err := r.Append(Frame{Direction: codec.S2C, Bytes: fmt.Appendf(nil, `{"needle%d":%d}`, i, j)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.EndAt(end, Ended, "closed"); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, r.ID())
+	}
+	return ids
+}
+
+func listed(t *testing.T, src Source) (ids []string) {
+	t.Helper()
+	for s, err := range src.Sessions(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, s.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// TestRetain checks what is deleted when, that holds and a clock that jumps keep it, and
+// that what is left proves the rest.
+func TestRetain(t *testing.T) {
+	dir := t.TempDir()
+	key, err := OpenKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := ReadVerifier(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	o := Options{Dir: dir + "/log", Key: key, Keep: 30 * 24 * time.Hour, Custody: func(_ context.Context, c Custody) error {
+		told = append(told, c.What+" "+c.Session.ID+" by "+c.By)
+		return nil
+	}}
+	l := open(t, o)
+	end := time.Now()
+	ids := kept(t, l, end, 10, 0, -1, 10, 20)
+	day := 24 * time.Hour
+	proof, err := l.Proof(t.Context(), ids[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := verified(t, l, verifier, nil)
+	if err := l.Hold(t.Context(), Hold{Session: ids[3], By: "grace", Reason: "incident"}); err != nil {
+		t.Fatal(err)
+	}
+	look := func(at time.Duration) {
+		t.Helper()
+		if _, err := l.retain(t.Context(), end.Add(at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := func(want ...string) {
+		want = slices.Clone(want)
+		t.Helper()
+		slices.Sort(want)
+		if got := listed(t, l); !slices.Equal(got, want) {
+			t.Fatalf("on record are %v, want %v", got, want)
+		}
+	}
+	for at := time.Duration(0); at < 10*day; at += 20 * time.Hour {
+		look(at)
+	}
+	left(ids...)
+	look(10*day + time.Hour)
+	left(ids[1], ids[2], ids[3], ids[4]) // the fourth is held
+	look(90 * day)                       // the clock jumps
+	left(ids[1], ids[2], ids[3], ids[4])
+	look(90*day + 12*time.Hour)
+	left(ids[1], ids[2], ids[3], ids[4])
+	look(91*day + time.Hour)
+	left(ids[2], ids[3])
+	if err := l.Release(t.Context(), ids[3], "grace"); err != nil {
+		t.Fatal(err)
+	}
+	look(91*day + 2*time.Hour)
+	left(ids[2])
+	if want := fmt.Sprintf("[held %s by grace deleted %s by retention deleted %s by retention deleted %s by retention released %s by grace deleted %s by retention]",
+		ids[3], ids[0], ids[4], ids[1], ids[3], ids[3]); fmt.Sprint(told) != want {
+		t.Errorf("told is %v, want %s", told, want)
+	}
+
+	for name, src := range map[string]Source{"log": l, "socket": served(t, l)} {
+		r := verified(t, src, verifier, before.Seen)
+		if len(r.Faults) > 0 || r.Deleted != 4 || r.Sessions != 1 {
+			t.Errorf("%s: %+v", name, r)
+		}
+		for b, err := range src.Blocks(t.Context(), ids[0]) {
+			if errors.Is(err, ErrNoSession) {
+				continue
+			}
+			t.Errorf("%s: block %d of a deleted session, %v", name, b.Number, err)
+			break
+		}
+	}
+	if _, _, err := proof.Check(verifier); err != nil {
+		t.Errorf("a proof from before: %v", err)
+	}
+	found := 0
+	for range l.Find(t.Context(), Query{Text: []string{"needle0"}}) {
+		found++
+	}
+	if found != 0 {
+		t.Error("a deleted session is found")
+	}
+}
+
+// TestDelete checks who may not be deleted, and what the deletion's kill leaves.
+func TestDelete(t *testing.T) {
+	dir := t.TempDir()
+	key, err := OpenKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := ReadVerifier(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Dir: dir + "/log", Key: key}
+	l := open(t, o)
+	ids := kept(t, l, time.Now(), 0, 0)
+	running := start(t, l)
+	if err := l.Hold(t.Context(), Hold{Session: ids[0]}); err != nil {
+		t.Fatal(err)
+	}
+	for session, want := range map[string]error{ids[0]: ErrHeld, running.ID(): ErrNotEnded, "0000000000000000": ErrNoSession} {
+		for name, c := range map[string]Custodian{"log": l, "socket": served(t, l).(Custodian)} {
+			if err := c.Delete(t.Context(), session, "ada", "why"); !errors.Is(err, want) {
+				t.Errorf("%s, %s: %v, want %v", name, session, err, want)
+			}
+		}
+	}
+	// Killed between the two: the record is gone, the blocks are not.
+	if err := l.deleteRecord(t.Context(), ids[1], "ada", "why"); err != nil {
+		t.Fatal(err)
+	}
+	if err := running.End(Ended, ""); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	l = open(t, o)
+	if _, err := l.retain(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := l.idsOf("b/"+ids[1], 0, 10)
+	if err != nil || len(keys) > 0 {
+		t.Errorf("%d blocks are left, %v", len(keys), err)
+	}
+	if r := verified(t, l, verifier, nil); len(r.Faults) > 0 || r.Deleted != 1 {
+		t.Errorf("%+v", r)
+	}
+
+	// Whoever takes a session away by hand, and writes that it was deleted, is found.
+	if err := l.commit(write{sessionKey(ids[0]), nil}, write{deletionKey(ids[0]), []byte(`{"deleted":"` + ids[0] + `","leaf":0,"hash":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","at":3,"by":"retention"}`)}); err != nil {
+		t.Fatal(err)
+	}
+	if r := verified(t, l, verifier, nil); len(r.Faults) < 2 || !strings.Contains(fmt.Sprint(r.Faults), ids[0]+": it is deleted, and its deletion is not in the tree") {
+		t.Errorf("%+v", r)
+	}
+}
