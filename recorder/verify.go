@@ -40,7 +40,7 @@ func (f Fault) String() string {
 // A Report is what Verify has looked at, and what it has found.
 type Report struct {
 	Sessions int         `json:"sessions"`
-	Deleted  int         `json:"deleted"` // besides: of each, the deletion is in the tree
+	Deleted  int         `json:"deleted,omitempty"` // besides: of each, the deletion is in the tree
 	Running  int         `json:"running"` // of them: not in the tree yet
 	Frames   int64       `json:"frames"`
 	Faults   []Fault     `json:"faults"`

@@ -24,6 +24,8 @@ func hint(err error) string {
 		return h.hint
 	case errors.Is(err, syscall.EADDRINUSE):
 		return `another process holds the port (ss -ltnp); or set "listen" in the configuration`
+	case errors.Is(err, recorder.ErrHeld):
+		return "broker hold says by whom and why; broker hold --release SESSION ends it"
 	case errors.Is(err, recorder.ErrNoSession):
 		return "broker sessions lists what is on record"
 	case errors.Is(err, recorder.ErrEncryption):

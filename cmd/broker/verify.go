@@ -166,6 +166,9 @@ func (v *verification) print(r recorder.Report) error {
 	if r.Running > 0 {
 		fmt.Fprintf(out, "%d of them run, and are in no checkpoint yet\n", r.Running)
 	}
+	if r.Deleted > 0 {
+		fmt.Fprintf(out, "%d sessions were deleted, as the log itself says\n", r.Deleted)
+	}
 	if r.Seen != nil {
 		fmt.Fprintf(out, "by the checkpoint of %s: %d sessions, head %s\n", r.Seen.Origin, r.Seen.Size, r.Seen.Head)
 	}
