@@ -41,7 +41,7 @@ func (f Fault) String() string {
 type Report struct {
 	Sessions int         `json:"sessions"`
 	Deleted  int         `json:"deleted,omitempty"` // besides: of each, the deletion is in the tree
-	Running  int         `json:"running"` // of them: not in the tree yet
+	Running  int         `json:"running"`           // of them: not in the tree yet
 	Frames   int64       `json:"frames"`
 	Faults   []Fault     `json:"faults"`
 	Seen     *Checkpoint `json:"-"` // nil: there is none, or it is not signed as it should be
