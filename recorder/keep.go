@@ -121,11 +121,16 @@ func (l *Log) Holds(ctx context.Context) iter.Seq2[Hold, error] {
 
 // Hold implements [Custodian].
 func (l *Log) Hold(ctx context.Context, h Hold) error {
-	l.tree.mu.Lock() // so that no deletion that has not seen it is under way
-	defer l.tree.mu.Unlock()
-	s, err := l.session(h.Session)
+	s, err := l.session(h.Session) // not with the lock: the end of a session takes both in the other order
 	if err != nil {
 		return err
+	}
+	l.tree.mu.Lock() // so that no deletion that has not seen it is under way
+	defer l.tree.mu.Unlock()
+	if record, err := l.value(sessionKey(h.Session)); err != nil {
+		return err
+	} else if record == nil { // deleted meanwhile
+		return ErrNoSession
 	}
 	h.Time = time.Now().Round(0)
 	b, err := json.Marshal(h)
@@ -140,6 +145,10 @@ func (l *Log) Hold(ctx context.Context, h Hold) error {
 
 // Release implements [Custodian].
 func (l *Log) Release(ctx context.Context, session, by string) error {
+	s, err := l.session(session)
+	if err != nil {
+		return err
+	}
 	l.tree.mu.Lock()
 	defer l.tree.mu.Unlock()
 	held, err := l.value(holdKey(session))
@@ -148,10 +157,6 @@ func (l *Log) Release(ctx context.Context, session, by string) error {
 	}
 	if held == nil {
 		return ErrNotHeld
-	}
-	s, err := l.session(session)
-	if err != nil {
-		return err
 	}
 	if err := l.tell(ctx, Custody{What: Released, Session: s, By: by}); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -133,6 +134,26 @@ func TestRetain(t *testing.T) {
 	if found != 0 {
 		t.Error("a deleted session is found")
 	}
+}
+
+// TestHoldEnding holds sessions while they end.
+func TestHoldEnding(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	var all sync.WaitGroup
+	for range 200 {
+		r := start(t, l)
+		all.Go(func() {
+			if err := r.End(Ended, ""); err != nil {
+				t.Error(err)
+			}
+		})
+		all.Go(func() {
+			if err := l.Hold(t.Context(), Hold{Session: r.ID()}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // TestDelete checks who may not be deleted, and what the deletion's kill leaves.
