@@ -251,6 +251,9 @@ const eraseAtOnce = 500
 
 // erase deletes the blocks of a session whose record is deleted.
 func (l *Log) erase(session string) error {
+	if err := l.flush(); err != nil { // or a loss of power might take the deletion, and not its effect
+		return fmt.Errorf("%w: flush to the disk: %w", ErrUnavailable, err)
+	}
 	for {
 		n, err := l.eraseSome(session)
 		if err != nil {
@@ -326,6 +329,7 @@ func (l *Log) retain(ctx context.Context, now time.Time) (n int, err error) {
 	if sure, err := l.clockIsSure(now); err != nil || !sure {
 		return 0, err
 	}
+	var wrong error
 	for from := uint64(0); ctx.Err() == nil; {
 		var due [][]byte
 		prefix := []byte("r/")
@@ -344,25 +348,19 @@ func (l *Log) retain(ctx context.Context, now time.Time) (n int, err error) {
 			switch err := l.Delete(ctx, string(key[len(prefix)+dueTime:]), Retention, ""); {
 			case err == nil:
 				n++
-			case errors.Is(err, ErrHeld), errors.Is(err, ErrDamaged): // the latter is for verify to name
-			case errors.Is(err, ErrNoSession):
-				err = l.commit(write{key, nil})
-				fallthrough
-			default:
-				if err != nil {
-					return n, err
-				}
-			}
-			if ctx.Err() != nil {
-				return n, nil
+			case errors.Is(err, ErrHeld):
+			case errors.Is(err, ErrUnavailable), ctx.Err() != nil:
+				return n, err
+			default: // one that cannot be read, which verify names, keeps no other
+				wrong = errors.Join(wrong, fmt.Errorf("session %s: %w", key[len(prefix)+dueTime:], err))
 			}
 		}
 		if len(due) < 1000 {
-			return n, nil
+			break
 		}
 		from++ // held ones of that second stand in the way no longer than until the next look
 	}
-	return n, nil
+	return n, wrong
 }
 
 // idsOf returns the ids behind a prefix, at most so many.

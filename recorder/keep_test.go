@@ -156,6 +156,26 @@ func TestHoldEnding(t *testing.T) {
 	all.Wait()
 }
 
+// TestRetainGoesOn checks that a session that cannot be deleted keeps no other.
+func TestRetainGoesOn(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir(), still: true})
+	now := time.Now()
+	ids := kept(t, l, now.Add(-time.Hour), 1, 1, 1)
+	bad := slices.Min(ids)
+	if err := l.commit(write{indexKey(bad), nil}); err != nil {
+		t.Fatal(err)
+	}
+	for at := time.Duration(0); at <= 48*time.Hour; at += 23 * time.Hour {
+		l.retain(t.Context(), now.Add(at))
+	}
+	if n, err := l.retain(t.Context(), now.Add(49*time.Hour)); n != 0 || err == nil || !strings.Contains(err.Error(), bad) {
+		t.Errorf("%d deleted, %v", n, err)
+	}
+	if got := listed(t, l); !slices.Equal(got, []string{bad}) {
+		t.Errorf("left are %v of %v", got, ids)
+	}
+}
+
 // TestDelete checks who may not be deleted, and what the deletion's kill leaves.
 func TestDelete(t *testing.T) {
 	dir := t.TempDir()
@@ -204,6 +224,14 @@ func TestDelete(t *testing.T) {
 	// Whoever takes a session away by hand, and writes that it was deleted, is found.
 	if err := l.commit(write{sessionKey(ids[0]), nil}, write{deletionKey(ids[0]), []byte(`{"deleted":"` + ids[0] + `","leaf":0,"hash":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","at":3,"by":"retention"}`)}); err != nil {
 		t.Fatal(err)
+	}
+	for _, at := range []int{3, 99} { // also with a place that is under no head
+		if err := l.commit(write{deletionKey(ids[0]), fmt.Appendf(nil, `{"deleted":%q,"leaf":0,"hash":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","at":%d,"by":"retention"}`, ids[0], at)}); err != nil {
+			t.Fatal(err)
+		}
+		if r := verified(t, l, verifier, nil); !strings.Contains(fmt.Sprint(r.Faults), ids[0]+": it is deleted, and its deletion is not in the tree") {
+			t.Errorf("at %d: %+v", at, r)
+		}
 	}
 	if r := verified(t, l, verifier, nil); len(r.Faults) < 2 || !strings.Contains(fmt.Sprint(r.Faults), ids[0]+": it is deleted, and its deletion is not in the tree") {
 		t.Errorf("%+v", r)

@@ -451,7 +451,7 @@ func (l *Log) finishLate() error {
 	for _, r := range live {
 		r.mu.Lock()
 		var err error
-		if r.session.State != Running {
+		if r.session.State != Running && l.isLive(r.session.ID) { // else it has been finished meanwhile
 			err = r.finish()
 		}
 		r.mu.Unlock()

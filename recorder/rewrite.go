@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -309,12 +310,15 @@ func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func
 		return err
 	}
 	for goOn := true; goOn; from++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		err := l.view(func(txn *badger.Txn) (err error) {
 			from, goOn, err = blocksIn(ctx, txn, session, from, f)
 			return err
 		})
 		// Badger ends a scan at a block of a table that it cannot read.
-		if err != nil || int64(from) >= s.Records {
+		if err != nil || int64(from) >= s.Records || from == math.MaxUint32 {
 			return err
 		}
 	}

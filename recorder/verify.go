@@ -92,26 +92,32 @@ func VerifySession(ctx context.Context, src Source, session, verifier string) (R
 // goes on from there. done is called now and then with how many sessions are
 // verified; it may be nil.
 func VerifyLog(ctx context.Context, src Source, verifier string, older *Checkpoint, done func(sessions int)) (Report, error) {
-	for range 3 {
+	var before map[string]bool
+	for range 5 {
 		r, meanwhile, err := verifyLog(ctx, src, verifier, older, done)
-		if !meanwhile || err != nil {
+		again := false // a session whose deletion is under no head, of two that were read one after the other
+		for id := range meanwhile {
+			again = again || before[id]
+		}
+		if again || len(meanwhile) == 0 && !errors.Is(err, ErrNoSession) {
 			return r, err
 		}
+		before = meanwhile
 	}
-	r, _, err := verifyLog(ctx, src, verifier, older, done)
-	return r, err
+	return Report{}, errors.New("sessions are being deleted; verify again when they are")
 }
 
-// verifyLog also reports whether sessions have, perhaps, been deleted meanwhile: their
+// verifyLog also returns which sessions have, perhaps, been deleted meanwhile: their
 // deletions are not under the head that was read first.
-func verifyLog(ctx context.Context, src Source, verifier string, older *Checkpoint, done func(sessions int)) (r Report, meanwhile bool, err error) {
+func verifyLog(ctx context.Context, src Source, verifier string, older *Checkpoint, done func(sessions int)) (r Report, meanwhile map[string]bool, err error) {
+	meanwhile = map[string]bool{}
 	r = Report{Faults: []Fault{}}
 	// First the head: sessions may end meanwhile.
 	note, err := src.Checkpoint(ctx)
 	switch {
 	case errors.Is(err, ErrUnsigned):
 	case err != nil:
-		return r, false, err
+		return r, meanwhile, err
 	default:
 		if c, err := OpenCheckpoint(note, verifier); err != nil {
 			r.fault("", "%v", err)
@@ -125,7 +131,7 @@ func verifyLog(ctx context.Context, src Source, verifier string, older *Checkpoi
 	next := int64(0)
 	for leaf, err := range src.Leaves(ctx) {
 		if err != nil {
-			return r, false, err
+			return r, meanwhile, err
 		}
 		if r.Seen != nil && leaf.Index >= r.Seen.Size {
 			break // it has ended meanwhile
@@ -167,14 +173,16 @@ func verifyLog(ctx context.Context, src Source, verifier string, older *Checkpoi
 			continue
 		}
 		if err := r.session(ctx, src, s); err != nil {
-			return r, false, err
+			return r, meanwhile, err
 		}
 		if done != nil {
 			done(r.Sessions)
 		}
 	}
 	for id, d := range gone {
-		meanwhile = meanwhile || r.Seen != nil && d.At >= r.Seen.Size
+		if r.Seen != nil && d.At >= r.Seen.Size {
+			meanwhile[id] = true
+		}
 		r.fault(id, "it is deleted, and its deletion is not in the tree")
 	}
 	switch {

@@ -55,31 +55,35 @@ func (in *installation) recordNoted(ctx context.Context) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	wrong := err
 	for _, entry := range entries {
-		path := filepath.Join(dir, entry.Name())
-		b, err := os.ReadFile(path)
-		var e grant.Event
-		if err == nil && entry.Name()[0] == '.' { // being written
+		if entry.Name()[0] == '.' { // being written
 			continue
 		}
-		if err == nil {
-			err = json.Unmarshal(b, &e)
-		}
-		if err == nil {
-			if e.Detail == nil {
-				e.Detail = map[string]string{}
-			}
-			e.Detail["noted"] = e.Time.UTC().Format(time.RFC3339)
-			err = in.desk.Record(ctx, e)
-		}
-		if err == nil {
-			err = os.Remove(path) // killed before this, it is on record twice, with one time
-		}
-		if err != nil {
-			return err
+		if err := in.recordOne(ctx, filepath.Join(dir, entry.Name())); err != nil {
+			wrong = errors.Join(wrong, fmt.Errorf("%s: %w", entry.Name(), err)) // it keeps no other
 		}
 	}
-	return err
+	return wrong
+}
+
+func (in *installation) recordOne(ctx context.Context, path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var e grant.Event
+	if err := json.Unmarshal(b, &e); err != nil {
+		return err
+	}
+	if e.Detail == nil {
+		e.Detail = map[string]string{}
+	}
+	e.Detail["noted"] = e.Time.UTC().Format(time.RFC3339)
+	if err := in.desk.Record(ctx, e); err != nil {
+		return err
+	}
+	return os.Remove(path) // killed before this, it is on record twice, with one time
 }
 
 // A notedSource is the log of a broker that does not run: what is read of it is noted
