@@ -2,11 +2,14 @@ package recorder
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -154,6 +157,72 @@ func TestHoldEnding(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// TestEndsOnce checks that a session that ends while late ends are written becomes one
+// leaf.
+func TestEndsOnce(t *testing.T) {
+	dir := t.TempDir()
+	key, err := OpenKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := ReadVerifier(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, Options{Dir: dir + "/log", Key: key})
+	late, r := start(t, l), start(t, l)
+	l.fault = func() error { return syscall.EIO }
+	late.End(Ended, "")
+	l.fault = nil
+	r.mu.Lock() // as End does
+	ready := make(chan error)
+	go func() { ready <- l.Ready() }()
+	time.Sleep(100 * time.Millisecond) // it waits for one of them
+	r.session.State, r.session.End, r.session.Head = Ended, time.Now().Round(0), hex.EncodeToString(r.chain.head[:])
+	err = r.finish()
+	r.mu.Unlock()
+	if err := errors.Join(err, <-ready); err != nil {
+		t.Fatal(err)
+	}
+	if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Sessions != 2 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A deleting source has a session deleted just before its blocks are read.
+type deleting struct {
+	*Log
+	victims []string
+}
+
+func (d *deleting) Blocks(ctx context.Context, session string) iter.Seq2[Block, error] {
+	if i := slices.Index(d.victims, session); i >= 0 {
+		d.victims = slices.Delete(d.victims, i, i+1)
+		if err := d.Delete(ctx, session, Retention, ""); err != nil {
+			panic(err)
+		}
+	}
+	return d.Log.Blocks(ctx, session)
+}
+
+// TestVerifyWhileDeleting checks that what retention deletes meanwhile is no fault.
+func TestVerifyWhileDeleting(t *testing.T) {
+	dir := t.TempDir()
+	key, err := OpenKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := ReadVerifier(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, Options{Dir: dir + "/log", Key: key})
+	ids := kept(t, l, time.Now(), 1, 1, 1)
+	if r := verified(t, &deleting{l, []string{ids[1]}}, verifier, nil); len(r.Faults) > 0 || r.Deleted != 1 || r.Sessions != 2 {
+		t.Errorf("%+v", r)
+	}
 }
 
 // TestRetainGoesOn checks that a session that cannot be deleted keeps no other.
