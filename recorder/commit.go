@@ -107,8 +107,8 @@ func (l *Log) put(batch []*commit) error {
 	if err := l.unwritable.Load(); err != nil {
 		return *err
 	}
-	if l.fault != nil {
-		if err := l.fault(); err != nil {
+	if fault := l.fault.Load(); fault != nil {
+		if err := (*fault)(); err != nil {
 			return err
 		}
 	}

@@ -216,12 +216,15 @@ func TestRecoverLate(t *testing.T) {
 	}
 }
 
+// failBy has f decide whether commits fail.
+func (l *Log) failBy(f func() error) { l.fault.Store(&f) }
+
 // TestEndLate checks that a session whose end could not be recorded runs, for all that is
 // on record, and that its end comes with room, also where others have recorded meanwhile.
 func TestEndLate(t *testing.T) {
 	l, verifier, ids := written(t)
 	full := errors.New("full")
-	l.fault = func() error { return full }
+	l.failBy(func() error { return full })
 	l.mu.Lock()
 	r := l.live[ids[5]]
 	l.mu.Unlock()
@@ -231,7 +234,7 @@ func TestEndLate(t *testing.T) {
 	if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Running != 1 {
 		t.Errorf("without room: %+v", got)
 	}
-	l.fault = nil
+	l.fault.Store(nil)
 	start(t, l) // the log is available again before somebody asks
 	if err := l.Ready(); err != nil {
 		t.Fatal(err)

@@ -103,14 +103,14 @@ func TestSegmentHalfMade(t *testing.T) {
 			died := errors.New("dies here")
 			left := commits
 			l.index.mu.Lock()
-			l.fault = func() error {
+			l.failBy(func() error {
 				if left--; left < 0 {
 					return died
 				}
 				return nil
-			}
+			})
 			err := l.makeSegment()
-			if l.fault = nil; commits < 5 && !errors.Is(err, died) {
+			if l.fault.Store(nil); commits < 5 && !errors.Is(err, died) {
 				t.Errorf("making it: %v", err)
 			}
 			l.index.mu.Unlock()

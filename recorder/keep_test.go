@@ -173,9 +173,9 @@ func TestEndsOnce(t *testing.T) {
 	}
 	l := open(t, Options{Dir: dir + "/log", Key: key})
 	late, r := start(t, l), start(t, l)
-	l.fault = func() error { return syscall.EIO }
+	l.failBy(func() error { return syscall.EIO })
 	late.End(Ended, "")
-	l.fault = nil
+	l.fault.Store(nil)
 	r.mu.Lock() // as End does
 	ready := make(chan error)
 	go func() { ready <- l.Ready() }()

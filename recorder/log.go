@@ -80,7 +80,7 @@ type Log struct {
 	commits commits
 	failed  atomic.Bool // the last commit has failed
 	space   func() (free int64, err error)
-	fault   func() error // makes commits fail, in tests
+	fault   atomic.Pointer[func() error] // makes commits fail, in tests
 
 	flush      func() error
 	unwritable atomic.Pointer[error] // why nothing can be written until the log is opened again

@@ -370,12 +370,12 @@ func TestSmallDisk(t *testing.T) {
 func TestFault(t *testing.T) {
 	l := open(t, Options{Dir: t.TempDir()})
 	var fails atomic.Bool
-	l.fault = func() error {
+	l.failBy(func() error {
 		if fails.Load() {
 			return syscall.EIO
 		}
 		return nil
-	}
+	})
 	r := start(t, l)
 	fails.Store(true)
 	if err := r.Append(Frame{Bytes: []byte("a")}); !errors.Is(err, ErrUnavailable) || !errors.Is(err, syscall.EIO) {
