@@ -340,11 +340,11 @@ func (c *brokerConfig) keepTime(path, text string) (time.Duration, error) {
 			return time.Duration(days) * 24 * time.Hour, nil
 		}
 	}
-	d, err := c.duration(path, text)
-	if err == nil && text != "" && d < time.Minute {
-		err = c.errorAt(path, errors.New("must be a minute at least"))
+	if text == "" {
+		return 0, nil
 	}
-	if err != nil {
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Minute {
 		return 0, c.errorAt(path, fmt.Errorf("%q is no time to keep; write 90d, 12h or forever", text))
 	}
 	return d, nil

@@ -124,15 +124,9 @@ type custodian struct {
 // openCustodian opens a data folder: through the running broker, or, without one, its
 // log; then it leaves word of each event.
 func openCustodian(data string) (*custodian, error) {
-	by := recorder.LocalUser(os.Getuid())
-	src, err := recorder.DialSource(data)
+	src, err := dialOrOpen(data)
 	if err != nil {
-		if err := checkData(data); err != nil {
-			return nil, err
-		}
-		if src, err = recorder.OpenSource(data); err != nil {
-			return nil, err
-		}
+		return nil, err
 	}
 	c, ok := src.(recorder.Custodian)
 	if !ok {
@@ -144,5 +138,5 @@ func openCustodian(data string) (*custodian, error) {
 			return noteEvent(data, c.What+"-"+recorder.NewID(), broker.CustodyEvent(c, "log"))
 		})
 	}
-	return &custodian{c, src, by}, nil
+	return &custodian{c, src, recorder.LocalUser(os.Getuid())}, nil
 }

@@ -173,13 +173,7 @@ func addData(cmd *cobra.Command, data *string) {
 // running broker, which root may ask, too, or from the log, which only its
 // owner may open.
 func openSource(data string) (recorder.Source, error) {
-	if src, err := recorder.DialSource(data); err == nil {
-		return src, nil
-	}
-	if err := checkData(data); err != nil {
-		return nil, err
-	}
-	src, err := recorder.OpenSource(data)
+	src, err := dialOrOpen(data)
 	if err != nil {
 		return nil, err
 	}
@@ -190,6 +184,17 @@ func openSource(data string) (recorder.Source, error) {
 		return src, nil // no broker has run here: there is no audit
 	}
 	return &notedSource{Source: src, data: data, done: map[string]bool{}}, nil
+}
+
+// dialOrOpen is openSource of which no word is left.
+func dialOrOpen(data string) (recorder.Source, error) {
+	if src, err := recorder.DialSource(data); err == nil {
+		return src, nil
+	}
+	if err := checkData(data); err != nil {
+		return nil, err
+	}
+	return recorder.OpenSource(data)
 }
 
 // sourceFlags say where recordings are: in a data folder here, or with a broker.
