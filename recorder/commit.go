@@ -216,25 +216,17 @@ func (l *Log) freeSpace() (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
-// syncNowAndThen flushes what has been committed, until the log is closed.
-func (l *Log) syncNowAndThen() {
-	tick := time.NewTicker(syncInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-l.closing:
-			return
-		case <-tick.C:
-		}
-		if !l.unsynced.Swap(false) || l.unreadable.Load() {
-			continue
-		}
-		if err := l.flush(); err != nil {
-			// What the disk has is not known any more, and the kernel does not try again.
-			err = fmt.Errorf("flush to the disk: %w; start again when it is good", err)
-			l.unwritable.Store(&err)
-			l.fail(err)
-			return
-		}
+// syncNow flushes what has been committed, and reports whether that can be done again.
+func (l *Log) syncNow() bool {
+	if !l.unsynced.Swap(false) || l.unreadable.Load() {
+		return true
 	}
+	err := l.flush()
+	if err != nil {
+		// What the disk has is not known any more, and the kernel does not try again.
+		err = fmt.Errorf("flush to the disk: %w; start again when it is good", err)
+		l.unwritable.Store(&err)
+		l.fail(err)
+	}
+	return err == nil
 }

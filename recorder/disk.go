@@ -80,21 +80,12 @@ const (
 	collectRatio = 0.5
 )
 
-// collectNowAndThen frees what deleted values take of the disk, until the log is
-// closed.
-func (l *Log) collectNowAndThen() {
-	tick := time.NewTicker(collectInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-l.closing:
-			return
-		case <-tick.C:
-		}
-		if err := l.collect(); err != nil {
-			l.o.Log.Warn("the value log cannot be collected now", "error", err)
-		}
+// collectNow frees what deleted values take of the disk.
+func (l *Log) collectNow() bool {
+	if err := l.collect(); err != nil {
+		l.o.Log.Warn("the value log cannot be collected now", "error", err)
 	}
+	return true
 }
 
 // collect frees files of the value log that are mostly dead.

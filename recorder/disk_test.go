@@ -4,8 +4,6 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/dgraph-io/badger/v4"
-
 	"example.com/broker/codec"
 )
 
@@ -38,13 +36,7 @@ func TestCollect(t *testing.T) {
 		t.Errorf("%+v", before)
 	}
 	want := allOf(t, l, ids[1])
-	err = l.db.Update(func(txn *badger.Txn) error {
-		return l.blockKeys(t.Context(), ids[0], 0, func(key []byte, _ uint32, b []byte) (bool, error) {
-			l.dead.Add(int64(len(b)))
-			return true, txn.Delete(append([]byte(nil), key...))
-		})
-	})
-	if err != nil {
+	if err := l.erase(ids[0]); err != nil {
 		t.Fatal(err)
 	}
 	for range 8 { // so that there are tables to merge

@@ -336,9 +336,8 @@ func (l *Log) loadIndex() error {
 
 // keepIndex indexes what has ended, until the log is closed.
 func (l *Log) keepIndex() {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := l.untilClosed()
 	defer cancel()
-	go func() { <-l.closing; cancel() }()
 	for {
 		err := l.indexEnded(ctx)
 		if err == nil {
@@ -520,4 +519,10 @@ func (l *Log) keys(prefix []byte, f func(rest string) bool) error {
 		}
 		return nil
 	})
+}
+
+// someIDs returns some of the sessions that have a key of that prefix; none if none has.
+func (l *Log) someIDs(prefix []byte) (ids []string, err error) {
+	err = l.keys(prefix, func(id string) bool { ids = append(ids, id); return len(ids) < 1000 })
+	return ids, err
 }

@@ -249,20 +249,36 @@ func (l *Log) deleteRecord(ctx context.Context, session, by, reason string) erro
 // eraseAtOnce is how many blocks are deleted at a time: sessions that run wait for it.
 const eraseAtOnce = 500
 
-// erase deletes the blocks of a session whose record is deleted.
-func (l *Log) erase(session string) error {
-	if err := l.flush(); err != nil { // or a loss of power might take the deletion, and not its effect
-		return fmt.Errorf("%w: flush to the disk: %w", ErrUnavailable, err)
-	}
+// eraseAll deletes the blocks of all sessions whose records are deleted.
+func (l *Log) eraseAll() error {
 	for {
-		n, err := l.eraseSome(session)
-		if err != nil {
+		ids, err := l.someIDs(erasureKey(""))
+		if err != nil || len(ids) == 0 {
 			return err
 		}
-		if n < eraseAtOnce {
-			return l.commit(write{rewriteKey(session), nil}, write{erasureKey(session), nil})
+		if err := l.erase(ids...); err != nil {
+			return err
 		}
 	}
+}
+
+// erase deletes the blocks of sessions.
+func (l *Log) erase(sessions ...string) error {
+	if err := l.flush(); err != nil { // or a loss of power might take the deletions, and not their effect
+		return fmt.Errorf("%w: flush to the disk: %w", ErrUnavailable, err)
+	}
+	for _, id := range sessions {
+		for n := eraseAtOnce; n == eraseAtOnce; {
+			var err error
+			if n, err = l.eraseSome(id); err != nil {
+				return err
+			}
+		}
+		if err := l.commit(write{rewriteKey(id), nil}, write{erasureKey(id), nil}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (l *Log) eraseSome(session string) (n int, err error) {
@@ -293,37 +309,24 @@ func (l *Log) eraseSome(session string) (n int, err error) {
 // retainInterval is how often sessions are looked for that have been kept for their time.
 const retainInterval = 10 * time.Minute
 
-// retainNowAndThen deletes them, until the log is closed.
-func (l *Log) retainNowAndThen() {
-	ctx, cancel := context.WithCancel(context.Background())
+// retainNow deletes them.
+func (l *Log) retainNow() bool {
+	ctx, cancel := l.untilClosed()
 	defer cancel()
-	go func() { <-l.closing; cancel() }()
-	tick := time.NewTicker(retainInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-l.closing:
-			return
-		}
-		n, err := l.retain(ctx, time.Now())
-		if err != nil && ctx.Err() == nil {
-			l.o.Log.Error("sessions that have been kept for their time cannot be deleted now", "error", err)
-		}
-		if n > 0 {
-			l.o.Log.Info("sessions were deleted that have been kept for their time", "sessions", n)
-		}
+	n, err := l.retain(ctx, time.Now())
+	if err != nil && ctx.Err() == nil {
+		l.o.Log.Error("sessions that have been kept for their time cannot be deleted now", "error", err)
 	}
+	if n > 0 {
+		l.o.Log.Info("sessions were deleted that have been kept for their time", "sessions", n)
+	}
+	return true
 }
 
 // retain goes on with deletions that were not finished, and deletes what has been kept
-// for its time.
+// for its time. It returns how many sessions that were.
 func (l *Log) retain(ctx context.Context, now time.Time) (n int, err error) {
-	ids, err := l.idsOf("g/", 0, 1<<20)
-	for _, id := range ids {
-		err = errors.Join(err, l.erase(id))
-	}
-	if err != nil {
+	if err := l.eraseAll(); err != nil {
 		return 0, err
 	}
 	if sure, err := l.clockIsSure(now); err != nil || !sure {
@@ -345,15 +348,18 @@ func (l *Log) retain(ctx context.Context, now time.Time) (n int, err error) {
 		}
 		for _, key := range due {
 			from = binary.BigEndian.Uint64(key[len(prefix):])
-			switch err := l.Delete(ctx, string(key[len(prefix)+dueTime:]), Retention, ""); {
+			switch err := l.deleteRecord(ctx, string(key[len(prefix)+dueTime:]), Retention, ""); {
 			case err == nil:
 				n++
 			case errors.Is(err, ErrHeld):
 			case errors.Is(err, ErrUnavailable), ctx.Err() != nil:
-				return n, err
+				return n, errors.Join(wrong, err)
 			default: // one that cannot be read, which verify names, keeps no other
 				wrong = errors.Join(wrong, fmt.Errorf("session %s: %w", key[len(prefix)+dueTime:], err))
 			}
+		}
+		if err := l.eraseAll(); err != nil {
+			return n, errors.Join(wrong, err)
 		}
 		if len(due) < 1000 {
 			break
@@ -361,15 +367,6 @@ func (l *Log) retain(ctx context.Context, now time.Time) (n int, err error) {
 		from++ // held ones of that second stand in the way no longer than until the next look
 	}
 	return n, wrong
-}
-
-// idsOf returns the ids behind a prefix, at most so many.
-func (l *Log) idsOf(prefix string, skip, most int) (ids []string, err error) {
-	err = l.scan([]byte(prefix), false, func(key, _ []byte) (bool, error) {
-		ids = append(ids, string(key[len(prefix)+skip:]))
-		return len(ids) < most, nil
-	})
-	return ids, err
 }
 
 // A clock is what the clock said when it was looked at last, and since when it has

@@ -52,21 +52,11 @@ func listed(t *testing.T, src Source) (ids []string) {
 // TestRetain checks what is deleted when, that holds and a clock that jumps keep it, and
 // that what is left proves the rest.
 func TestRetain(t *testing.T) {
-	dir := t.TempDir()
-	key, err := OpenKey(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := ReadVerifier(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var told []string
-	o := Options{Dir: dir + "/log", Key: key, Keep: 30 * 24 * time.Hour, Custody: func(_ context.Context, c Custody) error {
+	l, verifier := openSigned(t, Options{Keep: 30 * 24 * time.Hour, Custody: func(_ context.Context, c Custody) error {
 		told = append(told, c.What+" "+c.Session.ID+" by "+c.By)
 		return nil
-	}}
-	l := open(t, o)
+	}})
 	end := time.Now()
 	ids := kept(t, l, end, 10, 0, -1, 10, 20)
 	day := 24 * time.Hour
@@ -162,16 +152,7 @@ func TestHoldEnding(t *testing.T) {
 // TestEndsOnce checks that a session that ends while late ends are written becomes one
 // leaf.
 func TestEndsOnce(t *testing.T) {
-	dir := t.TempDir()
-	key, err := OpenKey(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := ReadVerifier(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := open(t, Options{Dir: dir + "/log", Key: key})
+	l, verifier := openSigned(t, Options{})
 	late, r := start(t, l), start(t, l)
 	l.failBy(func() error { return syscall.EIO })
 	late.End(Ended, "")
@@ -181,7 +162,7 @@ func TestEndsOnce(t *testing.T) {
 	go func() { ready <- l.Ready() }()
 	time.Sleep(100 * time.Millisecond) // it waits for one of them
 	r.session.State, r.session.End, r.session.Head = Ended, time.Now().Round(0), hex.EncodeToString(r.chain.head[:])
-	err = r.finish()
+	err := r.finish()
 	r.mu.Unlock()
 	if err := errors.Join(err, <-ready); err != nil {
 		t.Fatal(err)
@@ -209,16 +190,7 @@ func (d *deleting) Blocks(ctx context.Context, session string) iter.Seq2[Block, 
 
 // TestVerifyWhileDeleting checks that what retention deletes meanwhile is no fault.
 func TestVerifyWhileDeleting(t *testing.T) {
-	dir := t.TempDir()
-	key, err := OpenKey(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := ReadVerifier(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := open(t, Options{Dir: dir + "/log", Key: key})
+	l, verifier := openSigned(t, Options{})
 	ids := kept(t, l, time.Now(), 1, 1, 1)
 	if r := verified(t, &deleting{l, []string{ids[1]}}, verifier, nil); len(r.Faults) > 0 || r.Deleted != 1 || r.Sessions != 2 {
 		t.Errorf("%+v", r)
@@ -247,17 +219,7 @@ func TestRetainGoesOn(t *testing.T) {
 
 // TestDelete checks who may not be deleted, and what the deletion's kill leaves.
 func TestDelete(t *testing.T) {
-	dir := t.TempDir()
-	key, err := OpenKey(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := ReadVerifier(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := Options{Dir: dir + "/log", Key: key}
-	l := open(t, o)
+	l, verifier := openSigned(t, Options{})
 	ids := kept(t, l, time.Now(), 0, 0)
 	running := start(t, l)
 	if err := l.Hold(t.Context(), Hold{Session: ids[0]}); err != nil {
@@ -278,11 +240,11 @@ func TestDelete(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
-	l = open(t, o)
+	l = open(t, l.o)
 	if _, err := l.retain(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	keys, err := l.idsOf("b/"+ids[1], 0, 10)
+	keys, err := l.someIDs(blockPrefix(ids[1]))
 	if err != nil || len(keys) > 0 {
 		t.Errorf("%d blocks are left, %v", len(keys), err)
 	}

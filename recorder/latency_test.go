@@ -81,7 +81,9 @@ func benchmarkLatency(b *testing.B, mode Sync) {
 				mine = append(mine, time.Since(began))
 				mu.Lock()
 				if ended = append(ended, r.ID()); len(ended)%10 == 0 {
-					deleteBlocks(b, l, ended[len(ended)-10])
+					if err := l.erase(ended[len(ended)-10]); err != nil {
+						b.Error(err)
+					}
 				}
 				mu.Unlock()
 			}
@@ -107,22 +109,4 @@ func benchmarkLatency(b *testing.B, mode Sync) {
 	b.ReportMetric(float64(2*b.N)/b.Elapsed().Seconds(), "frames/s")
 	b.ReportMetric(float64(d.All())/float64(1<<20), "MiB-on-disk")
 	b.ReportMetric(float64(d.Pending), "sessions-to-rewrite")
-}
-
-// deleteBlocks deletes the blocks of a session.
-func deleteBlocks(t testing.TB, l *Log, id string) {
-	l.rewrites.Lock()
-	defer l.rewrites.Unlock()
-	var gone []write
-	err := l.blockKeys(t.Context(), id, 0, func(key []byte, _ uint32, b []byte) (bool, error) {
-		l.dead.Add(int64(len(b)))
-		gone = append(gone, write{bytes.Clone(key), nil})
-		return true, nil
-	})
-	if err == nil {
-		err = l.commit(append(gone, write{rewriteKey(id), nil})...)
-	}
-	if err != nil {
-		t.Error(err)
-	}
 }

@@ -155,15 +155,15 @@ func Open(o Options) (*Log, error) {
 		l.unrecovered.Store(true)
 	}
 	if o.Sync == SyncInterval {
-		l.working.Go(l.syncNowAndThen)
+		l.working.Go(func() { l.every(syncInterval, l.syncNow) })
 	}
 	if !o.still {
 		l.working.Go(l.rewriteAll)
-		l.working.Go(l.collectNowAndThen)
+		l.working.Go(func() { l.every(collectInterval, l.collectNow) })
 	}
 	l.working.Go(l.keepIndex)
 	if o.Retain {
-		l.working.Go(l.retainNowAndThen)
+		l.working.Go(func() { l.every(retainInterval, l.retainNow) })
 	}
 	return l, nil
 }
@@ -256,6 +256,44 @@ func (l *Log) Close() error {
 		return fmt.Errorf("close log: %w", err)
 	}
 	return nil
+}
+
+func (l *Log) closed() bool {
+	select {
+	case <-l.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// untilClosed returns a ctx that ends when the log is closed, and what ends it before.
+func (l *Log) untilClosed() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		select {
+		case <-l.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// every calls f at that interval, until it returns false or the log is closed.
+func (l *Log) every(interval time.Duration, f func() bool) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.closing:
+			return
+		case <-tick.C:
+		}
+		if !f() {
+			return
+		}
+	}
 }
 
 func sessionKey(id string) []byte { return []byte("s/" + id) }
@@ -495,10 +533,7 @@ func (l *Log) finish(s Session, several bool) error {
 // recover marks the sessions that the last process left running.
 func (l *Log) recover() error {
 	var ids []string
-	err := l.scan([]byte("o/"), false, func(key, _ []byte) (bool, error) {
-		ids = append(ids, string(key[2:]))
-		return true, nil
-	})
+	err := l.keys(openKey(""), func(id string) bool { ids = append(ids, id); return true })
 	if err != nil {
 		return err
 	}
@@ -585,21 +620,16 @@ func (l *Log) scan(prefix []byte, backwards bool, f func(key, value []byte) (boo
 
 // scanFrom is scan from a key on.
 func (l *Log) scanFrom(prefix, from []byte, backwards bool, f func(key, value []byte) (bool, error)) error {
-	return l.scanItems(prefix, from, backwards, func(item *badger.Item) (more bool, err error) {
-		err = item.Value(func(value []byte) (err error) {
-			more, err = f(item.Key(), value)
-			return err
-		})
-		return more, err
-	})
-}
-
-func (l *Log) scanItems(prefix, from []byte, backwards bool, f func(*badger.Item) (bool, error)) error {
 	return l.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: backwards, PrefetchValues: true, PrefetchSize: 4})
 		defer it.Close()
 		for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
-			if more, err := f(it.Item()); err != nil || !more {
+			item, more := it.Item(), false
+			err := item.Value(func(value []byte) (err error) {
+				more, err = f(item.Key(), value)
+				return err
+			})
+			if err != nil || !more {
 				return err
 			}
 		}

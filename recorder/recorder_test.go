@@ -663,7 +663,7 @@ func TestUnflushed(t *testing.T) {
 	fail := errors.New("input/output error")
 	l.flush = func() error { return fail }
 	r := start(t, l)
-	l.syncNowAndThen() // returns when it has failed
+	l.every(syncInterval, l.syncNow) // returns when it has failed
 	if err := r.Append(Frame{Bytes: []byte("x")}); !errors.Is(err, ErrUnavailable) || !errors.Is(err, fail) {
 		t.Errorf("append: %v", err)
 	}

@@ -106,11 +106,7 @@ func (l *Log) undoRewrites() error {
 // rewriteAll rewrites the sessions that have ended, until the log is closed.
 func (l *Log) rewriteAll() {
 	for {
-		var ids []string
-		err := l.scan([]byte("w/"), false, func(key, _ []byte) (bool, error) {
-			ids = append(ids, string(key[len("w/"):]))
-			return len(ids) < 1000, nil
-		})
+		ids, err := l.someIDs(rewriteKey(""))
 		for _, id := range ids {
 			err = errors.Join(err, l.rewrite(id))
 			if l.closed() {
@@ -131,15 +127,6 @@ func (l *Log) rewriteAll() {
 		case <-l.closing:
 			return
 		}
-	}
-}
-
-func (l *Log) closed() bool {
-	select {
-	case <-l.closing:
-		return true
-	default:
-		return false
 	}
 }
 

@@ -16,9 +16,9 @@ import (
 	"example.com/broker/codec"
 )
 
-// written makes a log of a few sessions with a few blocks each, of which the last
-// still runs, and returns it with its verifier and the sessions' ids.
-func written(t *testing.T) (l *Log, verifier string, ids []string) {
+// openSigned opens a new log that signs its checkpoints, and returns what they are
+// verified by.
+func openSigned(t *testing.T, o Options) (l *Log, verifier string) {
 	t.Helper()
 	dir := t.TempDir()
 	key, err := OpenKey(dir)
@@ -28,7 +28,15 @@ func written(t *testing.T) (l *Log, verifier string, ids []string) {
 	if verifier, err = ReadVerifier(dir); err != nil {
 		t.Fatal(err)
 	}
-	l = open(t, Options{Dir: filepath.Join(dir, "log"), Key: key, still: true})
+	o.Dir, o.Key = filepath.Join(dir, "log"), key
+	return open(t, o), verifier
+}
+
+// written makes a log of a few sessions with a few blocks each, of which the last
+// still runs, and returns it with its verifier and the sessions' ids.
+func written(t *testing.T) (l *Log, verifier string, ids []string) {
+	t.Helper()
+	l, verifier = openSigned(t, Options{still: true})
 	for i := range 6 {
 		r := start(t, l)
 		for j := range 5 {
