@@ -66,7 +66,7 @@ func (b *Broker) recordings() http.Handler {
 		id := r.Context().Value(auditorKey{}).(identity.Identity)
 		command, _ := recorder.PurposeOf(r)
 		e := ReadEvent(recorder.Reading{By: id.Subject, Command: command, Session: s}, "api")
-		if s == nil {
+		if s == nil && !recorder.SearchesText(r) {
 			e.Type = grant.SessionsListed
 		}
 		return b.o.Desk.Record(r.Context(), e)

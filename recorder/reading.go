@@ -70,6 +70,10 @@ func PurposeOf(r *http.Request) (command string, all bool) {
 	return command, r.Header.Get(allHeader) == "all"
 }
 
+// SearchesText reports a list of the sessions in whose frames there is a text: who asks
+// for one reads frames of all.
+func SearchesText(r *http.Request) bool { return r.URL.Query().Has("text") }
+
 // LocalUser names a user of this machine as events do.
 func LocalUser(uid int) string {
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
@@ -96,10 +100,10 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, p)
 }
 
-// readThrough puts on record that frames of s are read through the socket. Who looks
-// for a text reads those of all sessions.
+// readThrough puts on record that frames of s, or, if it is nil, of all sessions, are read
+// through the socket.
 func (l *Log) readThrough(r *http.Request, s *Session) error {
-	if l.o.Read == nil || s == nil && !r.URL.Query().Has("text") {
+	if l.o.Read == nil || s == nil && !SearchesText(r) {
 		return nil
 	}
 	p, _ := r.Context().Value(peerKey{}).(*peer)
