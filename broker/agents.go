@@ -79,7 +79,11 @@ func (a *agents) serve(ctx context.Context, c stream.Conn, p stream.Peer) {
 		name, err := identity.NewVerifier(a.ca.Certificates()...).VerifyAgent(p.Certificates, time.Now())
 		if err != nil {
 			log.Warn("agent refused", "error", err)
-			req.Refuse(&agent.Error{Code: CodeNotSignedIn, Message: err.Error()})
+			code := CodeNotSignedIn
+			if errors.Is(err, identity.ErrNotYetValid) { // it may try again: a clock can be set right
+				code = CodeUnavailable
+			}
+			req.Refuse(&agent.Error{Code: code, Message: err.Error()})
 			return
 		}
 		if serial := p.Certificates[0].SerialNumber.Text(16); a.disabled(name, serial) {

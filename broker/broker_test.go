@@ -4,17 +4,20 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"filippo.io/age"
@@ -413,6 +416,51 @@ func TestDisabled(t *testing.T) {
 	if err := h.desk.Enable(t.Context(), grant.Agent, "a", root); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A pipe is one end of a connection in memory.
+type pipe struct{ net.Conn }
+
+func (p pipe) CloseWrite() error { return p.Close() }
+
+// TestAgentOfLater checks that an agent whose certificate is of a later time, because the
+// broker's clock is wrong, is told to come again, and another one is not.
+func TestAgentOfLater(t *testing.T) {
+	ca, err := identity.OpenCA(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := identity.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := ca.IssueAgent("far", key.Public(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &agents{ca: ca, handshake: time.Minute, log: slog.New(slog.DiscardHandler)}
+	synctest.Test(t, func(t *testing.T) { // where it is the year 2000
+		for name, tt := range map[string]struct {
+			certs []*x509.Certificate
+			code  int
+		}{"of later": {[]*x509.Certificate{cert}, CodeUnavailable}, "without": {nil, CodeNotSignedIn}} {
+			here, there := net.Pipe()
+			go func() {
+				a.serve(t.Context(), pipe{there}, stream.Peer{Certificates: tt.certs, Addr: there.RemoteAddr()})
+				there.Close()
+			}()
+			_, err := agent.Call(t.Context(), pipe{here}, agent.MethodHello, agent.Hello{}, nil)
+			var refusal *agent.Error
+			if !errors.As(err, &refusal) || refusal.Code != tt.code {
+				t.Errorf("%s: %v, want %d", name, err, tt.code)
+			}
+			here.Close()
+		}
+	})
 }
 
 // TestAgentAsClient checks that an agent's certificate opens no session.

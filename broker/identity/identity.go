@@ -85,6 +85,10 @@ type Verifier struct {
 	roots *x509.CertPool
 }
 
+// ErrNotYetValid is wrapped by errors of certificates of a later time: that of this
+// machine is wrong, or has been.
+var ErrNotYetValid = errors.New("not valid before")
+
 // NewVerifier returns a Verifier that trusts these authorities.
 func NewVerifier(roots ...*x509.Certificate) *Verifier {
 	v := &Verifier{x509.NewCertPool()}
@@ -135,7 +139,7 @@ func (v *Verifier) verify(chain []*x509.Certificate, now time.Time) error {
 	case !errors.As(err, &invalid):
 		return errors.New("client certificate cannot be verified")
 	case invalid.Reason == x509.Expired && now.Before(chain[0].NotBefore):
-		return fmt.Errorf("client certificate is not valid before %s", chain[0].NotBefore.UTC().Format(time.RFC3339))
+		return fmt.Errorf("client certificate is %w %s", ErrNotYetValid, chain[0].NotBefore.UTC().Format(time.RFC3339))
 	case invalid.Reason == x509.Expired && now.After(chain[0].NotAfter):
 		return fmt.Errorf("client certificate expired at %s", chain[0].NotAfter.UTC().Format(time.RFC3339))
 	case invalid.Reason == x509.Expired:
