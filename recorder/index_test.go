@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
+
 	"example.com/broker/codec"
 )
 
@@ -24,6 +26,27 @@ func recordText(t testing.TB, l *Log, text string) string {
 	return r.ID()
 }
 
+// putIndex puts that into the place of a log's index while the log is closed: Badger
+// takes no writes while it drops keys, and a log that is open writes when it likes.
+func putIndex(t *testing.T, o Options, index ...write) {
+	t.Helper()
+	db, err := badger.Open(badgerOptions(Options{Dir: o.Dir, Log: silent}, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(txn *badger.Txn) error {
+		for _, w := range index {
+			if err := set(txn, w); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := errors.Join(db.DropPrefix([]byte("x/")), db.Update(put), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestIndexOfOldLog checks that a log that has no index, or one of another version,
 // gets one when it is opened.
 func TestIndexOfOldLog(t *testing.T) {
@@ -35,15 +58,12 @@ func TestIndexOfOldLog(t *testing.T) {
 			want = append(want, recordText(t, l, fmt.Sprintf("drop table t%d", i)))
 		}
 		indexed(t, l)
-		if err := l.db.DropPrefix([]byte("x/")); err != nil {
-			t.Fatal(err)
-		}
-		if version != "" {
-			if err := l.commit(write{versionKey, []byte(version)}, posting(fieldSubject, "ada", "0000000000000000")); err != nil {
-				t.Fatal(err)
-			}
-		}
 		l.Close()
+		var old []write
+		if version != "" {
+			old = []write{{versionKey, []byte(version)}, posting(fieldSubject, "ada", "0000000000000000")}
+		}
+		putIndex(t, o, old...)
 		l = open(t, o)
 		for _, wait := range []bool{false, true} {
 			if wait {
@@ -69,10 +89,8 @@ func TestIndexUnavailable(t *testing.T) {
 	o := Options{Dir: t.TempDir()}
 	l := open(t, o)
 	want := recordText(t, l, "drop table")
-	if err := l.db.DropPrefix([]byte("x/")); err != nil {
-		t.Fatal(err)
-	}
 	l.Close()
+	putIndex(t, o)
 	o.Free = 1 << 60
 	l = open(t, o)
 	if err := l.Ready(); !errors.Is(err, ErrUnavailable) {
