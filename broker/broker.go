@@ -398,7 +398,7 @@ func (b *Broker) serve(ctx context.Context, c *client) {
 		timer := time.AfterFunc(a.terms.Duration, func() { cancel(ErrGrantEnded) })
 		defer timer.Stop()
 	}
-	session := b.newSession(s.ID, a, c, rec, log)
+	session := b.newSession(s.ID, a, c, recorded(rec), log)
 	if a.terms.Access == policy.Approval && a.use == nil {
 		log.Info("session waits for an approval", "rule", a.terms.Rule, "transport", p.Transport)
 		session.room = newRoom(session, a.terms)
