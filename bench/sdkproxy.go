@@ -9,42 +9,38 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
-// serveSDKProxy is a gateway as one writes it with the official Go SDK: a server for each
-// client's session, whose tools call those of a client session with the server behind it.
+// serveSDKProxy is a gateway as one writes it with the official Go SDK: a server whose tools
+// call those of the server behind it. All clients share one session with that, to the
+// gateway's advantage.
 func serveSDKProxy(ctx context.Context, addr, to string) error {
-	handler := mcp.NewStreamableHTTPHandler(func(r *http.Request) *mcp.Server {
-		client := mcp.NewClient(&mcp.Implementation{Name: "proxy", Version: "1"}, nil)
-		behind, err := client.Connect(ctx, &mcp.StreamableClientTransport{Endpoint: to, DisableStandaloneSSE: true,
-			HTTPClient: &http.Client{Transport: proxyTransport}}, nil)
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = 1024 // as many as there are callers
+	us := &mcp.Implementation{Name: "proxy", Version: "1"}
+	behind, err := mcp.NewClient(us, nil).Connect(ctx, &mcp.StreamableClientTransport{
+		Endpoint: to, DisableStandaloneSSE: true, HTTPClient: &http.Client{Transport: transport},
+	}, nil)
+	if err != nil {
+		return err
+	}
+	defer behind.Close()
+	server := mcp.NewServer(us, nil)
+	for tool, err := range behind.Tools(ctx, nil) {
 		if err != nil {
-			return nil
+			return err
 		}
-		server := mcp.NewServer(&mcp.Implementation{Name: "proxy", Version: "1"}, nil)
-		for tool, err := range behind.Tools(r.Context(), nil) {
-			if err != nil {
-				return nil
+		server.AddTool(tool, func(ctx context.Context, req *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+			arguments := req.Params.Arguments
+			if len(arguments) == 0 {
+				arguments = json.RawMessage("{}")
 			}
-			server.AddTool(tool, func(ctx context.Context, req *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
-				arguments := req.Params.Arguments
-				if len(arguments) == 0 {
-					arguments = json.RawMessage("{}")
-				}
-				return behind.CallTool(ctx, &mcp.CallToolParams{Name: req.Params.Name, Arguments: arguments})
-			})
-		}
-		return server
-	}, &mcp.StreamableHTTPOptions{JSONResponse: true})
+			return behind.CallTool(ctx, &mcp.CallToolParams{Name: req.Params.Name, Arguments: arguments})
+		})
+	}
+	handler := mcp.NewStreamableHTTPHandler(func(*http.Request) *mcp.Server { return server }, &mcp.StreamableHTTPOptions{JSONResponse: true})
 	mux := http.NewServeMux()
 	mux.Handle("/mcp", handler)
-	server := &http.Server{Addr: addr, Handler: mux, ReadHeaderTimeout: time.Minute}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
+	web := &http.Server{Addr: addr, Handler: mux, ReadHeaderTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { web.Close() })
 	defer stop()
-	return server.ListenAndServe()
+	return web.ListenAndServe()
 }
-
-// proxyTransport keeps as many connections as there are callers.
-var proxyTransport = func() *http.Transport {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.MaxIdleConnsPerHost = 1024
-	return t
-}()
