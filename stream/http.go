@@ -210,15 +210,12 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request, v Visitor) {
 	}
 }
 
-// parsers are kept: one is large, and is needed for a moment.
-var parsers = sync.Pool{New: func() any { return new(codec.Parser) }}
-
 // read looks at a frame, and checks the headers that speak of it. What is wrong with
 // those, it answers.
 func (h *HTTP) read(w http.ResponseWriter, r *http.Request, v Visitor, line []byte) (*posted, bool) {
 	p := &posted{line: line, version: r.Header.Get(HeaderVersion)}
-	parser := parsers.Get().(*codec.Parser)
-	defer parsers.Put(parser)
+	parser := codec.AcquireParser()
+	defer parser.Release()
 	f, err := parser.Parse(line, codec.C2S)
 	var bad *codec.Error
 	switch {
