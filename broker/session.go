@@ -310,7 +310,7 @@ func (s *session) farewell(cause error) {
 	}
 	s.client.SetWriteDeadline(time.Now().Add(farewellTime))
 	for _, r := range open {
-		s.toClient.say(refusal.appendTo(nil, r.id, s.id))
+		s.toClient.say(refusal.appendTo(nil, []byte(r.id), s.id))
 	}
 }
 
@@ -422,11 +422,11 @@ func (s *session) pumpC2S(r *lineReader) error {
 			return nil
 		}
 		s.active.Store(int64(time.Since(s.began)))
-		var tooLarge *codec.Error
+		tooLarge := tooLargeIn(err)
 		switch {
 		case err == nil:
 			err = s.c2s(&v, line)
-		case errors.As(err, &tooLarge):
+		case tooLarge != nil:
 			err = s.answer(tooLarge.ID, &Refusal{Code: tooLarge.Code, Reason: "refused: " + tooLarge.Reason})
 		case errors.Is(err, io.ErrUnexpectedEOF): // half a frame reaches nobody
 			s.toServer.queue(recorder.Blocked, line)
@@ -444,6 +444,16 @@ func (s *session) pumpC2S(r *lineReader) error {
 			return err
 		}
 	}
+}
+
+// tooLargeIn returns what is known of a frame that a Reader has discarded, or nil.
+func tooLargeIn(err error) *codec.Error {
+	if err == nil {
+		return nil
+	}
+	var e *codec.Error
+	errors.As(err, &e)
+	return e
 }
 
 // c2s handles one line of the client. Errors end the session.
@@ -633,11 +643,11 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 			return nil
 		}
 		s.active.Store(int64(time.Since(s.began)))
-		var tooLarge *codec.Error
+		tooLarge := tooLargeIn(err)
 		switch {
 		case err == codec.ErrLong:
 			err = s.flow(r, v)
-		case errors.As(err, &tooLarge):
+		case tooLarge != nil:
 			s.log.Warn("server sent a frame over the limit", "limit", s.limits.Frame)
 			if _, ok := s.fromClient.done(tooLarge.ID); ok {
 				err = s.answer(tooLarge.ID, &Refusal{Code: CodeTooLarge, Reason: "refused: the server's answer is over the broker's limit for a frame"})

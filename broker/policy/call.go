@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"cel.dev/cel-go/cel"
@@ -152,14 +153,19 @@ type Verdict struct {
 
 // Call judges a frame of the client: a request or a notification.
 func (t *Terms) Call(f *codec.Frame, now time.Time) Verdict {
+	if len(t.calls) == 0 {
+		return Verdict{Access: Allow}
+	}
 	call := IsCall(f)
-	v := vars{session: &t.session, now: now, frame: f}
+	v := varsPool.Get().(*vars)
+	*v = vars{session: &t.session, now: now, frame: f}
+	defer func() { *v = vars{}; varsPool.Put(v) }()
 	for i := range t.calls {
 		c := &t.calls[i]
 		if !call && !c.method {
 			continue
 		}
-		if c.holds(&v) {
+		if c.holds(v) {
 			return t.verdict(c)
 		}
 	}
@@ -232,6 +238,8 @@ type vars struct {
 	frame   *codec.Frame
 	args    map[string]any
 }
+
+var varsPool = sync.Pool{New: func() any { return new(vars) }}
 
 // ResolveName implements interpreter.Activation.
 func (v *vars) ResolveName(name string) (any, bool) {
