@@ -140,7 +140,7 @@ func countWork(ctx context.Context, x *exchanges, t *target, w work, each int) (
 	if err := calls(each / 10); err != nil { // pools fill
 		return count{}, err
 	}
-	instructions, err := countInstructions(t.processes[0].cmd.Process.Pid, unix.PERF_TYPE_HARDWARE, unix.PERF_COUNT_HW_INSTRUCTIONS)
+	instructions, err := countEvents(t.processes[0].cmd.Process.Pid, unix.PERF_TYPE_HARDWARE, unix.PERF_COUNT_HW_INSTRUCTIONS)
 	if err != nil && !errors.Is(err, errNotCounted) {
 		return count{}, err
 	}
@@ -172,8 +172,8 @@ var errNotCounted = errors.New("events are not counted here")
 // A counter counts events of a process: one for each of its threads, and what they start.
 type counter []int
 
-// countInstructions counts events of a kind that perf_event_open(2) knows.
-func countInstructions(pid int, kind uint32, event uint64) (c counter, err error) {
+// countEvents counts events of a kind that perf_event_open(2) knows.
+func countEvents(pid int, kind uint32, event uint64) (c counter, err error) {
 	threads, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
 	if err != nil {
 		return nil, err
