@@ -73,7 +73,7 @@ func Open(ctx context.Context, text string) (recorder.Archive, error) {
 		return nil, err
 	}
 	ctx = context.WithoutCancel(ctx) // clients get their tokens with it, later
-	b := &bucket{}
+	b := &bucket{readTime: readTime, writeTime: writeTime}
 	switch u.Scheme {
 	case gcsblob.Scheme:
 		b.Bucket, err = openGCS(ctx, u)
@@ -116,11 +116,13 @@ func openGCS(ctx context.Context, u *url.URL) (*blob.Bucket, error) {
 type bucket struct {
 	*blob.Bucket
 	folder string // of file://
+
+	readTime, writeTime time.Duration
 }
 
 // Create implements [recorder.Archive].
 func (b *bucket) Create(ctx context.Context, name string) (io.WriteCloser, error) {
-	p := newPatience(ctx, writeTime)
+	p := newPatience(ctx, b.writeTime)
 	w, err := b.NewWriter(p.ctx, name, &blob.WriterOptions{ContentType: "application/octet-stream", BufferSize: partSize})
 	if err != nil {
 		return nil, p.done(err)
@@ -158,7 +160,7 @@ func syncFile(path string) error {
 
 // Open implements [recorder.Archive].
 func (b *bucket) Open(ctx context.Context, name string) (io.ReadCloser, error) {
-	p := newPatience(ctx, readTime)
+	p := newPatience(ctx, b.readTime)
 	var r *blob.Reader
 	err := p.during(func() (err error) { r, err = b.NewReader(p.ctx, name, nil); return err })
 	if gcerrors.Code(err) == gcerrors.NotFound {
@@ -184,7 +186,7 @@ func (r *reader) Close() error { return r.done(r.from.Close()) }
 
 // Delete implements [recorder.Archive].
 func (b *bucket) Delete(ctx context.Context, name string) error {
-	p := newPatience(ctx, readTime)
+	p := newPatience(ctx, b.readTime)
 	err := p.during(func() error { return b.Bucket.Delete(p.ctx, name) })
 	if gcerrors.Code(err) == gcerrors.NotFound {
 		err = nil
