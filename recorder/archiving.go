@@ -66,10 +66,38 @@ type archiving struct {
 	}
 }
 
-// Failing says since when an archive fails, and how.
+// Archiving is how archiving stands.
+type Archiving struct {
+	To        string   `json:"to,omitempty"`      // the place where sessions move to; empty: none do
+	Sessions  int64    `json:"sessions"`          // whose blocks are in an archive, there or elsewhere
+	Undeleted int64    `json:"undeleted"`         // objects of deleted sessions that are there still
+	Failing   *Failing `json:"failing,omitempty"` // nil: it did not fail when it was last used
+}
+
+// Failing says since when archiving fails, and how.
 type Failing struct {
 	Since time.Time `json:"since"`
 	Error string    `json:"error"`
+}
+
+// An Archivist says how archiving stands.
+type Archivist interface {
+	Archiving(ctx context.Context) (Archiving, error)
+}
+
+// Archiving implements [Archivist].
+func (l *Log) Archiving(context.Context) (Archiving, error) {
+	a := Archiving{To: placeOf(l.o.Archive)}
+	l.tree.mu.Lock()
+	a.Sessions = l.archiving.moved.Sessions
+	l.tree.mu.Unlock()
+	l.archiving.state.Lock()
+	if f := l.archiving.state.failing; f != (Failing{}) {
+		a.Failing = &f
+	}
+	l.archiving.state.Unlock()
+	err := l.keys([]byte("e/"), func(string) bool { a.Undeleted++; return true })
+	return a, err
 }
 
 // wake says that there may be something to do.

@@ -36,8 +36,9 @@ import (
 //	GET /leaves                a Leaf in JSON a line, oldest first
 //	GET /checkpoint            the signed note
 //
-// and the socket alone, see [Custodian]:
+// and the socket alone, see [Custodian] and [Archivist]:
 //
+//	GET /archive               the Archiving in JSON
 //	GET /holds                 a Hold in JSON a line
 //	PUT /sessions/{id}/hold    with ?reason
 //	DELETE /sessions/{id}/hold

@@ -67,15 +67,16 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// appears waits until a file is there: appears data/broker.sock
-func appears(ts *testscript.TestScript, _ bool, args []string) {
+// appears waits until a file is there: appears data/broker.sock, or, with a ! in front,
+// until it is not.
+func appears(ts *testscript.TestScript, gone bool, args []string) {
 	path := ts.MkAbs(args[0])
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(path); err == nil {
+		if _, err := os.Stat(path); (err != nil) == gone {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("%s does not appear", args[0])
+			ts.Fatalf("%s: it is never so that it is gone: %v", args[0], gone)
 		}
 	}
 }

@@ -8,6 +8,7 @@
 package archive
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -120,8 +121,23 @@ type bucket struct {
 	readTime, writeTime time.Duration
 }
 
+// isThere returns an error if the folder is missing: a disk that is not mounted has not
+// lost its files, and what is written there would not be on it.
+func (b *bucket) isThere() error {
+	if b.folder == "" {
+		return nil
+	}
+	if _, err := os.Stat(b.folder); err != nil {
+		return fmt.Errorf("its folder: %v", err) // not as an error: it may say that nothing is there
+	}
+	return nil
+}
+
 // Create implements [recorder.Archive].
 func (b *bucket) Create(ctx context.Context, name string) (io.WriteCloser, error) {
+	if err := b.isThere(); err != nil {
+		return nil, err
+	}
 	p := newPatience(ctx, b.writeTime)
 	w, err := b.NewWriter(p.ctx, name, &blob.WriterOptions{ContentType: "application/octet-stream", BufferSize: partSize})
 	if err != nil {
@@ -164,7 +180,7 @@ func (b *bucket) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	var r *blob.Reader
 	err := p.during(func() (err error) { r, err = b.NewReader(p.ctx, name, nil); return err })
 	if gcerrors.Code(err) == gcerrors.NotFound {
-		err = fs.ErrNotExist
+		err = cmp.Or(b.isThere(), fs.ErrNotExist)
 	}
 	if err != nil {
 		return nil, p.done(err)
@@ -189,7 +205,7 @@ func (b *bucket) Delete(ctx context.Context, name string) error {
 	p := newPatience(ctx, b.readTime)
 	err := p.during(func() error { return b.Bucket.Delete(p.ctx, name) })
 	if gcerrors.Code(err) == gcerrors.NotFound {
-		err = nil
+		err = b.isThere()
 	}
 	return p.done(err)
 }

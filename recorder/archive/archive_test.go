@@ -268,8 +268,25 @@ func TestUnreachable(t *testing.T) {
 			}
 		}
 	}
-	if _, err := Open(t.Context(), "file://"+filepath.Join(t.TempDir(), "none")); err == nil {
+	folder := filepath.Join(t.TempDir(), "archive")
+	if _, err := Open(t.Context(), "file://"+folder); err == nil {
 		t.Error("a folder that is missing is opened")
+	}
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a := open(t, "file://"+folder)
+	if err := os.Remove(folder); err != nil {
+		t.Fatal(err)
+	}
+	_, err = get(t.Context(), a, "x.age")
+	for what, err := range map[string]error{"read": err, "write": put(t.Context(), a, "x.age", []byte("x")), "delete": a.Delete(t.Context(), "x.age")} {
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s in a folder that is gone: %v", what, err)
+		}
+	}
+	if _, err := os.Stat(folder); err == nil {
+		t.Error("the folder was made")
 	}
 }
 
