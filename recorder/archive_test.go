@@ -24,8 +24,9 @@ import (
 
 // A folder is an Archive whose uses fail on command.
 type folder struct {
-	dir  string
-	fail func(use string) error // of create, write, close, open, read, delete; may be nil
+	dir     string
+	fail    func(use string) error // of create, write, close, open, read, delete; may be nil
+	created context.Context        // with which the last object was
 }
 
 func (f *folder) use(what string) error {
@@ -36,6 +37,7 @@ func (f *folder) use(what string) error {
 }
 
 func (f *folder) Create(ctx context.Context, name string) (io.WriteCloser, error) {
+	f.created = ctx
 	if err := f.use("create"); err != nil {
 		return nil, err
 	}
@@ -299,6 +301,21 @@ func TestArchiveByItself(t *testing.T) {
 	}
 	if got := frames(t, l, id); len(got) != 2 {
 		t.Errorf("frames are %q", got)
+	}
+}
+
+// TestArchiveClock checks that a session whose end is far ahead, by a clock that was wrong,
+// keeps no other from the archive.
+func TestArchiveClock(t *testing.T) {
+	l, f, _ := openArchiving(t, Options{})
+	ahead := kept(t, l, time.Now().Add(1000*time.Hour), 0)[0]
+	id := ended(t, l)
+	if err := archiveAt(t, l, time.Hour+time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{ahead + ".age", id + ".age"}
+	if slices.Sort(want); !slices.Equal(f.objects(), want) {
+		t.Errorf("objects are %v, want %v", f.objects(), want)
 	}
 }
 
@@ -657,10 +674,21 @@ func TestArchiveWhileDeleted(t *testing.T) {
 				for s, err := l.Session(t.Context(), id); err == nil; s, err = l.Session(t.Context(), s.ID) {
 					time.Sleep(time.Millisecond)
 				}
+				if u == "write" {
+					select {
+					case <-f.created.Done():
+					case <-time.After(10 * time.Second):
+						t.Error("it goes on being written")
+					}
+				}
 			}
 			return nil
 		}
-		if err := errors.Join(archiveAt(t, l, time.Hour), <-deleted); err != nil {
+		err := archiveAt(t, l, time.Hour)
+		if !once.Load() {
+			t.Fatalf("%s: it is not done", use)
+		}
+		if err := errors.Join(err, <-deleted); err != nil {
 			t.Errorf("%s: %v", use, err)
 		}
 		if got := f.objects(); !slices.Equal(got, []string{next + ".age"}) {
@@ -671,6 +699,35 @@ func TestArchiveWhileDeleted(t *testing.T) {
 		}
 		if keys, _ := l.someIDs([]byte("e/")); len(keys) > 0 {
 			t.Errorf("%s: %v are still to be deleted", use, keys)
+		}
+	}
+}
+
+// TestArchiveReencrypt checks that the keys of objects go with a log that is written anew.
+func TestArchiveReencrypt(t *testing.T) {
+	l, f, verifier := openArchiving(t, Options{})
+	id := ended(t, l)
+	if err := archiveAt(t, l, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	mark, _ := l.markOf(id)
+	l.Close()
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte(base64.StdEncoding.EncodeToString(make([]byte, keySize))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Reencrypt(filepath.Dir(l.o.Dir), "file:"+secret, nil); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, Options{Dir: l.o.Dir, Key: l.o.Key, OpenArchive: f.opener})
+	if r := verified(t, l, verifier, nil); len(r.Faults) > 0 || r.Frames != 2 {
+		t.Errorf("%+v", r)
+	}
+	l.Close()
+	files, _ := filepath.Glob(filepath.Join(l.o.Dir, "*"))
+	for _, file := range files {
+		if b, err := os.ReadFile(file); err != nil || bytes.Contains(b, []byte(mark.Key)) {
+			t.Errorf("%s has the key of an object, %v", file, err)
 		}
 	}
 }
