@@ -25,7 +25,7 @@ import (
 )
 
 // gcs returns the URL of a bucket in a Google Cloud Storage that is played.
-func gcs(t *testing.T) string {
+func gcs(t testing.TB) string {
 	t.Helper()
 	s, err := fakestorage.NewServerWithOptions(fakestorage.Options{Scheme: "http", PublicHost: "127.0.0.1", Writer: io.Discard})
 	if err != nil {
