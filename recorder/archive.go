@@ -3,6 +3,7 @@ package recorder
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ import (
 // In the database:
 //
 //	a/<session>          where its blocks are, or are being written: archived in JSON
-//	e/<session>/<place>  an object that is to be deleted; empty
+//	e/<session>/<object> the URL of an object that is to be deleted; empty
 //	p/<place>            the URL of an archive: its place, and options behind a ?
 //	m                    how far archiving has come: moved in JSON
 //
@@ -53,16 +54,30 @@ type Archive interface {
 
 // An archived is where the blocks of a session are.
 type archived struct {
-	At   string    `json:"at"`            // the archive's place
-	Key  string    `json:"key"`           // an identity of age's, which opens the object
-	Time time.Time `json:"time,omitzero"` // since when they are; zero: they are being written
+	At     string    `json:"at"`            // the archive's place
+	Object string    `json:"object"`        // its name there
+	Key    string    `json:"key"`           // an identity of age's, which opens it
+	Time   time.Time `json:"time,omitzero"` // since when they are; zero: they are being written
 }
 
-func archivedKey(id string) []byte         { return []byte("a/" + id) }
-func undeletedKey(id, place string) []byte { return []byte("e/" + id + "/" + place) }
-func placeKey(place string) []byte         { return []byte("p/" + place) }
-func objectName(id string) string          { return id + ".age" }
-func objectAt(place, id string) string     { return place + "/" + objectName(id) }
+// newArchived returns where the blocks of a session shall be. No object has the name of
+// another, not even of one that a copy of this log writes.
+func newArchived(session, place string) (*archived, error) {
+	key, err := age.GenerateX25519Identity()
+	if err != nil {
+		return nil, err
+	}
+	var other [4]byte
+	rand.Read(other[:])
+	return &archived{At: place, Object: fmt.Sprintf("%s-%x.age", session, other), Key: key.String()}, nil
+}
+
+// url is the object's.
+func (a *archived) url() string { return a.At + "/" + a.Object }
+
+func archivedKey(id string) []byte          { return []byte("a/" + id) }
+func undeletedKey(id, object string) []byte { return []byte("e/" + id + "/" + object) }
+func placeKey(place string) []byte          { return []byte("p/" + place) }
 
 // placeOf returns the place of an archive: its URL without options, which may change.
 func placeOf(url string) string {
@@ -142,7 +157,7 @@ func markIn(txn *badger.Txn, session string) (*archived, error) {
 		return nil, err
 	}
 	a := new(archived)
-	if json.Unmarshal(b, a) != nil || a.At == "" {
+	if json.Unmarshal(b, a) != nil || a.At == "" || a.Object == "" {
 		return nil, fmt.Errorf("%w: where session %s is archived cannot be read", ErrDamaged, session)
 	}
 	return a, nil
@@ -174,24 +189,23 @@ func (s *source) Read(b []byte) (int, error) {
 // fetch is [Log.blocks] of a session whose blocks are archived. Where its object is not
 // what was written, f gets one that is lost, and that is the end. An error wraps
 // [ErrArchive], or is f's.
-func (l *Log) fetch(ctx context.Context, session string, a *archived, from uint32, f func(n uint32, b []byte) (bool, error)) error {
-	name := objectAt(a.At, session)
+func (l *Log) fetch(ctx context.Context, a *archived, from uint32, f func(n uint32, b []byte) (bool, error)) error {
 	failed := func(err error) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return fmt.Errorf("%w: read %s: %w", ErrArchive, name, err)
+		return fmt.Errorf("%w: read %s: %w", ErrArchive, a.url(), err)
 	}
 	next := from
 	damaged := func(what string) error {
-		_, err := f(next, lost(fmt.Sprintf("%s %s", name, what)))
+		_, err := f(next, lost(fmt.Sprintf("%s %s", a.url(), what)))
 		return err
 	}
 	in, err := l.archive(ctx, a.At)
 	if err != nil {
 		return failed(err)
 	}
-	object, err := in.Open(ctx, objectName(session))
+	object, err := in.Open(ctx, a.Object)
 	if errors.Is(err, fs.ErrNotExist) {
 		return damaged("is not there")
 	}

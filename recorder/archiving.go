@@ -50,6 +50,9 @@ type moved struct {
 
 var movedKey = []byte("m")
 
+// errArchived is returned for a session that moves no more.
+var errArchived = errors.New("the session is archived")
+
 // archiving is the work that Open starts.
 type archiving struct {
 	wakeup chan struct{}
@@ -149,7 +152,7 @@ func (l *Log) archiveAll() {
 		l.archiving.failed(err)
 		wakeup := l.archiving.wakeup
 		if err != nil {
-			l.o.Log.Error("sessions cannot be archived now, and stay in the log", "archive", placeOf(l.o.Archive), "error", err, "retry", pause)
+			l.o.Log.Error("archiving fails; sessions stay as they are until it does not", "error", err, "retry", pause)
 			next, pause = pause, min(2*pause, archiveInterval)
 			wakeup = nil
 		} else {
@@ -230,7 +233,7 @@ func (l *Log) archiveSessions(ctx context.Context, now time.Time) (n int, next t
 		switch err := l.archiveSession(ctx, s, at); {
 		case err == nil:
 			n++
-		case errors.Is(err, ErrNoSession): // it was deleted meanwhile
+		case errors.Is(err, ErrNoSession), errors.Is(err, errArchived): // it was deleted meanwhile
 		case errors.Is(err, ErrDamaged):
 			l.o.Log.Error("a session is damaged, and is not archived", "session", s.ID, "error", err)
 		default:
@@ -281,7 +284,7 @@ func (l *Log) archiveSession(ctx context.Context, s Session, leaf int64) error {
 	if !killed {
 		switch err := l.writeObject(ctx, s, leaf, mark); {
 		case errors.Is(err, ErrDamaged):
-			return errors.Join(err, l.stay(s.ID, mark.At))
+			return errors.Join(err, l.stay(s.ID, mark))
 		case err != nil:
 			return err
 		}
@@ -340,23 +343,24 @@ func (l *Log) beginMove(session string) (mark *archived, killed bool, err error)
 	defer l.tree.mu.Unlock()
 	place := placeOf(l.o.Archive)
 	mark, err = l.markOf(session)
-	if err != nil || mark != nil && mark.At == place {
+	switch {
+	case err == nil && mark != nil && !mark.Time.IsZero():
+		return nil, false, errArchived
+	case err != nil || mark != nil && mark.At == place:
 		return mark, true, err
 	}
 	var writes []write
 	if mark != nil { // it was to go to another archive
-		writes = append(writes, write{undeletedKey(session, mark.At), []byte{}})
+		writes = append(writes, write{undeletedKey(session, mark.url()), []byte{}})
 	}
 	if url, err := l.value(placeKey(place)); err != nil {
 		return nil, false, err
 	} else if string(url) != l.o.Archive {
 		writes = append(writes, write{placeKey(place), []byte(l.o.Archive)})
 	}
-	key, err := age.GenerateX25519Identity()
-	if err != nil {
+	if mark, err = newArchived(session, place); err != nil {
 		return nil, false, err
 	}
-	mark = &archived{At: place, Key: key.String()}
 	w, err := mark.write(session)
 	if err != nil {
 		return nil, false, err
@@ -389,10 +393,10 @@ func (l *Log) endMove(session string, leaf int64, mark *archived) error {
 }
 
 // stay puts on record that a session does not move.
-func (l *Log) stay(session, place string) error {
+func (l *Log) stay(session string, mark *archived) error {
 	l.tree.mu.Lock()
 	defer l.tree.mu.Unlock()
-	return l.commitOf(session, write{archivedKey(session), nil}, write{undeletedKey(session, place), []byte{}})
+	return l.commitOf(session, write{archivedKey(session), nil}, write{undeletedKey(session, mark.url()), []byte{}})
 }
 
 // unarchive returns what takes a session out of the archive, for the commit that deletes it,
@@ -403,7 +407,7 @@ func (l *Log) unarchive(session string) ([]write, moved, error) {
 	if mark == nil || err != nil {
 		return nil, m, err
 	}
-	writes := []write{{archivedKey(session), nil}, {undeletedKey(session, mark.At), []byte{}}}
+	writes := []write{{archivedKey(session), nil}, {undeletedKey(session, mark.url()), []byte{}}}
 	if !mark.Time.IsZero() {
 		m.Sessions--
 		writes = append(writes, m.write())
@@ -411,13 +415,13 @@ func (l *Log) unarchive(session string) ([]write, moved, error) {
 	return writes, m, nil
 }
 
-// writeObject writes a session's object. An error wraps [ErrArchive]
-// or, if the session's blocks are not those of its leaf, [ErrDamaged].
+// writeObject writes a session's object. An error wraps [ErrArchive] or, if the session's
+// blocks are not those of its leaf, [ErrDamaged].
 func (l *Log) writeObject(ctx context.Context, s Session, leaf int64, mark *archived) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	failed := func(err error) error {
-		return cmp.Or(context.Cause(ctx), fmt.Errorf("%w: write %s: %w", ErrArchive, objectAt(mark.At, s.ID), err))
+		return cmp.Or(context.Cause(ctx), fmt.Errorf("%w: write %s: %w", ErrArchive, mark.url(), err))
 	}
 	record, err := l.value(sessionKey(s.ID))
 	if err != nil {
@@ -434,7 +438,7 @@ func (l *Log) writeObject(ctx context.Context, s Session, leaf int64, mark *arch
 	if err != nil {
 		return failed(err)
 	}
-	object, err := to.Create(ctx, objectName(s.ID))
+	object, err := to.Create(ctx, mark.Object)
 	if err != nil {
 		return failed(err)
 	}
@@ -491,7 +495,7 @@ func (l *Log) writeObject(ctx context.Context, s Session, leaf int64, mark *arch
 // records, to the last.
 func (l *Log) verifyObject(ctx context.Context, s Session, mark *archived) error {
 	v := newCheck(s)
-	err := l.fetch(ctx, s.ID, mark, 0, func(n uint32, b []byte) (bool, error) { return v.add(Block{n, b}), nil })
+	err := l.fetch(ctx, mark, 0, func(n uint32, b []byte) (bool, error) { return v.add(Block{n, b}), nil })
 	if err != nil {
 		return err
 	}
@@ -521,27 +525,34 @@ func (l *Log) deleteObjects(ctx context.Context, session string) error {
 	}
 	l.archiving.Lock()
 	defer l.archiving.Unlock()
-	var wrong error
+	failed := 0
 	for _, key := range keys {
-		id, place, _ := strings.Cut(strings.TrimPrefix(string(key), "e/"), "/")
-		if err := l.deleteObject(ctx, id, place); err != nil {
-			if ctx.Err() != nil {
-				return errors.Join(wrong, ctx.Err())
+		_, object, _ := strings.Cut(strings.TrimPrefix(string(key), "e/"), "/")
+		deleted := l.deleteObject(ctx, object)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if deleted == nil {
+			if err := l.commit(write{key, nil}); err != nil {
+				return err
 			}
-			wrong = errors.Join(wrong, fmt.Errorf("session %s is deleted, but for its object, which is tried again: %w: delete %s: %w", id, ErrArchive, objectAt(place, id), err))
 			continue
 		}
-		if err := l.commit(write{key, nil}); err != nil {
-			return errors.Join(wrong, err)
+		if failed++; failed == 1 { // others may be as many as there are sessions
+			err = fmt.Errorf("it is deleted, but its object is not, which is tried again: %w: delete %s: %w", ErrArchive, object, deleted)
 		}
 	}
-	return wrong
+	if failed > 1 {
+		err = fmt.Errorf("%w (and so it is with %d more)", err, failed-1)
+	}
+	return err
 }
 
-func (l *Log) deleteObject(ctx context.Context, session, place string) error {
-	a, err := l.archive(ctx, place)
+func (l *Log) deleteObject(ctx context.Context, url string) error {
+	at := strings.LastIndexByte(url, '/')
+	a, err := l.archive(ctx, url[:max(at, 0)])
 	if err != nil {
 		return err
 	}
-	return a.Delete(ctx, objectName(session))
+	return a.Delete(ctx, url[at+1:])
 }

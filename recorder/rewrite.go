@@ -309,7 +309,7 @@ func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func
 			return err
 		})
 		if away != nil {
-			return l.fetch(ctx, session, away, from, func(n uint32, b []byte) (bool, error) { return f(nil, n, b) })
+			return l.fetch(ctx, away, from, func(n uint32, b []byte) (bool, error) { return f(nil, n, b) })
 		}
 		// Badger ends a scan at a block of a table that it cannot read.
 		if err != nil || int64(from) >= s.Records || from == math.MaxUint32 {

@@ -190,7 +190,12 @@ func TestSessions(t *testing.T) {
 		if err := recorder.Replay(t.Context(), &got, l, r.ID(), recorder.View{}); err != nil || !bytes.Equal(got.Bytes(), want.Bytes()) {
 			t.Fatalf("%d of %d bytes, %v", got.Len(), want.Len(), err)
 		}
-		a, name := open(t, url), r.ID()+".age"
+		a := open(t, url)
+		object, err := a.(*bucket).List(nil).Next(t.Context())
+		if err != nil || !strings.HasPrefix(object.Key, r.ID()) {
+			t.Fatalf("the object is %v, %v", object, err)
+		}
+		name := object.Key
 		good, err := get(t.Context(), a, name)
 		if err != nil {
 			t.Fatal(err)
