@@ -162,7 +162,7 @@ func (f *Finder) Near(text []byte, near func(at int)) bool {
 	return true
 }
 
-func (f *Finder) hit(at int, _ int32) { f.near(at) }
+func (f *Finder) hit(at int, _ []entry) { f.near(at) }
 
 // leastDigits is the length of the shortest value that is found by its digits: ::1.
 const leastDigits = 3

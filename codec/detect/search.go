@@ -62,33 +62,36 @@ func (s *search) crawl() {
 }
 
 // hit tries the expressions that have a gram at that place.
-func (s *search) hit(at int, first int32) {
-	for i := first; i != 0; {
-		e := &s.index.entries[i-1]
-		i = e.next
-		if !e.near.fits(s.text, at) {
+func (s *search) hit(at int, of []entry) {
+	for i := range of {
+		if e := &of[i]; e.fits(s.text, at) {
+			s.try(e, at)
+		}
+	}
+}
+
+// try tries the expression of e, whose gram is at that place.
+func (s *search) try(e *entry, at int) {
+	x := &s.expressions[e.id]
+	last := at - int(e.min)
+	for start := max(0, at-int(e.max)); start <= last; start++ {
+		if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) {
 			continue
 		}
-		x := &s.expressions[e.id]
-		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
-			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) {
-				continue
-			}
-			if x.value.long && !s.inRun(&x.value, e.id, start) || !x.value.long && !x.value.in(s.text, start) {
-				continue
-			}
-			t := s.takenBy(x.rule)
-			if t.text == s.texts && at-e.back.min < t.end {
-				break
-			}
-			if !s.m.match(x.program, s.text, start) {
-				continue
-			}
-			if t.text != s.texts || start >= t.end {
-				s.check(x)
-			}
-			break
+		t := s.takenBy(x.rule)
+		if t.text == s.texts && last < t.end {
+			return
 		}
+		if x.value.long && !s.inRun(&x.value, e.id, start) || !x.value.long && !x.value.in(s.text, start) {
+			continue
+		}
+		if !s.m.match(x.program, s.text, start) {
+			continue
+		}
+		if t.text != s.texts || start >= t.end {
+			s.check(x)
+		}
+		return
 	}
 }
 
