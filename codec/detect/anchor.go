@@ -192,7 +192,11 @@ func finite(re *syntax.Regexp) []sequence {
 		n := literal(re, &inst{op: opMatch})
 		for i := range len(n.text) {
 			var set byteSet
-			set[n.text[i]] = true
+			c := n.text[i]
+			set[c] = true
+			if n.fold && 'a' <= c && c <= 'z' {
+				set[c-'a'+'A'] = true
+			}
 			s = append(s, &set)
 		}
 		return []sequence{s}

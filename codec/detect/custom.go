@@ -63,7 +63,7 @@ func Define(c Custom) (Detector, error) {
 			all = nil
 			break
 		}
-		rules.expressions = append(rules.expressions, expression{rule: made, program: p, value: valueOf(v)})
+		rules.expressions = append(rules.expressions, expression{rule: made, program: p, value: rules.valueOf(v), naming: rules.naming(v)})
 		all = append(all, found)
 	}
 	if all != nil {

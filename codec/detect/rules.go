@@ -4,6 +4,7 @@ import (
 	"bytes"
 	_ "embed"
 	"fmt"
+	"math"
 	"math/bits"
 	"regexp"
 	"regexp/syntax"
@@ -31,6 +32,15 @@ type rule struct {
 	varied  bool
 	generic bool // what follows any word such as key or token
 	custom  *custom
+}
+
+// few returns how many different bytes a value may have and is none for certain.
+func (r *rule) few() int {
+	limit := r.entropy
+	if r.varied {
+		limit = max(limit, leastVaried)
+	}
+	return max(0, int(math.Ceil(math.Exp2(limit)))-1)
 }
 
 // An allowance says what is no secret all the same.
@@ -216,7 +226,9 @@ func (h *headsOf) each(set *byteSet, k uint32, n int, next *inst) bool {
 
 // An expression is one way in which a rule's values are found.
 type expression struct {
-	rule *rule
+	rule   *rule
+	naming *naming // nil: it is tried as a whole
+	few    int     // so many different bytes are no secret; 0: nothing is known
 	*program
 	lead  span // of a run of leadSet in front of the match, which belongs to it
 	set   *byteSet
@@ -230,6 +242,7 @@ type ruleSet struct {
 	slow        *regexp.Regexp // where there is no index
 	allow       []allowance    // for all rules
 	count       int            // of rules
+	sets        []*byteSet     // of values and namings, each once
 	allowances  int            // of all rules
 	unanchored  []string       // rules, or parts of them, that are not looked for, and why
 }
@@ -310,8 +323,12 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 				if e.program, err = compile(v); err != nil {
 					return nil, fmt.Errorf("rule %s: %w", r.ID, err)
 				}
-				e.value = valueOf(v)
+				e.value = s.valueOf(v)
 				e.value.long = e.value.words == nil && e.value.n >= longValue && e.value.from.min == e.value.from.max
+				e.naming = s.naming(v)
+				if !slices.ContainsFunc(found, func(a anchor) bool { return a.back.min != a.back.max }) {
+					e.few = made.few()
+				}
 				s.expressions = append(s.expressions, e)
 				all = append(all, found)
 			}
@@ -319,6 +336,46 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 	}
 	s.index = newIndex(all)
 	return s, nil
+}
+
+// naming returns the naming of re, or nil. What a search knows of a set's bytes by
+// one, it knows by all.
+func (s *ruleSet) naming(re *syntax.Regexp) *naming {
+	n := namingOf(re)
+	if n == nil {
+		return nil
+	}
+	n.ahead = s.numbered(n.gaps[0].set)
+	for i := range n.gaps {
+		n.gaps[i].set = s.sets[s.numbered(n.gaps[i].set)]
+	}
+	n.mark = s.sets[s.numbered(n.mark)]
+	if n.secret.set != nil {
+		n.secret.ahead = s.numbered(n.secret.set)
+	}
+	return n
+}
+
+// numbered returns the number of a set.
+func (s *ruleSet) numbered(set *byteSet) int {
+	n := slices.IndexFunc(s.sets, func(t *byteSet) bool { return *t == *set })
+	if n < 0 {
+		n = len(s.sets)
+		s.sets = append(s.sets, set)
+	}
+	return n
+}
+
+// valueOf returns the value of re. Most have the same sets: as one, they are in the
+// first cache.
+func (s *ruleSet) valueOf(re *syntax.Regexp) value {
+	v := valueOf(re)
+	for _, set := range []**byteSet{&v.set, &v.words, &v.gap} {
+		if *set != nil {
+			*set = s.sets[s.numbered(*set)]
+		}
+	}
+	return v
 }
 
 func (s *ruleSet) number(list []allowance) {
