@@ -228,7 +228,9 @@ func (h *headsOf) each(set *byteSet, k uint32, n int, next *inst) bool {
 type expression struct {
 	rule   *rule
 	naming *naming // nil: it is tried as a whole
-	few    int     // so many different bytes are no secret; 0: nothing is known
+	few    int     // so many different bytes are no secret, as far as naming tells where it is; 0: nothing is known
+	first  *byteSet
+	atWord bool // it begins with \b
 	*program
 	lead  span // of a run of leadSet in front of the match, which belongs to it
 	set   *byteSet
@@ -241,6 +243,7 @@ type ruleSet struct {
 	index       *index
 	slow        *regexp.Regexp // where there is no index
 	allow       []allowance    // for all rules
+	alike       bool           // allow looks at nothing but the value
 	count       int            // of rules
 	sets        []*byteSet     // of values and namings, each once
 	allowances  int            // of all rules
@@ -292,6 +295,7 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 	}
 	s.number(global)
 	s.allow = global
+	s.alike = !slices.ContainsFunc(global, func(a allowance) bool { return a.target != "" })
 	var all [][]anchor
 	for i, file := range []ruleFile{theirs, ours} {
 		for _, r := range file.Rules {
@@ -325,8 +329,9 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 				}
 				e.value = s.valueOf(v)
 				e.value.long = e.value.words == nil && e.value.n >= longValue && e.value.from.min == e.value.from.max
+				e.first, e.atWord = &e.start.first, e.start.op == opWord
 				e.naming = s.naming(v)
-				if !slices.ContainsFunc(found, func(a anchor) bool { return a.back.min != a.back.max }) {
+				if e.naming != nil && e.naming.secret.set != nil && !slices.ContainsFunc(found, func(a anchor) bool { return a.back.min != a.back.max }) {
 					e.few = made.few()
 				}
 				s.expressions = append(s.expressions, e)

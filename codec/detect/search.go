@@ -17,13 +17,21 @@ type search struct {
 	named       []byte
 	lower       []byte
 	tally       tally
-	known       []place   // by allowance: where its last word stands, or where none of its heads does
-	runs        []place   // by expression: bytes of its value
-	aheads      []ahead   // by kinds
-	ends        []ahead   // by secrets
-	dulls       [16]dull  // by how many different bytes
-	outcomes    []outcome // by expression
-	knownHolder place     // of placeholders, the same
+	known       []place     // by allowance: where its last word stands, or where none of its heads does
+	runs        []place     // by expression: bytes of its value
+	aheads      []ahead     // by kinds
+	ends        []ahead     // by secrets
+	dulls       [16]dull    // by how many different bytes
+	outcomes    []outcome   // by expression
+	knownHolder place       // of placeholders, the same
+	judged      judged      // the last one
+	counts      [256]uint16 // for entropy; zeros between
+}
+
+// A judged place is a value that is no placeholder.
+type judged struct {
+	place
+	passed bool // what is allowed for all rules, it is not
 }
 
 // A place is a part of a text. What a value is for what stands there, every
@@ -45,7 +53,9 @@ func (s *search) find(text []byte, found func(start, end int)) {
 
 func (s *search) look(text []byte, value [2]int, found func(start, end int)) {
 	s.text, s.value, s.found = text, value, found
-	s.texts++
+	if s.texts++; s.outcomes == nil {
+		s.outcomes, s.aheads = make([]outcome, len(s.expressions)), make([]ahead, len(s.sets))
+	}
 	s.m.fresh()
 	switch {
 	case s.index != nil && len(text) >= 4:
@@ -78,7 +88,7 @@ func (s *search) hit(at int, of []entry) {
 			continue
 		}
 		for start := max(0, at-int(e.max)); start <= last; start++ {
-			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) {
+			if !x.first[s.text[start]] || x.atWord && !wordBoundary(s.text, start) {
 				continue
 			}
 			if x.value.long && !s.inRun(&x.value, e.id, start) || !x.value.long && !x.value.in(s.text, start) {
@@ -175,21 +185,33 @@ type dull struct {
 	text, from, to int
 	seen           [4]uint64
 	n              int
+
+	left, wait int // so many marks are not looked behind: where text is as it mostly is, it is in vain
+}
+
+func (d *dull) misses() {
+	d.wait = min(2*d.wait+1, 15)
+	d.left = d.wait
 }
 
 // dull reports that no value of x behind that mark has more than few different
 // bytes, and notes in b where no match begins for that.
 func (s *search) dull(x *expression, b *outcome, mark int) bool {
 	n, few := x.naming, x.few
-	if n.secret.set == nil || few == 0 || few >= len(s.dulls) {
+	if few == 0 || few >= len(s.dulls) {
 		return false
 	}
 	d := &s.dulls[few]
+	if d.left > 0 {
+		d.left--
+		return false
+	}
 	if d.text != s.texts || mark < d.from || mark > d.to {
-		*d = dull{text: s.texts, from: mark, to: mark}
+		d.text, d.from, d.to, d.seen, d.n = s.texts, mark, mark, [4]uint64{}, 0
 	}
 	first := min(len(s.text), mark+n.secret.far)
 	if !d.pass(s.text, first, few) {
+		d.misses()
 		return false
 	}
 	end := min(len(s.text), mark+n.rest.width.max)
@@ -202,11 +224,13 @@ func (s *search) dull(x *expression, b *outcome, mark int) bool {
 	case d.to >= end:
 		marks = d.to - n.rest.width.max
 	case a.pass(s, n.secret.set, first, end) > d.to:
+		d.misses()
 		return false
 	case a.sure:
 		marks = a.to - n.secret.far
 	}
 	b.dullFrom, b.dullTo = mark, marks-n.longest
+	d.wait = 0
 	return true
 }
 
@@ -240,10 +264,6 @@ type outcome struct {
 // start, and has the machine's slots so; nil if it does not match. Many names may
 // have the same outcome.
 func (s *search) behind(x *expression, number int32, start int) *outcome {
-	if s.outcomes == nil {
-		s.outcomes = make([]outcome, len(s.expressions))
-		s.aheads = make([]ahead, len(s.sets))
-	}
 	n := x.naming
 	mark := s.mark(n, start)
 	if mark < 0 {
@@ -271,9 +291,6 @@ func (s *search) behind(x *expression, number int32, start int) *outcome {
 // allDull reports that the expression of that number has only dull values in the
 // matches that begin at start.
 func (s *search) allDull(number int32, start int) bool {
-	if s.outcomes == nil {
-		return false
-	}
 	b := &s.outcomes[number]
 	return start < b.dullTo && b.dullFrom <= start && b.text == s.texts
 }
@@ -332,17 +349,25 @@ func (s *search) check(x *expression) (worthless bool) {
 		}
 		return false
 	}
-	if r.entropy > 0 && s.entropyAtMost(r.entropy, start, end) || r.varied && !s.varied(start, end) || s.placeholder(start, end) {
+	if r.entropy > 0 && s.entropyAtMost(r.entropy, start, end) || r.varied && !s.varied(start, end) {
 		return true
 	}
-	if bytes.Contains(secret, maskBegin) {
-		return true
+	if p := (place{s.texts, start, end}); s.judged.place != p { // else by another rule
+		if s.placeholder(start, end) || bytes.Contains(secret, maskBegin) {
+			return true
+		}
+		s.judged = judged{place: p}
 	}
 	if !r.own {
 		for x.lead.max > 0 && match[0] > 0 && match[0] > slots[0]-x.lead.max && x.set[s.text[match[0]-1]] {
 			match[0]--
 		}
-		if place := [2]int{start, end}; s.allowed(s.allow, place, match) || s.allowed(r.allow, place, match) {
+		place := [2]int{start, end}
+		if !s.judged.passed && s.allowed(s.allow, place, match) {
+			return s.alike
+		}
+		s.judged.passed = s.alike
+		if s.allowed(r.allow, place, match) {
 			return false
 		}
 		if r.generic && isIdentifier(secret) && !namesSecret(s.text[match[0]:start]) {
@@ -548,7 +573,7 @@ func (s *search) entropyAtMost(limit float64, from, to int) bool {
 			return false
 		}
 	}
-	return entropy(s.text[from:to]) <= limit
+	return entropyBy(&s.counts, s.text[from:to]) <= limit
 }
 
 // A tally counts the bytes of a part of a text. Values that overlap, as those of
@@ -604,6 +629,11 @@ func (t *tally) remove(c byte) {
 // entropy is Shannon's, of the bytes of value, in bits a byte.
 func entropy(value []byte) float64 {
 	var counts [256]uint16
+	return entropyBy(&counts, value)
+}
+
+// entropyBy is entropy, by counts that are zeros before and behind.
+func entropyBy(counts *[256]uint16, value []byte) float64 {
 	value = value[:min(len(value), len(timesLog)-1)]
 	for _, c := range value {
 		counts[c]++
