@@ -55,6 +55,7 @@ type allowance struct {
 type patterns struct {
 	pinned  []*program  // match at the start only
 	byFirst [256]uint32 // which of the first 32 of them can begin with a byte, by bits
+	byHead  *heads      // with which three bytes they can begin; nil: with fewer
 	others  []sought
 	heads   int // how long the longest of their heads is, if each of them begins with one and none is pinned
 }
@@ -62,10 +63,15 @@ type patterns struct {
 // A sought is a program, and what tells that it is not at a place.
 type sought struct {
 	*program
-	bits *[1 << headBits / 64]uint64 // by hash of the three bytes that it may begin with, letters' case apart; nil: it may begin with fewer
+	bits *heads // with which three bytes it may begin; nil: with fewer
 }
 
+// A heads has a bit for the hash of each three bytes, letters' case apart.
+type heads [1 << headBits / 64]uint64
+
 const headBits = 12
+
+func (h *heads) has(hash uint32) bool { return h[hash>>6]>>(hash&63)&1 != 0 }
 
 // headHash returns the hash of three bytes, which are the lowest of k.
 func headHash(k uint32) uint32 { return (k | 0x202020) & 0xffffff * hashMul >> (32 - headBits) }
@@ -79,9 +85,15 @@ func (p *patterns) add(q *program) {
 				}
 			}
 		}
+		if len(p.pinned) == 0 {
+			p.byHead = new(heads)
+		}
 		p.pinned = append(p.pinned, q)
+		if p.byHead != nil && !(&headsOf{bits: p.byHead, left: 1 << 16, longer: true}).from(q.start, 0, 0, true) {
+			p.byHead = nil
+		}
 	} else {
-		s := sought{program: q, bits: new([1 << headBits / 64]uint64)}
+		s := sought{program: q, bits: new(heads)}
 		if h := (&headsOf{bits: s.bits, left: 1 << 16}); !h.from(q.start, 0, 0, false) {
 			s.bits = nil
 		}
@@ -113,7 +125,23 @@ func (p *patterns) headAt(text []byte) int {
 
 // in reports whether one of p matches in text.
 func (p *patterns) in(m *machine, text []byte) bool {
+	if p.starts(m, text) {
+		return true
+	}
+	for i := range p.others {
+		if p.others[i].in(m, text) {
+			return true
+		}
+	}
+	return false
+}
+
+// starts reports whether one of p that is pinned matches text.
+func (p *patterns) starts(m *machine, text []byte) bool {
 	m.fresh()
+	if len(text) >= 3 && p.byHead != nil && !p.byHead.has(headHash(three(text[0], text[1], text[2]))) {
+		return false
+	}
 	if len(text) > 0 {
 		for mask := p.byFirst[text[0]]; mask != 0; mask &= mask - 1 {
 			if m.match(p.pinned[bits.TrailingZeros32(mask)], text, 0) {
@@ -123,11 +151,6 @@ func (p *patterns) in(m *machine, text []byte) bool {
 	}
 	for i, q := range p.pinned {
 		if (i >= 32 || len(text) == 0) && m.match(q, text, 0) {
-			return true
-		}
-	}
-	for i := range p.others {
-		if p.others[i].in(m, text) {
 			return true
 		}
 	}
@@ -144,7 +167,7 @@ func (s *sought) in(m *machine, text []byte) bool {
 	k := three(0, text[0], text[1])
 	for i, c := range text[2:] {
 		k = k>>8 | uint32(c)<<16
-		if h := headHash(k); s.bits[h>>6]>>(h&63)&1 != 0 && s.start.first[text[i]] && m.match(s.program, text, i) {
+		if s.bits.has(headHash(k)) && s.start.first[text[i]] && m.match(s.program, text, i) {
 			return true
 		}
 	}
@@ -155,8 +178,9 @@ func (s *sought) in(m *machine, text []byte) bool {
 // matches anywhere is asked, not where: of a run in front, it is enough to see its
 // last byte.
 type headsOf struct {
-	bits *[1 << headBits / 64]uint64
-	left int // so many steps
+	bits   *heads
+	left   int  // so many steps
+	longer bool // the text does not end within three bytes
 }
 
 // from reports false if there are too many, or fewer than three bytes will do. The
@@ -174,6 +198,10 @@ func (h *headsOf) from(in *inst, k uint32, n int, pinned bool) bool {
 	switch in.op {
 	case opMatch:
 		return false
+	case opEnd:
+		if h.longer && pinned {
+			return true
+		}
 	case opOpen:
 		return h.from(in.next, k, n, pinned)
 	case opAlt:
@@ -244,10 +272,11 @@ type ruleSet struct {
 	slow        *regexp.Regexp // where there is no index
 	allow       []allowance    // for all rules
 	alike       bool           // allow looks at nothing but the value
-	count       int            // of rules
-	sets        []*byteSet     // of values and namings, each once
-	allowances  int            // of all rules
-	unanchored  []string       // rules, or parts of them, that are not looked for, and why
+	signs       signs
+	count       int        // of rules
+	sets        []*byteSet // of values and namings, each once
+	allowances  int        // of all rules
+	unanchored  []string   // rules, or parts of them, that are not looked for, and why
 }
 
 // ruleFile is gitleaks' configuration, as far as it is about text.
@@ -296,6 +325,7 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 	s.number(global)
 	s.allow = global
 	s.alike = !slices.ContainsFunc(global, func(a allowance) bool { return a.target != "" })
+	s.signs.ofValues(global)
 	var all [][]anchor
 	for i, file := range []ruleFile{theirs, ours} {
 		for _, r := range file.Rules {
@@ -470,6 +500,64 @@ func withoutLead(re *syntax.Regexp) (*syntax.Regexp, *byteSet, span) {
 		re = &rest
 	}
 	return re, set, lead
+}
+
+// signs tell by the hash of three bytes of a value, and by each byte, what it is
+// worth to look for in it. So a value is gone over once, and not for each list.
+type signs struct {
+	threes [1 << headBits]sign
+	ones   [256]sign
+}
+
+type sign uint8
+
+const (
+	holderSign  sign = 1 << iota // of placeholders
+	openSign                     // of what begins one
+	allowedSign                  // of what is allowed for all rules
+)
+
+// ofValues makes s what tells of placeholders and of what in list is no matter of
+// the start of a value.
+func (s *signs) ofValues(list []allowance) {
+	s.words(placeholders, holderSign)
+	for c := range opens {
+		if opens[c] {
+			s.ones[c] = openSign
+		}
+	}
+	for i := range list {
+		if list[i].stopwords != nil {
+			s.words(list[i].stopwords, allowedSign)
+		}
+		for _, q := range list[i].programs.others {
+			for h := range s.threes {
+				if q.bits == nil || q.bits.has(uint32(h)) {
+					s.threes[h] |= allowedSign
+				}
+			}
+		}
+	}
+}
+
+func (s *signs) words(w *words, is sign) {
+	for k := range w.by {
+		s.threes[headHash(k)] |= is
+	}
+}
+
+// in returns which signs value has.
+func (s *signs) in(value []byte) (found sign) {
+	if len(value) < 3 {
+		return holderSign | openSign | allowedSign
+	}
+	k := three(0, value[0], value[1])
+	found = s.ones[value[0]] | s.ones[value[1]]
+	for _, c := range value[2:] {
+		k = k>>8 | uint32(c)<<16
+		found |= s.threes[headHash(k)] | s.ones[c]
+	}
+	return found
 }
 
 // words are looked for anywhere in a text, letters' case apart.

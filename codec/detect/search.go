@@ -31,6 +31,7 @@ type search struct {
 // A judged place is a value that is no placeholder.
 type judged struct {
 	place
+	signs  sign
 	passed bool // what is allowed for all rules, it is not
 }
 
@@ -353,17 +354,18 @@ func (s *search) check(x *expression) (worthless bool) {
 		return true
 	}
 	if p := (place{s.texts, start, end}); s.judged.place != p { // else by another rule
-		if s.placeholder(start, end) || bytes.Contains(secret, maskBegin) {
+		signs := s.signs.in(secret)
+		if s.placeholder(start, end, signs) || len(secret) > longPlaceholder && bytes.Contains(secret, maskBegin) {
 			return true
 		}
-		s.judged = judged{place: p}
+		s.judged = judged{place: p, signs: signs}
 	}
 	if !r.own {
 		for x.lead.max > 0 && match[0] > 0 && match[0] > slots[0]-x.lead.max && x.set[s.text[match[0]-1]] {
 			match[0]--
 		}
 		place := [2]int{start, end}
-		if !s.judged.passed && s.allowed(s.allow, place, match) {
+		if !s.judged.passed && s.allowedToAll(place, match) {
 			return s.alike
 		}
 		s.judged.passed = s.alike
@@ -386,6 +388,19 @@ func (s *search) report(r *rule, start, end int, match [2]int) {
 }
 
 var maskBegin = []byte("[masked:")
+
+// allowedToAll is allowed, of what is for all rules.
+func (s *search) allowedToAll(secret, match [2]int) bool {
+	if !s.alike || s.judged.signs&allowedSign != 0 {
+		return s.allowed(s.allow, secret, match)
+	}
+	for i := range s.allow {
+		if s.allow[i].programs.starts(&s.allowing, s.text[secret[0]:secret[1]]) {
+			return true
+		}
+	}
+	return false
+}
 
 // allowed reports whether one of list says that what was found is no secret.
 func (s *search) allowed(list []allowance, secret, match [2]int) bool {
@@ -663,35 +678,42 @@ var placeholders = newWords([]string{
 // longPlaceholder is how long one is at most: nobody writes a longer one.
 const longPlaceholder = 128
 
-// placeholder is of s.text[from:to].
-func (s *search) placeholder(from, to int) bool {
+// placeholder reports that s.text[from:to], which has such signs, is one, has one in
+// it, or has what begins one.
+func (s *search) placeholder(from, to int, signs sign) bool {
 	if to-from > longPlaceholder {
 		return false
 	}
-	if s.knownHolder.in(s.texts, from, to) {
-		return true
-	}
 	value := s.text[from:to]
-	if first, end := placeholders.find(value); end > 0 {
-		s.knownHolder = place{s.texts, from + first, from + end}
-		return true
+	if signs&holderSign != 0 {
+		if s.knownHolder.in(s.texts, from, to) {
+			return true
+		}
+		if first, end := placeholders.find(value); end > 0 {
+			s.knownHolder = place{s.texts, from + first, from + end}
+			return true
+		}
 	}
-	return standsFor(value)
+	return signs&openSign != 0 && begins(value) || standsFor(value)
 }
 
 // placeholder reports a value that is one, has one in it, or has what begins one.
 func placeholder(value []byte) bool {
-	return len(value) <= longPlaceholder && (placeholders.in(value) || standsFor(value))
+	return len(value) <= longPlaceholder && (placeholders.in(value) || begins(value) || standsFor(value))
 }
 
-// standsFor reports a value that is one byte over and over, or has what begins a
-// placeholder: < ${ {{ $(
-func standsFor(value []byte) bool {
+// begins reports what begins a placeholder in value: < ${ {{ $(
+func begins(value []byte) bool {
 	for i, c := range value {
 		if opens[c] && (c == '<' || i > 0 && (value[i-1] == '$' || c == '{' && value[i-1] == '{')) {
 			return true
 		}
 	}
+	return false
+}
+
+// standsFor reports a value that is one byte over and over, or between marks of its own.
+func standsFor(value []byte) bool {
 	same := 1
 	for same < len(value) && value[same] == value[0] {
 		same++
