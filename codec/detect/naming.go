@@ -71,11 +71,11 @@ func namingOf(re *syntax.Regexp) *naming {
 		if class == nil || low > 0 || elems[k].Op == syntax.OpCapture {
 			break
 		}
-		if _, high := bounds(elems[k]); high > maxGap {
+		_, high := bounds(elems[k])
+		if high > maxGap {
 			return nil
-		} else {
-			n.gaps[gaps] = gap{class, high}
 		}
+		n.gaps[gaps] = gap{class, high}
 		gaps++
 	}
 	if gaps == 0 || k == len(elems) {

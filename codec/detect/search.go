@@ -99,19 +99,22 @@ func (s *search) hit(at int, of []entry) {
 			if t.text == s.texts && last < t.end {
 				break
 			}
-			var behind *outcome
-			if x.naming != nil {
-				if behind = s.behind(x, e.id, start); behind == nil {
+			known := t.text == s.texts && start < t.end
+			if x.naming == nil {
+				if !s.m.match(x.program, s.text, start) {
 					continue
 				}
-			} else if !s.m.match(x.program, s.text, start) {
+				if !known {
+					s.check(x)
+				}
+				break
+			}
+			behind := s.behind(x, e.id, start)
+			if behind == nil {
 				continue
 			}
-			if (t.text != s.texts || start >= t.end) && (behind == nil || !behind.worthless) {
-				worthless := s.check(x)
-				if behind != nil {
-					behind.worthless = worthless
-				}
+			if !known && !behind.worthless {
+				behind.worthless = s.check(x)
 			}
 			break
 		}
