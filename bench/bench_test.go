@@ -135,7 +135,7 @@ func TestCounts(t *testing.T) {
 	}
 	for _, worse := range []func(*count){
 		func(c *count) { c.Objects = c.Objects*1.2 + 1 },
-		func(c *count) { c.Bytes = c.Bytes*1.2 + 1 },
+		func(c *count) { c.Bytes = c.Bytes*1.6 + 1 },
 		func(c *count) { c.Instructions = c.Instructions*1.2 + 1000 },
 	} {
 		on, now := map[string]count{}, map[string]count{}

@@ -49,9 +49,17 @@ type Options struct {
 	Retain  bool          // sessions that have been kept for their time are deleted
 	Keep    time.Duration // how long those are kept whose Session does not say; zero: for good
 
+	// Archive is the URL of the archive to which the blocks of sessions move, at least
+	// ArchiveAfter after their end; if empty, none do.
+	Archive      string
+	ArchiveAfter time.Duration
+	// OpenArchive opens an archive by its URL, not only that one. If nil, what is in one
+	// is neither read nor deleted.
+	OpenArchive func(ctx context.Context, url string) (Archive, error)
+
 	segment int            // sessions of a segment of the index; if zero, segmentSessions, else at most as many
 	still   bool           // in tests: nothing is rewritten
-	stepped func(step int) // in tests: is called behind each step of rewriting, if not nil
+	stepped func(step int) // in tests: is called behind each step of rewriting and archiving, if not nil
 }
 
 // Sync says when what is on record is flushed to the disk: that is what a loss of
@@ -93,6 +101,9 @@ type Log struct {
 	rewrites rewrites
 	dead     atomic.Int64 // bytes of blocks that were deleted since tables were merged for that
 
+	archives  archives
+	archiving archiving
+
 	closing chan struct{} // closed by Close
 	once    sync.Once
 	working sync.WaitGroup // what Open has started
@@ -133,7 +144,8 @@ func Open(o Options) (*Log, error) {
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
 	l.space, l.flush = l.freeSpace, func() error { return guarded(db.Sync) }
-	l.rewrites.wakeup = make(chan struct{}, 1)
+	l.rewrites.wakeup, l.archiving.wakeup = make(chan struct{}, 1), make(chan struct{}, 1)
+	l.archives.opener = o.OpenArchive
 	if l.tree, err = openTree(l.view, o.Key); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
@@ -142,6 +154,10 @@ func Open(o Options) (*Log, error) {
 		err = fmt.Errorf("%w: %w", ErrBroken, err)
 		l.unwritable.Store(&err)
 		l.fail(err)
+	}
+	if err := l.openArchiving(); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
 	if err := l.openIndex(); err != nil && !errors.Is(err, ErrUnavailable) {
 		db.Close()
@@ -164,6 +180,9 @@ func Open(o Options) (*Log, error) {
 	l.working.Go(l.keepIndex)
 	if o.Retain {
 		l.working.Go(func() { l.every(retainInterval, l.retainNow) })
+	}
+	if o.OpenArchive != nil && !o.still {
+		l.working.Go(l.archiveAll)
 	}
 	return l, nil
 }
@@ -249,13 +268,14 @@ func line(format string, args []any) string {
 func (l *Log) Close() error {
 	l.once.Do(func() { close(l.closing) })
 	l.working.Wait()
+	archives := l.archives.close()
 	if l.unreadable.Load() { // it would try for ever; what it has not merged is in its files, as after a kill
 		return nil
 	}
 	if err := l.db.Close(); err != nil {
 		return fmt.Errorf("close log: %w", err)
 	}
-	return nil
+	return archives
 }
 
 func (l *Log) closed() bool {
@@ -661,12 +681,14 @@ func unmarshalSession(id string, b []byte, s *Session) error {
 	return nil
 }
 
-// now brings the counts of a session that runs up to date.
+// now brings the counts of a session that runs up to date, and says of others where they
+// are.
 func (l *Log) now(s Session) Session {
 	l.mu.Lock()
 	r := l.live[s.ID]
 	l.mu.Unlock()
 	if r == nil {
+		s.Archived = l.archivedAt(s.ID)
 		return s
 	}
 	r.mu.Lock()

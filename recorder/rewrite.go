@@ -1,6 +1,7 @@
 package recorder
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -285,12 +286,12 @@ func (l *Log) replace(id string, r run) error {
 }
 
 // blocks calls f with the blocks of a session, from the one that has a record on,
-// until it returns false. One that cannot be read is f's as unreadable.
+// until it returns false. One that cannot be read is f's as one that is lost.
 func (l *Log) blocks(ctx context.Context, session string, from uint32, f func(n uint32, b []byte) (bool, error)) error {
 	return l.blockKeys(ctx, session, from, func(_ []byte, n uint32, b []byte) (bool, error) { return f(n, b) })
 }
 
-// blockKeys is blocks, with their keys.
+// blockKeys is blocks, with their keys; those that are archived have none.
 func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func(key []byte, n uint32, b []byte) (bool, error)) error {
 	s, err := l.session(session)
 	if err != nil && !errors.Is(err, ErrDamaged) {
@@ -300,10 +301,16 @@ func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		var away *archived
 		err := l.view(func(txn *badger.Txn) (err error) {
-			from, goOn, err = blocksIn(ctx, txn, session, from, f)
+			if away, err = archivedIn(txn, session); away == nil && err == nil {
+				from, goOn, err = blocksIn(ctx, txn, session, from, f)
+			}
 			return err
 		})
+		if away != nil {
+			return l.fetch(ctx, away, from, func(n uint32, b []byte) (bool, error) { return f(nil, n, b) })
+		}
 		// Badger ends a scan at a block of a table that it cannot read.
 		if err != nil || int64(from) >= s.Records || from == math.MaxUint32 {
 			return err
@@ -312,8 +319,15 @@ func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func
 	return nil
 }
 
-// unreadable stands in the place of a block whose bytes cannot be had.
-var unreadable = []byte{0}
+// lostMark begins what is no block, by its version, and stands in the place of one.
+const lostMark = "\x00lost: "
+
+// lost stands in the place of a block whose bytes cannot be had, and says why.
+func lost(why string) []byte { return []byte(lostMark + why) }
+
+func isLost(b []byte) bool { return bytes.HasPrefix(b, []byte(lostMark)) }
+
+var unreadable = lost("cannot be read")
 
 // blocksIn is blockKeys at one moment, as far as tables can be read. It returns the
 // record that would be next, and whether f has asked for more.

@@ -20,7 +20,6 @@ type search struct {
 	known       []place     // by allowance: where its last word stands, or where none of its heads does
 	runs        []place     // by expression: bytes of its value
 	aheads      []ahead     // by kinds
-	ends        []ahead     // by secrets
 	dulls       [16]dull    // by how many different bytes
 	outcomes    []outcome   // by expression
 	knownHolder place       // of placeholders, the same
