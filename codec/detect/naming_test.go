@@ -71,7 +71,7 @@ func allNamed(t testing.TB) (*ruleSet, []named) {
 		if r.Regex != "" && ours.Skip[r.ID] == "" {
 			entropy := r.Entropy
 			if entropy == 0 && !r.Varied {
-				entropy = 3 // so that there are dull values
+				entropy = 2.9 // so that there are dull values
 			}
 			add(&rule{group: r.SecretGroup, entropy: entropy, varied: r.Varied}, r.Regex)
 		}
@@ -80,7 +80,7 @@ func allNamed(t testing.TB) (*ruleSet, []named) {
 		`key[ ]{0,9}=(a{1,3}|[a-c]{2,5})(?:;|$)`, `(?i)(?:key|keys|monkeys)[ s]{0,20}?[ _]?[:=]+ ?"?(\w{3,}?)\b`, `ab?[a-c]{0,30}[cd]{0,3}(?:=>?|=x)(=*\w+)`,
 		`pin[ ]?=(\d{2,4})?x?`, `a_name_of_many_bytes[-_]{0,12}=(\d|(z)){1,4}`,
 	} {
-		add(&rule{entropy: 2}, source)
+		add(&rule{entropy: 2.1}, source)
 	}
 	return rules, all
 }
@@ -178,7 +178,7 @@ func TestNamings(t *testing.T) {
 	never := 0
 	for _, n := range all {
 		matches := 0
-		for range 60 {
+		for range 25 {
 			matches += names(t, rules, n, namedText(n, r))
 		}
 		if matches == 0 {
