@@ -54,7 +54,7 @@ type Measured struct {
 	Target string `json:"target"`
 	// Values has one for each round, by metric.
 	Values map[Metric][]float64 `json:"values"`
-	// Latency is how long calls took, of all rounds.
+	// Latency is how long calls took, of the last round.
 	Latency []Point `json:"latency,omitempty"`
 }
 
