@@ -196,12 +196,12 @@ func measure(ctx context.Context, callers []load.Caller, t *target, o options, r
 	}
 	millis := func(ns int64) float64 { return float64(ns) / 1e6 }
 	out := result{values: map[report.Metric]float64{
-		report.Calls: float64(r.Calls) / r.Elapsed.Seconds(),
+		report.Calls: float64(r.Calls) / o.duration.Seconds(),
 		report.P50:   millis(r.Latency.ValueAtQuantile(50)),
 		report.P99:   millis(r.Latency.ValueAtQuantile(99)),
 		report.P999:  millis(r.Latency.ValueAtQuantile(99.9)),
 	}}
-	if mb := float64(r.Bytes) / 1e6 / r.Elapsed.Seconds(); mb > 1 && r.Bytes/r.Calls > 1000 {
+	if mb := float64(r.Bytes) / 1e6 / o.duration.Seconds(); mb > 1 && r.Bytes/r.Calls > 1000 {
 		out.values[report.Bytes] = mb
 		out.values[report.First] = millis(r.First.ValueAtQuantile(50))
 	}

@@ -55,9 +55,9 @@ var errArchived = errors.New("the session is archived")
 
 // archiving is the work that Open starts.
 type archiving struct {
-	wakeup chan struct{}
-	moved  moved       // with tree.mu
-	some   atomic.Bool // sessions have been archived
+	bell  bell        // there may be something to do
+	moved moved       // with tree.mu
+	some  atomic.Bool // sessions have been archived
 
 	sync.Mutex // held while a session moves, and while objects are deleted
 
@@ -103,14 +103,6 @@ func (l *Log) Archiving(context.Context) (Archiving, error) {
 	return a, err
 }
 
-// wake says that there may be something to do.
-func (a *archiving) wake() {
-	select {
-	case a.wakeup <- struct{}{}:
-	default:
-	}
-}
-
 func (l *Log) openArchiving() error {
 	b, err := l.value(movedKey)
 	if err == nil && b != nil && json.Unmarshal(b, &l.archiving.moved) != nil {
@@ -150,17 +142,17 @@ func (l *Log) archiveAll() {
 			return
 		}
 		l.archiving.failed(err)
-		wakeup := l.archiving.wakeup
+		bell := l.archiving.bell
 		if err != nil {
 			l.o.Log.Error("archiving fails; sessions stay as they are until it does not", "error", err, "retry", pause)
 			next, pause = pause, min(2*pause, archiveInterval)
-			wakeup = nil
+			bell = nil
 		} else {
 			pause = archivePause
 		}
 		select {
 		case <-time.After(next):
-		case <-wakeup:
+		case <-bell:
 		case <-l.closing:
 			return
 		}

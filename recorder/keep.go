@@ -249,7 +249,7 @@ func (l *Log) deleteRecord(ctx context.Context, session, by, reason string) erro
 	}
 	t.size++
 	if l.archiving.moved = left; len(away) > 0 {
-		l.archiving.wake()
+		l.archiving.bell.ring()
 	}
 	l.forgotten(session)
 	return nil

@@ -144,7 +144,7 @@ func Open(o Options) (*Log, error) {
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
 	l.space, l.flush = l.freeSpace, func() error { return guarded(db.Sync) }
-	l.rewrites.wakeup, l.archiving.wakeup = make(chan struct{}, 1), make(chan struct{}, 1)
+	l.rewrites.bell, l.archiving.bell = newBell(), newBell()
 	l.archives.opener = o.OpenArchive
 	if l.tree, err = openTree(l.view, o.Key); err != nil {
 		db.Close()
@@ -298,6 +298,19 @@ func (l *Log) untilClosed() (context.Context, context.CancelFunc) {
 		}
 	}()
 	return ctx, cancel
+}
+
+// A bell wakes who waits for something to do. Rung several times before that, it wakes
+// once.
+type bell chan struct{}
+
+func newBell() bell { return make(bell, 1) }
+
+func (b bell) ring() {
+	select {
+	case b <- struct{}{}:
+	default:
+	}
 }
 
 // every calls f at that interval, until it returns false or the log is closed.
@@ -540,7 +553,7 @@ func (l *Log) finish(s Session, several bool) error {
 	}
 	if several {
 		writes = append(writes, write{rewriteKey(s.ID), []byte{}})
-		defer l.rewrites.wake()
+		defer l.rewrites.bell.ring()
 	}
 	if err := l.commit(writes...); err != nil {
 		return err

@@ -46,20 +46,12 @@ const retryTime = 10 * time.Second
 
 // rewrites is the work that Open starts.
 type rewrites struct {
-	wakeup chan struct{}
-	hurry  atomic.Bool // somebody waits
+	bell  bell        // there is something to rewrite
+	hurry atomic.Bool // somebody waits
 
 	// Held from when blocks are read until another is in their place: who deletes a
 	// session's blocks holds it, too.
 	sync.Mutex
-}
-
-// wake says that there is something to rewrite.
-func (r *rewrites) wake() {
-	select {
-	case r.wakeup <- struct{}{}:
-	default:
-	}
 }
 
 // Settle waits until the sessions that have ended are rewritten.
@@ -70,14 +62,14 @@ func (l *Log) Settle(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		left := false
-		err := l.scan([]byte("w/"), false, func(_, _ []byte) (bool, error) { left = true; return false, nil })
+		err := l.keys(rewriteKey(""), func(string) bool { left = true; return false })
 		if err != nil || !left {
 			return err
 		}
 		if l.failed.Load() {
 			return ErrUnavailable
 		}
-		l.rewrites.wake()
+		l.rewrites.bell.ring()
 		select {
 		case <-tick.C:
 		case <-l.closing:
@@ -123,7 +115,7 @@ func (l *Log) rewriteAll() {
 			retry = time.After(retryTime)
 		}
 		select {
-		case <-l.rewrites.wakeup:
+		case <-l.rewrites.bell:
 		case <-retry:
 		case <-l.closing:
 			return

@@ -53,7 +53,6 @@ type Result struct {
 	First   *hdrhistogram.Histogram // to the first byte, ns
 	Calls   int64
 	Bytes   int64
-	Elapsed time.Duration
 }
 
 const (
@@ -105,7 +104,6 @@ func Run(ctx context.Context, callers []Caller, p Plan) (*Result, error) {
 		sum.Latency.Merge(r.Latency)
 		sum.First.Merge(r.First)
 	}
-	sum.Elapsed = p.Duration
 	return sum, nil
 }
 

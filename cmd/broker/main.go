@@ -21,7 +21,7 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	status := run(ctx)
 	stop()
-	os.Exit(status) // the only Exit of the module
+	os.Exit(status) // the only Exit of the program
 }
 
 // run executes the command line and returns the exit status: 0 done, 1 failed,
