@@ -707,7 +707,7 @@ func (l *Log) now(s Session) Session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s = r.session
-	if s.State != Running { // its end cannot be put on record yet
+	if s.State != Running && l.isLive(s.ID) { // its end cannot be put on record yet
 		s.State, s.Reason, s.End, s.Records, s.Head = Running, "", time.Time{}, 0, ""
 	}
 	return s
