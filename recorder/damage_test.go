@@ -36,7 +36,12 @@ func TestEmptyFile(t *testing.T) {
 // TestBadgerFails checks that a log whose next file cannot be made refuses, does not
 // end its process, closes, and is good when it is opened again.
 func TestBadgerFails(t *testing.T) {
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "recorder-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Not t.TempDir: Badger goes on making files while it is removed, and nothing ends that.
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	l := open(t, Options{Dir: dir})
 	tables, _ := filepath.Glob(filepath.Join(dir, "*.mem"))
 	for i := range 3 { // in the way of the next ones
@@ -66,6 +71,11 @@ func TestBadgerFails(t *testing.T) {
 	}
 	if _, err := l.Session(t.Context(), r.ID()); err == nil || errors.Is(err, ErrNoSession) {
 		t.Errorf("what cannot be read is said to be: %v", err)
+	}
+	for s, err := range l.Find(t.Context(), Query{Text: []string{"a"}, Servers: []string{"s"}}) {
+		if err == nil {
+			t.Errorf("session %s is found where nothing can be read", s.ID)
+		}
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
