@@ -67,24 +67,21 @@ const (
 	recordBegan     = 1 << 2
 	recordContinues = 1 << 3
 
-	// blockSize is how long the records of a block may be when they are recorded, and
-	// rewriteSize when they are rewritten, in bytes. Badger writes a value as a whole,
-	// and zstd gains little above.
+	// blockSize is how long the records of a block may be in the journal, and
+	// rewriteSize in the database, in bytes. Badger writes a value as a whole, and zstd
+	// gains little above.
 	blockSize   = 1 << 20
 	rewriteSize = 2 << 20
-	// rawSize is how long the records of a block may be to be recorded as they are:
-	// zstd gains little on them, takes longer than all else, and they are rewritten.
-	rawSize = 16 << 10
 	// recordHead is more than a record's own bytes.
 	recordHead = 32
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// The encoder is for EncodeAll, which many goroutines call at a time; that of blocks
-// that are rewritten is for one.
+// The encoders are for EncodeAll. That which takes half the time is for what must be out
+// of memory.
 var (
-	encoder   = newEncoder(zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
+	encoder   = newEncoder(zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(rewriteSize))
 	reencoder = newEncoder(zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(rewriteSize), zstd.WithEncoderConcurrency(1))
 )
 
@@ -210,17 +207,23 @@ func encode(start time.Time, c chain, frames []Frame) *encoding {
 	return e
 }
 
-// sealBlock makes a block of the records under way.
+// behind returns the chain to the last record of block i.
+func (e *encoding) behind(i int) chain {
+	if i+1 == len(e.blocks) {
+		return e.chain
+	}
+	next := e.blocks[i+1]
+	h, _ := readHeader(next.Bytes) // which is our own
+	return chain{h.before, next.Number}
+}
+
+// seal makes a block of the records under way.
 func (e *encoding) seal() {
 	if e.count == 0 {
 		return
 	}
 	start := len(e.sealed)
-	var z *zstd.Encoder
-	if len(e.records) > rawSize {
-		z = encoder()
-	}
-	e.sealed = sealBlock(e.sealed, z, e.before, e.count, e.records)
+	e.sealed = sealBlock(e.sealed, nil, e.before, e.count, e.records)
 	b := e.sealed[start:len(e.sealed):len(e.sealed)] // stays where it is, also when sealed moves
 	e.blocks = append(e.blocks, Block{e.chain.next - e.count, b})
 	e.records, e.count = e.records[:0], 0

@@ -432,7 +432,7 @@ func TestDamagedPart(t *testing.T) {
 }
 
 func TestDamagedBlock(t *testing.T) {
-	l := open(t, Options{Dir: t.TempDir()})
+	l := open(t, Options{Dir: t.TempDir(), still: true})
 	r := start(t, l)
 	for i := range 5 {
 		if err := r.Append(Frame{Bytes: fmt.Appendf(nil, "frame %d", i)}); err != nil {
@@ -609,7 +609,7 @@ var parted = []Frame{
 }
 
 func writeParted(t *testing.T) (*Log, *Recording) {
-	l := open(t, Options{Dir: t.TempDir()})
+	l := open(t, Options{Dir: t.TempDir(), still: true})
 	r := start(t, l)
 	for _, f := range parted {
 		if err := r.Append(f); err != nil {

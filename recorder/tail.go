@@ -1,0 +1,359 @@
+package recorder
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/klauspost/compress/zstd"
+)
+
+// A tail is what the journal has of a session and the database does not. It is in memory,
+// too, from where it is read. It comes to the database, as large blocks,
+//
+//   - when there is enough for one,
+//   - when the session has ended,
+//   - when it is in one of the oldest files of the journal, so that those can go,
+//   - when the log is opened or closed.
+//
+// That is done in the background; where it falls behind, whoever records does it for his
+// own session. A block is in the database before it leaves the tail, and readers look at
+// the tail first: so they see each once, in one of the two.
+type tail struct {
+	session string
+
+	draining sync.Mutex // held while blocks of it go to the database; in front of mu
+
+	mu     sync.Mutex
+	blocks []tailBlock
+	size   int // of them, in bytes
+	small  int // blocks in the database that shall be brought together
+}
+
+type tailBlock struct {
+	Block
+	file *journalFile
+}
+
+const (
+	// journalFiles is how many files of the journal what does not come together to a
+	// large block may stay in.
+	journalFiles = 4
+	// heldLimit is how many bytes all tails may have before whoever records waits.
+	heldLimit = (journalFiles + 2) * journalSize
+	// smallSize is how long the records of a block must be for it to stay as it is.
+	smallSize = rewriteSize / 4
+)
+
+// tails are those that are not empty, by session.
+type tails struct {
+	sync.Mutex
+	of   map[string]*tail
+	held int // bytes
+
+	wakeup chan struct{} // some can be drained
+}
+
+// wake says that there is something to drain.
+func (t *tails) wake() {
+	select {
+	case t.wakeup <- struct{}{}:
+	default:
+	}
+}
+
+// all returns all tails.
+func (t *tails) all() []*tail {
+	t.Lock()
+	defer t.Unlock()
+	return slices.Collect(maps.Values(t.of))
+}
+
+// get returns the tail of a session, or nil.
+func (t *tails) get(session string) *tail {
+	t.Lock()
+	defer t.Unlock()
+	return t.of[session]
+}
+
+// add puts a block at the end of a tail. It returns how much there is of it, and of all.
+func (t *tails) add(to *tail, b tailBlock) (size, held int) {
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	to.blocks, to.size = append(to.blocks, b), to.size+len(b.Bytes)
+	t.Lock()
+	defer t.Unlock()
+	t.of[to.session] = to
+	t.held += len(b.Bytes)
+	return to.size, t.held
+}
+
+// take takes the first n blocks off a tail.
+func (t *tails) take(from *tail, n int) []tailBlock {
+	from.mu.Lock()
+	defer from.mu.Unlock()
+	gone := from.blocks[:n]
+	from.blocks = append([]tailBlock(nil), from.blocks[n:]...) // readers may have the others
+	t.Lock()
+	defer t.Unlock()
+	for _, b := range gone {
+		from.size -= len(b.Bytes)
+		t.held -= len(b.Bytes)
+	}
+	if len(from.blocks) == 0 {
+		delete(t.of, from.session)
+	}
+	return gone
+}
+
+// read returns the blocks that are in a tail now.
+func (t *tail) read() []tailBlock {
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.blocks
+}
+
+// isIn reports whether the tail has anything in files of the journal up to a number.
+func (t *tail) isIn(number int) bool {
+	b := t.read()
+	return len(b) > 0 && b[0].file.number <= number
+}
+
+// isSmall reports whether there are blocks of the session that shall be brought together.
+func (t *tail) isSmall() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.small > 1
+}
+
+// enter puts a block of a session on record, in the journal. It returns how much there is
+// of the session's tail, and of all.
+func (l *Log) enter(t *tail, b Block) (size, held int, err error) {
+	var f *journalFile
+	if err = l.writable(len(b.Bytes) + entryHead + entryPlace); err == nil {
+		f, err = l.journalize(t.session, b)
+	}
+	if err := l.written(err); err != nil {
+		return 0, 0, err
+	}
+	size, held = l.tails.add(t, tailBlock{Block{b.Number, bytes.Clone(b.Bytes)}, f})
+	return size, held, nil
+}
+
+func (l *Log) journalize(session string, b Block) (*journalFile, error) {
+	f, upTo, err := l.journal.add(session, b)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	if l.o.Sync == SyncAlways {
+		if err := l.journal.sync(upTo); err != nil {
+			return nil, l.cannotFlush(err)
+		}
+	}
+	return f, nil
+}
+
+// relieve is told how much there is. It has it drained, or does it itself.
+func (l *Log) relieve(t *tail, size, held int) error {
+	switch {
+	case held > heldLimit || l.o.still:
+		return l.drain(t, 0, encoder())
+	case size >= 2*rewriteSize:
+		return l.drain(t, rewriteSize, encoder())
+	case size >= rewriteSize:
+		l.tails.wake()
+	}
+	return nil
+}
+
+// drain brings what is in a tail to the database, until it has no more bytes than that.
+func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
+	t.draining.Lock()
+	defer t.draining.Unlock()
+	for {
+		t.mu.Lock()
+		blocks, size := t.blocks, t.size
+		t.mu.Unlock()
+		if len(blocks) == 0 || size <= left {
+			return nil
+		}
+		block, n, small, err := join(blocks, z)
+		if err != nil {
+			return err
+		}
+		if err := l.commit(write{blockKey(t.session, block.Number, 0), block.Bytes}); err != nil {
+			return err
+		}
+		if small {
+			t.mu.Lock()
+			t.small++
+			t.mu.Unlock()
+		}
+		for _, b := range l.tails.take(t, n) {
+			l.journal.release(b.file)
+		}
+	}
+}
+
+// join makes one block of the first of a tail, as many as there is room for.
+func join(blocks []tailBlock, z *zstd.Encoder) (b Block, n int, small bool, err error) {
+	var before hash
+	var records []byte
+	count := uint32(0)
+	for ; n < len(blocks) && blocks[n].Number == blocks[0].Number+count; n++ { // behind a gap, another begins
+		h, err := readHeader(blocks[n].Bytes)
+		if err != nil {
+			return b, 0, false, err
+		}
+		if n == 0 {
+			before = h.before
+		} else if len(records)+h.size > rewriteSize {
+			break
+		}
+		records = append(records, blocks[n].Bytes[h.length+4:]...)
+		count += h.count
+	}
+	return Block{blocks[0].Number, sealBlock(nil, z, before, count, records)}, n, len(records) < smallSize, nil
+}
+
+// discard drops what is in the tail of a session that is deleted.
+func (l *Log) discard(session string) {
+	t := l.tails.get(session)
+	if t == nil {
+		return
+	}
+	t.draining.Lock()
+	defer t.draining.Unlock()
+	for _, b := range l.tails.take(t, len(t.read())) {
+		l.journal.release(b.file)
+	}
+}
+
+// drainAll drains the tails for which that must be, and removes files of the journal that
+// are not needed any more. With all, every tail must.
+func (l *Log) drainAll(all bool) error {
+	old := l.journal.older(journalFiles)
+	for _, t := range l.tails.all() {
+		began := time.Now()
+		left := rewriteSize
+		ended := !l.isLive(t.session)
+		if all || ended || t.isIn(old) {
+			left = 0
+		}
+		if err := l.drain(t, left, reencoder()); err != nil {
+			return err
+		}
+		if ended && !all && !l.rest(began) {
+			return nil
+		}
+	}
+	return l.tidyJournal(all)
+}
+
+// tidyJournal removes files of the journal of which the database has all.
+func (l *Log) tidyJournal(end bool) error {
+	done := l.journal.done(end)
+	if len(done) == 0 {
+		return nil
+	}
+	if err := l.flush(); err != nil { // or a loss of power might take what neither has
+		return l.written(l.cannotFlush(err))
+	}
+	return l.journal.remove(done)
+}
+
+// keepJournal drains what can be, until the log is closed.
+func (l *Log) keepJournal() {
+	for {
+		var retry <-chan time.Time
+		if err := l.drainAll(false); err != nil {
+			l.o.Log.Warn("the journal cannot be brought to the database now", "error", err)
+			retry = time.After(retryTime)
+		}
+		select {
+		case <-l.tails.wakeup:
+		case <-retry:
+		case <-l.closing:
+			return
+		}
+	}
+}
+
+// loadJournal takes what a dead process has left in the journal for the tails.
+func (l *Log) loadJournal() error {
+	type place struct {
+		tail *tail
+		next uint32 // record that the database or the tail does not have
+		end  int64  // of the session
+	}
+	places := map[string]place{}
+	for _, f := range l.journal.files {
+		var failed error
+		err := f.read(func(session string, b Block) {
+			h, err := readHeader(b.Bytes)
+			if err != nil || failed != nil {
+				return
+			}
+			p, known := places[session]
+			if !known {
+				p.tail = &tail{session: session}
+				if p.next, p.end, failed = l.stored(session); failed != nil {
+					return
+				}
+			}
+			if b.Number >= p.next && int64(b.Number) < p.end {
+				f.entries++
+				l.tails.add(p.tail, tailBlock{b, f})
+				p.next = b.Number + h.count
+			}
+			places[session] = p
+		}, func(from, to int) {
+			l.o.Log.Error("the journal is damaged, or its end was not written", "file", f.path, "from", from, "to", to)
+		})
+		if err := errors.Join(err, failed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stored returns the number behind the last record of a session that the database has, and
+// how many records the session has, as far as that is known. Of one that is not on
+// record, it has all.
+func (l *Log) stored(session string) (next uint32, end int64, err error) {
+	s, err := l.session(session)
+	switch {
+	case errors.Is(err, ErrNoSession):
+		return math.MaxUint32, 0, nil
+	case err != nil && !errors.Is(err, ErrDamaged):
+		return 0, 0, err
+	}
+	end = math.MaxInt64
+	if s.State != Running && err == nil {
+		end = s.Records
+	}
+	err = l.view(func(txn *badger.Txn) error {
+		b, err := openBlocks(txn, session)
+		if err != nil {
+			return err
+		}
+		return b.each(context.Background(), math.MaxUint32, true, func(_ []byte, n uint32, b []byte) (bool, error) {
+			next = n + 1
+			if h, err := readHeader(b); err == nil {
+				next = n + h.count
+			}
+			return false, nil
+		})
+	})
+	return next, end, err
+}
