@@ -13,12 +13,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // What sessions record goes to the journal first: one write to a file, where a
@@ -68,11 +67,16 @@ type journal struct {
 	last  int            // the number of the last one
 	buf   []byte
 
-	written, flushed int64 // bytes, in all files
-	dirty            []*journalFile
-	flushing         bool // by a goroutine, and the others wait
-	flush            sync.Cond
-	broken           error // of a flush: what the disk has is not known any more
+	written int64 // bytes, in all files,
+	dirty   []*journalFile
+
+	flush struct {
+		sync.Mutex // in front of mu
+		sync.Cond
+		upTo    int64 // of them are on the disk
+		running bool  // in a goroutine, and the others wait
+		broken  error // what the disk has is not known any more
+	}
 }
 
 // A journalFile is one file.
@@ -89,7 +93,7 @@ type journalFile struct {
 // openJournal finds what a dead process has left.
 func openJournal(dir string, key []byte) (*journal, error) {
 	j := &journal{dir: filepath.Join(dir, "journal"), key: key}
-	j.flush.L = &j.mu
+	j.flush.L = &j.flush.Mutex
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -131,7 +135,11 @@ func (j *journal) begin() error {
 	if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
 		return err
 	}
-	if err := syncFolder(j.dir); err != nil { // it has its name after a loss of power
+	err = reserve(f.file, journalSize+maxEntry)
+	if err == nil {
+		err = syncFolder(j.dir) // it has its name after a loss of power
+	}
+	if err != nil {
 		return errors.Join(err, f.file.Close(), os.Remove(f.path))
 	}
 	j.file, j.files = f, append(j.files, f)
@@ -249,26 +257,36 @@ func (f *journalFile) open(at int64, b []byte) (session string, block Block, n i
 // sync brings what has been written to the disk, up to there. One goroutine does that for
 // all who wait for it.
 func (j *journal) sync(upTo int64) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for j.flushed < upTo && j.broken == nil {
-		if j.flushing {
-			j.flush.Wait()
+	f := &j.flush
+	f.Lock()
+	defer f.Unlock()
+	for f.upTo < upTo && f.broken == nil {
+		if f.running {
+			f.Wait()
 			continue
 		}
-		j.flushing = true
-		written, dirty := j.written, j.dirty
-		j.dirty = nil
-		j.mu.Unlock()
-		var err error
-		for _, f := range dirty {
-			err = errors.Join(err, unix.Fdatasync(int(f.file.Fd())))
-		}
-		j.mu.Lock()
-		j.flushing, j.flushed, j.broken = false, written, err
-		j.flush.Broadcast()
+		f.running = true
+		f.Unlock()
+		runtime.Gosched() // those who have waited together for the last time write again
+		written, err := j.syncNow()
+		f.Lock()
+		f.running, f.upTo, f.broken = false, written, err
+		f.Broadcast()
 	}
-	return j.broken
+	return f.broken
+}
+
+func (j *journal) syncNow() (written int64, err error) {
+	j.mu.Lock()
+	written, dirty := j.written, j.dirty
+	j.dirty = nil
+	j.mu.Unlock()
+	for _, f := range dirty {
+		if e := datasync(f.file); !errors.Is(e, os.ErrClosed) { // that was removed meanwhile: the database has all
+			err = errors.Join(err, e)
+		}
+	}
+	return written, err
 }
 
 // syncAll is sync of all that has been written.
@@ -325,11 +343,8 @@ func (j *journal) remove(files []*journalFile) error {
 		if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		j.mu.Lock()
-		for j.flushing {
-			j.flush.Wait()
-		}
 		is := func(other *journalFile) bool { return other == f }
+		j.mu.Lock()
 		j.files, j.dirty = slices.DeleteFunc(j.files, is), slices.DeleteFunc(j.dirty, is)
 		j.mu.Unlock()
 		if f.file != nil {

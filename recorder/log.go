@@ -446,7 +446,6 @@ func (r *Recording) Append(frames ...Frame) error {
 		}
 	}
 	e := encode(r.session.Start, r.chain, frames)
-	defer e.free() // the tail has copied them
 	if e.chain.next < r.chain.next {
 		r.err = fmt.Errorf("%w: the recording has as many records as can be counted", ErrUnavailable)
 		return r.err

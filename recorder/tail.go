@@ -1,7 +1,6 @@
 package recorder
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -55,9 +55,9 @@ const (
 // tails are those that are not empty, by session.
 type tails struct {
 	sync.Mutex
-	of   map[string]*tail
-	held int // bytes
+	of map[string]*tail
 
+	held   atomic.Int64  // bytes
 	wakeup chan struct{} // some can be drained
 }
 
@@ -84,15 +84,16 @@ func (t *tails) get(session string) *tail {
 }
 
 // add puts a block at the end of a tail. It returns how much there is of it, and of all.
-func (t *tails) add(to *tail, b tailBlock) (size, held int) {
+func (t *tails) add(to *tail, b tailBlock) (size int, held int64) {
 	to.mu.Lock()
 	defer to.mu.Unlock()
+	if len(to.blocks) == 0 {
+		t.Lock()
+		t.of[to.session] = to
+		t.Unlock()
+	}
 	to.blocks, to.size = append(to.blocks, b), to.size+len(b.Bytes)
-	t.Lock()
-	defer t.Unlock()
-	t.of[to.session] = to
-	t.held += len(b.Bytes)
-	return to.size, t.held
+	return to.size, t.held.Add(int64(len(b.Bytes)))
 }
 
 // take takes the first n blocks off a tail.
@@ -101,14 +102,14 @@ func (t *tails) take(from *tail, n int) []tailBlock {
 	defer from.mu.Unlock()
 	gone := from.blocks[:n]
 	from.blocks = append([]tailBlock(nil), from.blocks[n:]...) // readers may have the others
-	t.Lock()
-	defer t.Unlock()
 	for _, b := range gone {
 		from.size -= len(b.Bytes)
-		t.held -= len(b.Bytes)
+		t.held.Add(-int64(len(b.Bytes)))
 	}
 	if len(from.blocks) == 0 {
+		t.Lock()
 		delete(t.of, from.session)
+		t.Unlock()
 	}
 	return gone
 }
@@ -138,7 +139,7 @@ func (t *tail) isSmall() bool {
 
 // enter puts a block of a session on record, in the journal. It returns how much there is
 // of the session's tail, and of all.
-func (l *Log) enter(t *tail, b Block) (size, held int, err error) {
+func (l *Log) enter(t *tail, b Block) (size int, held int64, err error) {
 	var f *journalFile
 	if err = l.writable(len(b.Bytes) + entryHead + entryPlace); err == nil {
 		f, err = l.journalize(t.session, b)
@@ -146,7 +147,7 @@ func (l *Log) enter(t *tail, b Block) (size, held int, err error) {
 	if err := l.written(err); err != nil {
 		return 0, 0, err
 	}
-	size, held = l.tails.add(t, tailBlock{Block{b.Number, bytes.Clone(b.Bytes)}, f})
+	size, held = l.tails.add(t, tailBlock{b, f})
 	return size, held, nil
 }
 
@@ -164,7 +165,7 @@ func (l *Log) journalize(session string, b Block) (*journalFile, error) {
 }
 
 // relieve is told how much there is. It has it drained, or does it itself.
-func (l *Log) relieve(t *tail, size, held int) error {
+func (l *Log) relieve(t *tail, size int, held int64) error {
 	switch {
 	case held > heldLimit || l.o.still:
 		return l.drain(t, 0, encoder())
@@ -180,6 +181,8 @@ func (l *Log) relieve(t *tail, size, held int) error {
 func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 	t.draining.Lock()
 	defer t.draining.Unlock()
+	j := joins.Get().(*join)
+	defer joins.Put(j)
 	for {
 		t.mu.Lock()
 		blocks, size := t.blocks, t.size
@@ -187,14 +190,14 @@ func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 		if len(blocks) == 0 || size <= left {
 			return nil
 		}
-		block, n, small, err := join(blocks, z)
+		block, n, err := j.first(blocks, z)
 		if err != nil {
 			return err
 		}
 		if err := l.commit(write{blockKey(t.session, block.Number, 0), block.Bytes}); err != nil {
 			return err
 		}
-		if small {
+		if len(j.records) < smallSize {
 			t.mu.Lock()
 			t.small++
 			t.mu.Unlock()
@@ -205,25 +208,32 @@ func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 	}
 }
 
-// join makes one block of the first of a tail, as many as there is room for.
-func join(blocks []tailBlock, z *zstd.Encoder) (b Block, n int, small bool, err error) {
+// A join is the memory in which blocks of a tail become one.
+type join struct{ records, block []byte }
+
+var joins = sync.Pool{New: func() any { return new(join) }}
+
+// first makes one block of the first of a tail, as many as there is room for, and returns
+// how many those are. It is valid until the next.
+func (j *join) first(blocks []tailBlock, z *zstd.Encoder) (b Block, n int, err error) {
 	var before hash
-	var records []byte
 	count := uint32(0)
+	j.records = j.records[:0]
 	for ; n < len(blocks) && blocks[n].Number == blocks[0].Number+count; n++ { // behind a gap, another begins
 		h, err := readHeader(blocks[n].Bytes)
 		if err != nil {
-			return b, 0, false, err
+			return b, 0, err
 		}
 		if n == 0 {
 			before = h.before
-		} else if len(records)+h.size > rewriteSize {
+		} else if len(j.records)+h.size > rewriteSize {
 			break
 		}
-		records = append(records, blocks[n].Bytes[h.length+4:]...)
+		j.records = append(j.records, blocks[n].Bytes[h.length+4:]...)
 		count += h.count
 	}
-	return Block{blocks[0].Number, sealBlock(nil, z, before, count, records)}, n, len(records) < smallSize, nil
+	j.block = sealBlock(j.block[:0], z, before, count, j.records)
+	return Block{blocks[0].Number, j.block}, n, nil
 }
 
 // discard drops what is in the tail of a session that is deleted.
