@@ -152,8 +152,7 @@ func (l *Log) put(batch []*commit) error {
 func (l *Log) end(txn *badger.Txn) error {
 	err := txn.Commit()
 	if err != nil {
-		err = fmt.Errorf("%w; start again when it is good", err)
-		l.unwritable.Store(&err)
+		err = l.cannotWrite(err)
 		l.unreadable.Store(true)
 	}
 	return err
@@ -242,11 +241,15 @@ func (l *Log) syncNow() bool {
 	return err == nil
 }
 
-// cannotFlush is told of an error of a flush, and returns what nothing can be written
-// for until the log is opened again: what the disk has is not known any more, and the
-// kernel does not try again.
+// cannotFlush is cannotWrite of an error of a flush: what the disk has is not known any
+// more, and the kernel does not try again.
 func (l *Log) cannotFlush(err error) error {
-	err = fmt.Errorf("flush to the disk: %w; start again when it is good", err)
+	return l.cannotWrite(fmt.Errorf("flush to the disk: %w", err))
+}
+
+// cannotWrite returns why nothing can be written until the log is opened again.
+func (l *Log) cannotWrite(err error) error {
+	err = fmt.Errorf("%w; start again when it is good", err)
 	l.unwritable.Store(&err)
 	return err
 }

@@ -195,16 +195,6 @@ func encode(start time.Time, c chain, frames []Frame) encoding {
 	return e
 }
 
-// behind returns the chain to the last record of block i.
-func (e *encoding) behind(i int) chain {
-	if i+1 == len(e.blocks) {
-		return e.chain
-	}
-	next := e.blocks[i+1]
-	h, _ := readHeader(next.Bytes) // which is our own
-	return chain{h.before, next.Number}
-}
-
 // seal makes a block of the records under way.
 func (e *encoding) seal() {
 	if e.count == 0 {

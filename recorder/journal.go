@@ -146,9 +146,9 @@ func (j *journal) begin() error {
 	return nil
 }
 
-// add writes a block behind all others. It returns the file, and what must be flushed so
-// that no loss of power takes the block.
-func (j *journal) add(session string, b Block) (f *journalFile, upTo int64, err error) {
+// add writes blocks behind all others, or none of them. It returns the file, and what must
+// be flushed so that no loss of power takes them.
+func (j *journal) add(session string, blocks []Block) (f *journalFile, upTo int64, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.file != nil && j.file.size >= journalSize {
@@ -160,37 +160,39 @@ func (j *journal) add(session string, b Block) (f *journalFile, upTo int64, err 
 		}
 	}
 	f = j.file
-	e := f.seal(j.buf[:0], session, b)
+	e := j.buf[:0]
+	for _, b := range blocks {
+		e = f.seal(e, f.size+int64(len(e)), session, b)
+	}
 	if j.buf = e; cap(e) > blockSize/4 { // of a rare big one
 		j.buf = nil
 	}
-	n, err := f.file.Write(e)
-	f.size += int64(n)
-	j.written += int64(n)
 	if !slices.Contains(j.dirty, f) {
 		j.dirty = append(j.dirty, f)
 	}
-	if err != nil {
-		j.file = nil // what came next would be behind half an entry
-		return nil, 0, err
+	if _, err := f.file.Write(e); err != nil {
+		j.file = nil // what came next might be behind half an entry
+		return nil, 0, errors.Join(err, f.file.Truncate(f.size))
 	}
-	f.entries++
+	f.size += int64(len(e))
+	j.written += int64(len(e))
+	f.entries += len(blocks)
 	return f, j.written, nil
 }
 
-// seal appends an entry, for the end of the file, to dst.
-func (f *journalFile) seal(dst []byte, session string, b Block) []byte {
+// seal appends an entry for that offset to dst.
+func (f *journalFile) seal(dst []byte, at int64, session string, b Block) []byte {
 	head := len(dst)
 	dst = append(dst, make([]byte, entryHead)...)
 	dst = binary.BigEndian.AppendUint32(append(dst, session...), b.Number)
 	dst = append(dst, b.Bytes...)
 	if f.aead != nil {
 		text := dst[head+entryHead:]
-		dst = f.aead.Seal(dst[:head+entryHead], nonceOf(uint64(f.size)), text, nil)
+		dst = f.aead.Seal(dst[:head+entryHead], nonceOf(uint64(at)), text, nil)
 	}
 	body := dst[head+entryHead:]
 	binary.LittleEndian.PutUint32(dst[head:], uint32(len(body)))
-	binary.LittleEndian.PutUint32(dst[head+4:], f.checksum(f.size, dst[head:head+4], body))
+	binary.LittleEndian.PutUint32(dst[head+4:], f.checksum(at, dst[head:head+4], body))
 	return dst
 }
 

@@ -450,17 +450,12 @@ func (r *Recording) Append(frames ...Frame) error {
 		r.err = fmt.Errorf("%w: the recording has as many records as can be counted", ErrUnavailable)
 		return r.err
 	}
-	for i, b := range e.blocks {
-		size, held, err := r.log.enter(r.tail, b)
-		if err == nil {
-			r.chain = e.behind(i) // also if not all can be entered: what has been is on record
-			err = r.log.relieve(r.tail, size, held)
-		}
-		if err != nil {
-			r.err = err
-			return err
-		}
+	if err := r.log.enter(r.tail, e.blocks); err != nil {
+		r.err = err
+		return err
 	}
+	r.chain = e.chain
+	r.err = r.log.relieve(r.tail) // of the next append: this one is on record
 	for i := range frames {
 		r.session.count(&frames[i])
 	}

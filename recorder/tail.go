@@ -13,6 +13,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 )
 
 // A tail is what the journal has of a session and the database does not. It is in memory,
@@ -83,8 +84,8 @@ func (t *tails) get(session string) *tail {
 	return t.of[session]
 }
 
-// add puts a block at the end of a tail. It returns how much there is of it, and of all.
-func (t *tails) add(to *tail, b tailBlock) (size int, held int64) {
+// add puts a block at the end of a tail.
+func (t *tails) add(to *tail, b tailBlock) {
 	to.mu.Lock()
 	defer to.mu.Unlock()
 	if len(to.blocks) == 0 {
@@ -93,7 +94,7 @@ func (t *tails) add(to *tail, b tailBlock) (size int, held int64) {
 		t.Unlock()
 	}
 	to.blocks, to.size = append(to.blocks, b), to.size+len(b.Bytes)
-	return to.size, t.held.Add(int64(len(b.Bytes)))
+	t.held.Add(int64(len(b.Bytes)))
 }
 
 // take takes the first n blocks off a tail.
@@ -137,24 +138,35 @@ func (t *tail) isSmall() bool {
 	return t.small > 1
 }
 
-// enter puts a block of a session on record, in the journal. It returns how much there is
-// of the session's tail, and of all.
-func (l *Log) enter(t *tail, b Block) (size int, held int64, err error) {
+// enter puts blocks of a session on record, in the journal: all of them, or none.
+func (l *Log) enter(t *tail, blocks []Block) error {
+	size := 0
+	for _, b := range blocks {
+		size += len(b.Bytes) + entryHead + entryPlace
+	}
+	err := l.writable(size)
 	var f *journalFile
-	if err = l.writable(len(b.Bytes) + entryHead + entryPlace); err == nil {
-		f, err = l.journalize(t.session, b)
+	if err == nil {
+		f, err = l.journalize(t.session, blocks)
 	}
 	if err := l.written(err); err != nil {
-		return 0, 0, err
+		return err
 	}
-	size, held = l.tails.add(t, tailBlock{b, f})
-	return size, held, nil
+	for _, b := range blocks {
+		l.tails.add(t, tailBlock{b, f})
+	}
+	return nil
 }
 
-func (l *Log) journalize(session string, b Block) (*journalFile, error) {
-	f, upTo, err := l.journal.add(session, b)
+// journalize writes blocks, and flushes them if that is done always.
+func (l *Log) journalize(session string, blocks []Block) (*journalFile, error) {
+	f, upTo, err := l.journal.add(session, blocks)
 	if err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
+		err = fmt.Errorf("journal: %w", err)
+		if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+			err = l.cannotWrite(err)
+		}
+		return nil, err
 	}
 	if l.o.Sync == SyncAlways {
 		if err := l.journal.sync(upTo); err != nil {
@@ -164,10 +176,13 @@ func (l *Log) journalize(session string, b Block) (*journalFile, error) {
 	return f, nil
 }
 
-// relieve is told how much there is. It has it drained, or does it itself.
-func (l *Log) relieve(t *tail, size int, held int64) error {
+// relieve has a tail drained if there is much of it, or does that itself.
+func (l *Log) relieve(t *tail) error {
+	t.mu.Lock()
+	size := t.size
+	t.mu.Unlock()
 	switch {
-	case held > heldLimit || l.o.still:
+	case l.tails.held.Load() > heldLimit || l.o.still:
 		return l.drain(t, 0, encoder())
 	case size >= 2*rewriteSize:
 		return l.drain(t, rewriteSize, encoder())
@@ -189,6 +204,9 @@ func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 		t.mu.Unlock()
 		if len(blocks) == 0 || size <= left {
 			return nil
+		}
+		if l.o.still {
+			blocks = blocks[:1]
 		}
 		block, n, err := j.first(blocks, z)
 		if err != nil {
