@@ -455,7 +455,6 @@ func (r *Recording) Append(frames ...Frame) error {
 		return err
 	}
 	r.chain = e.chain
-	r.err = r.log.relieve(r.tail) // of the next append: this one is on record
 	for i := range frames {
 		r.session.count(&frames[i])
 	}

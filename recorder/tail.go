@@ -84,8 +84,8 @@ func (t *tails) get(session string) *tail {
 	return t.of[session]
 }
 
-// add puts a block at the end of a tail.
-func (t *tails) add(to *tail, b tailBlock) {
+// add puts a block at the end of a tail. It returns how much there is of that now.
+func (t *tails) add(to *tail, b tailBlock) (size int) {
 	to.mu.Lock()
 	defer to.mu.Unlock()
 	if len(to.blocks) == 0 {
@@ -95,6 +95,7 @@ func (t *tails) add(to *tail, b tailBlock) {
 	}
 	to.blocks, to.size = append(to.blocks, b), to.size+len(b.Bytes)
 	t.held.Add(int64(len(b.Bytes)))
+	return to.size
 }
 
 // take takes the first n blocks off a tail.
@@ -140,11 +141,14 @@ func (t *tail) isSmall() bool {
 
 // enter puts blocks of a session on record, in the journal: all of them, or none.
 func (l *Log) enter(t *tail, blocks []Block) error {
-	size := 0
-	for _, b := range blocks {
-		size += len(b.Bytes) + entryHead + entryPlace
+	if err := l.relieve(t); err != nil {
+		return err
 	}
-	err := l.writable(size)
+	length := 0
+	for _, b := range blocks {
+		length += len(b.Bytes) + entryHead + entryPlace
+	}
+	err := l.writable(length)
 	var f *journalFile
 	if err == nil {
 		f, err = l.journalize(t.session, blocks)
@@ -152,8 +156,30 @@ func (l *Log) enter(t *tail, blocks []Block) error {
 	if err := l.written(err); err != nil {
 		return err
 	}
+	size := 0
 	for _, b := range blocks {
-		l.tails.add(t, tailBlock{b, f})
+		size = l.tails.add(t, tailBlock{b, f})
+	}
+	if size >= rewriteSize {
+		l.tails.wake()
+	}
+	if l.o.still {
+		return l.drain(t, 0, encoder())
+	}
+	return nil
+}
+
+// relieve drains a tail, before more is put into it, where the background has fallen
+// behind.
+func (l *Log) relieve(t *tail) error {
+	if l.tails.held.Load() > heldLimit {
+		return l.drain(t, 0, encoder())
+	}
+	t.mu.Lock()
+	size := t.size
+	t.mu.Unlock()
+	if size > 2*rewriteSize {
+		return l.drain(t, rewriteSize, encoder())
 	}
 	return nil
 }
@@ -174,22 +200,6 @@ func (l *Log) journalize(session string, blocks []Block) (*journalFile, error) {
 		}
 	}
 	return f, nil
-}
-
-// relieve has a tail drained if there is much of it, or does that itself.
-func (l *Log) relieve(t *tail) error {
-	t.mu.Lock()
-	size := t.size
-	t.mu.Unlock()
-	switch {
-	case l.tails.held.Load() > heldLimit || l.o.still:
-		return l.drain(t, 0, encoder())
-	case size >= 2*rewriteSize:
-		return l.drain(t, rewriteSize, encoder())
-	case size >= rewriteSize:
-		l.tails.wake()
-	}
-	return nil
 }
 
 // drain brings what is in a tail to the database, until it has no more bytes than that.

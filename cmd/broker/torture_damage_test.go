@@ -8,10 +8,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -136,9 +136,13 @@ func (w *torture) replays() map[string][]byte {
 
 // turnBits changes up to 8 bytes in a row, where there are any but zeros.
 func (w *torture) turnBits(dir string) (name string, at int64) {
-	files, err := filepath.Glob(filepath.Join(dir, "*"))
-	w.must(err)
-	files = slices.DeleteFunc(files, func(name string) bool { return filepath.Base(name) == "LOCK" })
+	var files []string
+	w.must(filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && d.Name() != "LOCK" {
+			files = append(files, path)
+		}
+		return err
+	}))
 	for range 1000 {
 		name := files[w.IntN(len(files))]
 		f, err := os.OpenFile(name, os.O_RDWR, 0)
