@@ -44,11 +44,11 @@ type tailBlock struct {
 }
 
 const (
-	// journalFiles is how many files of the journal what does not come together to a
+	// journalAge is how many files of the journal what does not come together to a
 	// large block may stay in.
-	journalFiles = 4
+	journalAge = 4
 	// heldLimit is how many bytes all tails may have before whoever records waits.
-	heldLimit = (journalFiles + 2) * journalSize
+	heldLimit = (journalAge + 2) * journalSize
 	// smallSize is how long the records of a block must be for it to stay as it is.
 	smallSize = rewriteSize / 4
 )
@@ -280,7 +280,7 @@ func (l *Log) discard(session string) {
 // drainAll drains the tails for which that must be, and removes files of the journal that
 // are not needed any more. With all, every tail must.
 func (l *Log) drainAll(all bool) error {
-	old := l.journal.older(journalFiles)
+	old := l.journal.older(journalAge)
 	for _, t := range l.tails.all() {
 		began := time.Now()
 		left := rewriteSize
