@@ -114,12 +114,9 @@ func TestJournalDamaged(t *testing.T) {
 // damaged.
 func TestJournalForged(t *testing.T) {
 	dir := t.TempDir()
-	f, _ := writeJournal(t, dir, nil, Block{0, []byte("forged")})
-	forged, err := os.ReadFile(f.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, _ = writeJournal(t, dir, nil, Block{0, forged}, Block{1, []byte("last")})
+	other := (&journal{}).named("00000001-000102030405060708090a0b0c0d0e0f")
+	forged := other.seal(nil, entryHead+entryPlace, "0123456789abcdef", Block{0, []byte("forged")})
+	f, _ := writeJournal(t, dir, nil, Block{0, forged}, Block{1, []byte("last")})
 	b, err := os.ReadFile(f.path)
 	if err != nil {
 		t.Fatal(err)
