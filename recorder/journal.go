@@ -114,7 +114,7 @@ func (j *journal) named(name string) *journalFile {
 	if err != nil || wrong != nil || len(salt) != saltSize {
 		return nil
 	}
-	f := &journalFile{number: n, path: filepath.Join(j.dir, name), sum: 0}
+	f := &journalFile{number: n, path: filepath.Join(j.dir, name), sum: crc32.Checksum(salt, castagnoli)}
 	if j.key != nil {
 		key, err := hkdf.Key(sha256.New, j.key, salt, journalLabel, keySize)
 		if err != nil {

@@ -285,7 +285,7 @@ func (l *Log) drainAll(all bool) error {
 		began := time.Now()
 		left := rewriteSize
 		ended := !l.isLive(t.session)
-		_ = old; if all || ended {
+		if all || ended || t.isIn(old) {
 			left = 0
 		}
 		if err := l.drain(t, left, reencoder()); err != nil {
