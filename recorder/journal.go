@@ -86,6 +86,7 @@ type journalFile struct {
 	sum     uint32      // of the name
 	aead    cipher.AEAD // nil: entries are not encrypted
 	file    *os.File    // nil: it is not written to any more
+	stays   bool        // its name does, after a loss of power; for who flushes
 	size    int64
 	entries int // that the database does not have
 }
@@ -135,11 +136,7 @@ func (j *journal) begin() error {
 	if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
 		return err
 	}
-	err = reserve(f.file, journalSize+maxEntry)
-	if err == nil {
-		err = syncFolder(j.dir) // it has its name after a loss of power
-	}
-	if err != nil {
+	if err := reserve(f.file, journalSize+maxEntry); err != nil {
 		return errors.Join(err, f.file.Close(), os.Remove(f.path))
 	}
 	j.file, j.files = f, append(j.files, f)
@@ -286,6 +283,10 @@ func (j *journal) syncNow() (written int64, err error) {
 	for _, f := range dirty {
 		if e := datasync(f.file); !errors.Is(e, os.ErrClosed) { // that was removed meanwhile: the database has all
 			err = errors.Join(err, e)
+		}
+		if !f.stays {
+			err = errors.Join(err, syncFolder(j.dir))
+			f.stays = true
 		}
 	}
 	return written, err

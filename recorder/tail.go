@@ -24,8 +24,8 @@ import (
 //   - when it is in one of the oldest files of the journal, so that those can go,
 //   - when the log is opened or closed.
 //
-// That is done in the background; where it falls behind, whoever records does it for his
-// own session. A block is in the database before it leaves the tail, and readers look at
+// That is done in the background, at half the speed of a processor; where it falls behind,
+// it takes all, compresses less, and in the end whoever records does it himself. A block is in the database before it leaves the tail, and readers look at
 // the tail first: so they see each once, in one of the two.
 type tail struct {
 	session string
@@ -58,8 +58,9 @@ type tails struct {
 	sync.Mutex
 	of map[string]*tail
 
-	held   atomic.Int64  // bytes
-	wakeup chan struct{} // some can be drained
+	held      atomic.Int64  // bytes
+	relieving sync.Mutex    // held by one of those who wait because that is too much
+	wakeup    chan struct{} // some can be drained
 }
 
 // wake says that there is something to drain.
@@ -75,6 +76,23 @@ func (t *tails) all() []*tail {
 	t.Lock()
 	defer t.Unlock()
 	return slices.Collect(maps.Values(t.of))
+}
+
+// largest returns the largest tail that is not being drained, or nil.
+func (t *tails) largest() (largest *tail) {
+	most := 0
+	for _, t := range t.all() {
+		if !t.draining.TryLock() {
+			continue
+		}
+		t.mu.Lock()
+		if t.size > most {
+			largest, most = t, t.size
+		}
+		t.mu.Unlock()
+		t.draining.Unlock()
+	}
+	return largest
 }
 
 // get returns the tail of a session, or nil.
@@ -169,11 +187,16 @@ func (l *Log) enter(t *tail, blocks []Block) error {
 	return nil
 }
 
-// relieve drains a tail, before more is put into it, where the background has fallen
-// behind.
+// relieve drains the largest tail, or one that is about to become longer, where the
+// background has fallen behind.
 func (l *Log) relieve(t *tail) error {
 	if l.tails.held.Load() > heldLimit {
-		return l.drain(t, 0, encoder())
+		l.tails.relieving.Lock()
+		defer l.tails.relieving.Unlock()
+		if largest := l.tails.largest(); l.tails.held.Load() > heldLimit && largest != nil {
+			return l.drain(largest, 0, encoder())
+		}
+		return nil
 	}
 	t.mu.Lock()
 	size := t.size
@@ -282,16 +305,19 @@ func (l *Log) discard(session string) {
 func (l *Log) drainAll(all bool) error {
 	old := l.journal.older(journalAge)
 	for _, t := range l.tails.all() {
-		began := time.Now()
+		began, hurry, z := time.Now(), all, reencoder()
+		if l.tails.held.Load() > heldLimit/2 {
+			hurry, z = true, encoder()
+		}
 		left := rewriteSize
 		ended := !l.isLive(t.session)
 		if all || ended || t.isIn(old) {
 			left = 0
 		}
-		if err := l.drain(t, left, reencoder()); err != nil {
+		if err := l.drain(t, left, z); err != nil {
 			return err
 		}
-		if ended && !all && !l.rest(began) {
+		if ended && !hurry && !l.rest(began) {
 			return nil
 		}
 	}
