@@ -2,11 +2,13 @@
 # make test   run all tests, race detector on
 # make check  the tests, and what CI checks besides
 # make torture  kill, fill, break and damage broker and agent under load: ROUNDS=200 SEED= KIND=
+# make bench  measure the broker beside other ways to an MCP server: ARGS='-work tls'
+# make microbench  the benchmarks of packages
 # make e2e    MCP servers and clients from npm through the broker, and sign-in with Chromium
 
 GO ?= go
 
-.PHONY: build demo test check e2e torture bench fuzz clean
+.PHONY: build demo test check e2e torture bench microbench clean
 
 build:
 	$(GO) build -o bin/broker ./cmd/broker
@@ -27,7 +29,12 @@ e2e: build
 torture:
 	@GO=$(GO) ROUNDS=$(or $(ROUNDS),200) SEED=$(SEED) KIND='$(KIND)' e2e/torture
 
-bench:
+bench: build
+	$(GO) build -tags unrecorded -o bin/broker-unrecorded ./cmd/broker
+	$(GO) build -o bin/bench ./bench
+	bin/bench $(ARGS)
+
+microbench:
 	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
 
 clean:

@@ -365,7 +365,7 @@ func (b *Broker) serve(ctx context.Context, c *client) {
 	if !stop() { // the broker shuts down
 		return
 	}
-	if r.err != nil && !isTooLarge(r.err) { // not one whole line
+	if r.err != nil && tooLargeIn(r.err) == nil { // not one whole line
 		return
 	}
 	// The client may have taken its time. What is known of it stays: others read it.
@@ -398,7 +398,7 @@ func (b *Broker) serve(ctx context.Context, c *client) {
 		timer := time.AfterFunc(a.terms.Duration, func() { cancel(ErrGrantEnded) })
 		defer timer.Stop()
 	}
-	session := b.newSession(s.ID, a, c, rec, log)
+	session := b.newSession(s.ID, a, c, recorded(rec), log)
 	if a.terms.Access == policy.Approval && a.use == nil {
 		log.Info("session waits for an approval", "rule", a.terms.Rule, "transport", p.Transport)
 		session.room = newRoom(session, a.terms)
@@ -449,11 +449,6 @@ func (b *Broker) newSession(id string, a *admission, c *client, rec Recording, l
 	return s
 }
 
-func isTooLarge(err error) bool {
-	var e *codec.Error
-	return errors.As(err, &e)
-}
-
 // open reaches the server, through whichever agent has it.
 func (b *Broker) open(ctx context.Context, s agent.Session) (agent.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.o.Limits.Handshake)
@@ -483,7 +478,7 @@ func (b *Broker) turnAway(ctx context.Context, a *admission, c *client, r *lineR
 		c.SetReadDeadline(time.Now().Add(b.o.Limits.Handshake))
 		stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
 		r.peek()
-		if stop(); r.err != nil && !isTooLarge(r.err) {
+		if stop(); r.err != nil && tooLargeIn(r.err) == nil {
 			return
 		}
 	}

@@ -188,8 +188,9 @@ const maxShown = 16 << 10
 // show returns the arguments of f as an approver may see them.
 func (s *session) show(f *codec.Frame, t *policy.Terms) string {
 	shown := f.Arguments
-	if t.Masking.New != nil {
-		shown = t.Masking.New().MaskText(nil, shown)
+	if m := t.AcquireMasker(); m != nil {
+		shown = m.MaskText(nil, shown)
+		t.ReleaseMasker(m)
 	}
 	if len(shown) <= maxShown {
 		return string(shown)

@@ -24,7 +24,7 @@ type ledger struct {
 }
 
 type request struct {
-	id     []byte // raw, as it came
+	id     string // raw, as it came
 	method string
 	token  []byte // raw progressToken, if there is one and the server has shown no progress
 	call   string // digest of a call that was approved
@@ -78,15 +78,32 @@ func (l *ledger) add(f *codec.Frame, call string) addResult {
 	if l.flying == nil {
 		l.flying = map[string]request{}
 	}
-	r := request{id: bytes.Clone(f.ID), method: string(f.Method), call: call}
+	r := request{id: string(f.ID), method: methodOf(f.Method), call: call}
 	if f.Meta != nil {
 		r.token = bytes.Clone(codec.Member(f.Meta, "progressToken"))
 	}
 	if r.listens() {
 		l.listening++
 	}
-	l.flying[string(key)] = r
+	if r.id == string(key) { // mostly: then one string is both
+		l.flying[r.id] = r
+	} else {
+		l.flying[string(key)] = r
+	}
 	return added
+}
+
+// methodOf is string(method), without a new one for what comes with almost every frame.
+func methodOf(method []byte) string {
+	switch string(method) {
+	case "tools/call":
+		return "tools/call"
+	case "resources/read":
+		return "resources/read"
+	case "prompts/get":
+		return "prompts/get"
+	}
+	return string(method)
 }
 
 // done takes the request with that raw id out, answered; ok is false if there
@@ -163,7 +180,7 @@ func (l *ledger) only() (id []byte) {
 		case id != nil:
 			return nil
 		default:
-			id = r.id
+			id = []byte(r.id)
 		}
 	}
 	return id

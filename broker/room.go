@@ -404,8 +404,7 @@ var errOtherFace = &Refusal{Code: CodeServer, Reason: "access is granted, but th
 // from the room. What the server sends before it is passed on.
 func (r *room) readWelcome(frames *codec.Reader, v *view) error {
 	s := r.s
-	var p codec.Parser
-	f, err := p.Parse(r.initialize, codec.C2S)
+	f, err := v.parse(r.initialize, codec.C2S)
 	if err != nil {
 		return err
 	}
@@ -423,7 +422,7 @@ func (r *room) readWelcome(frames *codec.Reader, v *view) error {
 		if blank(line) {
 			continue
 		}
-		f, err := p.Parse(line, codec.S2C)
+		f, err := v.parse(line, codec.S2C)
 		if err == nil && f.Kind == codec.Response && bytes.Equal(f.ID, id) {
 			version := text(codec.Member(f.Result, "protocolVersion"))
 			if f.Result != nil {
@@ -437,7 +436,7 @@ func (r *room) readWelcome(frames *codec.Reader, v *view) error {
 			}
 			return nil
 		}
-		if out, err = s.s2c(&p, v, out, line); err != nil {
+		if out, err = s.s2c(v, out, line); err != nil {
 			return err
 		}
 	}

@@ -310,7 +310,7 @@ func (s *session) farewell(cause error) {
 	}
 	s.client.SetWriteDeadline(time.Now().Add(farewellTime))
 	for _, r := range open {
-		s.toClient.say(refusal.appendTo(nil, r.id, s.id))
+		s.toClient.say(refusal.appendTo(nil, []byte(r.id), s.id))
 	}
 }
 
@@ -337,8 +337,36 @@ func (s *session) watchIdle(cancel context.CancelCauseFunc) *time.Timer {
 type view struct {
 	policy *policy.Policy
 	terms  *policy.Terms
-	masker *codec.Masker // nil if nothing is masked, or nothing has been yet
+	parser *codec.Parser // nil while there is nothing to judge
+	masker *codec.Masker // the same; or nothing is masked
 	looks  *codec.Masker // of what an observing rule would mask, in the same way
+}
+
+// parse parses a line. The frame is valid until the next call, and until rest.
+func (v *view) parse(line []byte, d codec.Direction) (*codec.Frame, error) {
+	return v.acquire().Parse(line, d)
+}
+
+func (v *view) acquire() *codec.Parser {
+	if v.parser == nil {
+		v.parser = codec.AcquireParser()
+	}
+	return v.parser
+}
+
+// rest gives back what is needed while frames are judged only. Sessions wait most of
+// their time.
+func (v *view) rest() {
+	if v.parser != nil {
+		v.parser.Release()
+	}
+	if v.masker != nil {
+		v.terms.ReleaseMasker(v.masker)
+	}
+	if v.looks != nil {
+		v.terms.Observed.ReleaseMasker(v.looks)
+	}
+	v.parser, v.masker, v.looks = nil, nil, nil
 }
 
 // refresh follows a policy that has been reloaded.
@@ -359,45 +387,46 @@ func (s *session) refresh(v *view) error {
 	case !s.granted(t.Rule):
 		return r
 	}
-	v.policy, v.terms, v.masker, v.looks = p, t, nil, nil
+	v.masker, v.looks = nil, nil // they are of other terms
+	v.policy, v.terms = p, t
 	return nil
 }
 
 // masks returns the masker of the terms, or nil if they mask nothing.
 func (s *session) masks(v *view) *codec.Masker {
-	if v.masker == nil && v.terms.Masking.New != nil {
-		v.masker = v.terms.Masking.New()
-		v.masker.Came = s.toClient.originals
+	if v.masker == nil {
+		if v.masker = v.terms.AcquireMasker(); v.masker != nil {
+			v.masker.Came, v.masker.Leave = s.toClient.originals, false
+		}
 	}
 	return v.masker
 }
 
 // observes returns the masker of what an observing rule would mask, or nil.
 func (v *view) observes() *codec.Masker {
-	if o := v.terms.Observed; v.looks == nil && o != nil && o.Masking.New != nil {
-		v.looks = o.Masking.New()
-		v.looks.Leave = true
+	if o := v.terms.Observed; v.looks == nil && o != nil {
+		if v.looks = o.AcquireMasker(); v.looks != nil {
+			v.looks.Came, v.looks.Leave = false, true
+		}
 	}
 	return v.looks
 }
 
 // pumpC2S judges what the client sends, until its end.
 func (s *session) pumpC2S(r *lineReader) error {
-	var (
-		p codec.Parser
-		v view
-	)
+	var v view
+	defer v.rest()
 	for {
 		line, err := r.Next()
 		if s.over.Load() {
 			return nil
 		}
 		s.active.Store(int64(time.Since(s.began)))
-		var tooLarge *codec.Error
+		tooLarge := tooLargeIn(err)
 		switch {
 		case err == nil:
-			err = s.c2s(&p, &v, line)
-		case errors.As(err, &tooLarge):
+			err = s.c2s(&v, line)
+		case tooLarge != nil:
 			err = s.answer(tooLarge.ID, &Refusal{Code: tooLarge.Code, Reason: "refused: " + tooLarge.Reason})
 		case errors.Is(err, io.ErrUnexpectedEOF): // half a frame reaches nobody
 			s.toServer.queue(recorder.Blocked, line)
@@ -408,6 +437,7 @@ func (s *session) pumpC2S(r *lineReader) error {
 			return fmt.Errorf("%w: %w", errClientGone, err)
 		}
 		if err == nil && !r.Buffered() {
+			v.rest()
 			err = s.toServer.flush()
 		}
 		if err != nil {
@@ -416,12 +446,22 @@ func (s *session) pumpC2S(r *lineReader) error {
 	}
 }
 
+// tooLargeIn returns what is known of a frame that a Reader has discarded, or nil.
+func tooLargeIn(err error) *codec.Error {
+	if err == nil {
+		return nil
+	}
+	var e *codec.Error
+	errors.As(err, &e)
+	return e
+}
+
 // c2s handles one line of the client. Errors end the session.
-func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
+func (s *session) c2s(v *view, line []byte) error {
 	if blank(line) {
 		return nil
 	}
-	f, err := p.Parse(line, codec.C2S)
+	f, err := v.parse(line, codec.C2S)
 	if err != nil {
 		var bad *codec.Error
 		if !errors.As(err, &bad) {
@@ -471,7 +511,7 @@ func (s *session) c2s(p *codec.Parser, v *view, line []byte) error {
 				}
 				return s.refuseChanged(passed.came, line, bytes.Clone(f.ID), &Refusal{Code: CodeDenied, Rule: v.terms.Rule, Reason: "refused: the arguments hold what must not reach the server: " + kinds(findings)})
 			}
-			if f, err = p.Parse(line, codec.C2S); err != nil {
+			if f, err = v.parse(line, codec.C2S); err != nil {
 				return fmt.Errorf("mask arguments: %w", err)
 			}
 		}
@@ -595,21 +635,19 @@ func (s *session) note() {
 
 // pumpS2C masks what the server sends, until its end.
 func (s *session) pumpS2C(r *codec.Reader, v *view) error {
-	var (
-		p   codec.Parser
-		out []byte
-	)
+	var out []byte
+	defer v.rest()
 	for {
 		line, err := r.Next()
 		if s.over.Load() {
 			return nil
 		}
 		s.active.Store(int64(time.Since(s.began)))
-		var tooLarge *codec.Error
+		tooLarge := tooLargeIn(err)
 		switch {
 		case err == codec.ErrLong:
-			err = s.flow(r, &p, v)
-		case errors.As(err, &tooLarge):
+			err = s.flow(r, v)
+		case tooLarge != nil:
 			s.log.Warn("server sent a frame over the limit", "limit", s.limits.Frame)
 			if _, ok := s.fromClient.done(tooLarge.ID); ok {
 				err = s.answer(tooLarge.ID, &Refusal{Code: CodeTooLarge, Reason: "refused: the server's answer is over the broker's limit for a frame"})
@@ -618,7 +656,7 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 			}
 			s.note()
 		case err == nil:
-			out, err = s.s2c(&p, v, out, line)
+			out, err = s.s2c(v, out, line)
 		case errors.Is(err, io.ErrUnexpectedEOF):
 			s.keepBack(v, line)
 			s.toClient.flush()
@@ -629,6 +667,7 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 			return fmt.Errorf("read from server: %w", err)
 		}
 		if err == nil && !r.Buffered() {
+			v.rest()
 			err = s.toClient.flush()
 			s.note()
 			if cap(out) > batchSize {
@@ -644,7 +683,7 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 
 // flow passes a long response while it arrives. Where it must be held, because it
 // is judged as a whole or its client needs it whole, the Reader waits for it.
-func (s *session) flow(r *codec.Reader, p *codec.Parser, v *view) error {
+func (s *session) flow(r *codec.Reader, v *view) error {
 	_, whole := s.client.(relayed)
 	if id, ok := r.Long(); !ok || whole || !s.fromClient.flows(id) {
 		r.Whole()
@@ -661,7 +700,7 @@ func (s *session) flow(r *codec.Reader, p *codec.Parser, v *view) error {
 	if m == nil {
 		m = v.observes()
 	}
-	f, rest, err := p.Flow(r, m, refused, func(part codec.Part) error {
+	f, rest, err := v.acquire().Flow(r, m, refused, func(part codec.Part) error {
 		if s.over.Load() {
 			return errSessionOver
 		}
@@ -713,11 +752,11 @@ func (s *session) flow(r *codec.Reader, p *codec.Parser, v *view) error {
 }
 
 // s2c handles one line of the server. out is a buffer for what takes the line's place.
-func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error) {
+func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
 	if blank(line) {
 		return out, nil
 	}
-	f, err := p.Parse(line, codec.S2C)
+	f, err := v.parse(line, codec.S2C)
 	if err != nil {
 		s.log.Warn("server sent what is not a valid frame", "error", err)
 		s.keepBack(v, line)
@@ -746,7 +785,7 @@ func (s *session) s2c(p *codec.Parser, v *view, out, line []byte) ([]byte, error
 			if out, dropped = s.filterTools(out[:0], f, v.terms); dropped > 0 {
 				verdict, sent = recorder.Edited, came
 				line = append([]byte(nil), out...)
-				if f, err = p.Parse(line, codec.S2C); err != nil {
+				if f, err = v.parse(line, codec.S2C); err != nil {
 					return out, fmt.Errorf("filter tools/list: %w", err)
 				}
 			}

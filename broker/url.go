@@ -3,12 +3,13 @@ package broker
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"iter"
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -100,7 +101,15 @@ func token(r *http.Request) string {
 
 // keyOf names what has to be the same for two requests to share a session.
 func keyOf(a *admission) string {
-	return fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%q", []any{a.server, a.identity.Subject, a.identity.Groups, a.identity.Method, a.serial})))
+	b := make([]byte, 0, 256)
+	for _, part := range []string{a.server, a.identity.Subject, a.identity.Method, a.serial} {
+		b = append(strconv.AppendQuote(b, part), ' ')
+	}
+	for _, group := range a.identity.Groups {
+		b = append(strconv.AppendQuote(b, group), ' ')
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
 }
 
 func transport(r *http.Request) string {

@@ -1,6 +1,9 @@
 package codec
 
-import "bytes"
+import (
+	"bytes"
+	"sync"
+)
 
 // A Kind is what a frame is in JSON-RPC's terms.
 type Kind uint8
@@ -39,6 +42,16 @@ type Parser struct {
 	loneName, loneURI  bool
 	loneMethod, loneID bool
 }
+
+// parsers are those that nobody needs.
+var parsers = sync.Pool{New: func() any { return new(Parser) }}
+
+// AcquireParser returns a Parser. They are large, and most connections are idle most of
+// the time: whoever waits gives his back with Release.
+func AcquireParser() *Parser { return parsers.Get().(*Parser) }
+
+// Release gives the Parser back. Neither it nor a Frame of its may be used any more.
+func (p *Parser) Release() { parsers.Put(p) }
 
 // Parse checks line and returns a view of it, or an [*Error].
 func (p *Parser) Parse(line []byte, d Direction) (*Frame, error) {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math/bits"
+	"sync"
 )
 
 // Limits bounds what a Reader accepts. The zero value is ready for use.
@@ -62,6 +64,7 @@ func (r *Reader) Next() ([]byte, error) {
 		}
 	}
 	if r.start == len(r.buf) && cap(r.buf) > bigBuffer {
+		releaseBuffer(r.buf)
 		r.buf, r.start, r.scanned = nil, 0, 0
 	}
 	for {
@@ -185,6 +188,33 @@ func (r *Reader) Buffered() bool {
 	return true
 }
 
+// grow moves what is buffered into a larger buffer.
+func (r *Reader) grow(size int) {
+	old := r.buf
+	r.buf = append(acquireBuffer(size), old...)
+	releaseBuffer(old)
+}
+
+// buffers are those that nobody needs, by the power of two that they hold, in bytes: 8 KiB
+// to 2 MiB. Large frames come now and then, and each would need new ones.
+var buffers [22]sync.Pool
+
+func acquireBuffer(size int) []byte {
+	if class := bits.TrailingZeros(uint(size)); size > firstBuffer && size == 1<<class && class < len(buffers) {
+		if b, ok := buffers[class].Get().(*[]byte); ok {
+			return (*b)[:0]
+		}
+	}
+	return make([]byte, 0, size)
+}
+
+// releaseBuffer takes a buffer that nobody looks into any more.
+func releaseBuffer(b []byte) {
+	if size := cap(b); size > firstBuffer && size == 1<<bits.TrailingZeros(uint(size)) && size < 1<<len(buffers) {
+		buffers[bits.TrailingZeros(uint(size))].Put(&b)
+	}
+}
+
 // fill reads more of the stream into buf.
 func (r *Reader) fill() {
 	if r.start > 0 {
@@ -196,7 +226,7 @@ func (r *Reader) fill() {
 	if cap(r.buf)-len(r.buf) < firstBuffer/2 {
 		// A line at the limit, its newline and a full read always fit.
 		size := min(2*cap(r.buf), max(r.limit, cap(r.buf))+firstBuffer)
-		r.buf = append(make([]byte, 0, max(size, firstBuffer)), r.buf...)
+		r.grow(max(size, firstBuffer))
 	}
 	// One byte stays free: the newline of a line that ends with the stream.
 	for range 100 {
@@ -209,7 +239,7 @@ func (r *Reader) fill() {
 		if n > 0 {
 			// A buffer that one read fills is too small for the peer's pace.
 			if len(r.buf) == cap(r.buf)-1 && cap(r.buf) < bigBuffer {
-				r.buf = append(make([]byte, 0, bigBuffer), r.buf...)
+				r.grow(bigBuffer)
 			}
 			return
 		}

@@ -184,42 +184,9 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request, v Visitor) {
 	if !ok {
 		return
 	}
-	p := &posted{line: line, version: r.Header.Get(HeaderVersion)}
-	var parser codec.Parser
-	f, err := parser.Parse(line, codec.C2S)
-	var bad *codec.Error
-	switch {
-	case errors.As(err, &bad): // the session puts it on record and answers it
-		p.malformed, p.id = true, slices.Clone(bad.ID)
-		p.modern = p.version >= StatelessVersion
-	case err != nil:
-		fail(w, http.StatusBadRequest, codeParse, nil, "the body cannot be read")
+	p, ok := h.read(w, r, v, line)
+	if !ok {
 		return
-	default:
-		p.request = f.Kind == codec.Request
-		p.id, p.method = slices.Clone(f.ID), string(f.Method)
-		p.token = slices.Clone(codec.Member(f.Meta, "progressToken"))
-		if p.method == "notifications/cancelled" {
-			p.cancels = slices.Clone(codec.Member(f.Params, "requestId"))
-		}
-		version := VersionOf(f)
-		p.modern = p.version >= StatelessVersion || version != ""
-		switch {
-		case !p.modern:
-			if p.method == "initialize" && p.request {
-				if raw := codec.Member(f.Params, "protocolVersion"); len(raw) > 1 && raw[0] == '"' {
-					p.version = string(codec.Unquote(nil, raw))
-				}
-			}
-		case p.request && version == "" && p.version != "":
-			fail(w, http.StatusBadRequest, codeParams, f.ID, "params._meta has no "+MetaVersion)
-			return
-		case f.Kind != codec.Response:
-			if err := checkHeaders(r.Header, f, h.toolsOf(v.Server)); err != nil {
-				fail(w, http.StatusBadRequest, codeHeaderMismatch, f.ID, err.Error())
-				return
-			}
-		}
 	}
 	for attempt := 0; ; attempt++ {
 		c, err := h.session(r, v, p)
@@ -241,6 +208,50 @@ func (h *HTTP) post(w http.ResponseWriter, r *http.Request, v Visitor) {
 		}
 		return
 	}
+}
+
+// read looks at a frame, and checks the headers that speak of it. What is wrong with
+// those, it answers.
+func (h *HTTP) read(w http.ResponseWriter, r *http.Request, v Visitor, line []byte) (*posted, bool) {
+	p := &posted{line: line, version: r.Header.Get(HeaderVersion)}
+	parser := codec.AcquireParser()
+	defer parser.Release()
+	f, err := parser.Parse(line, codec.C2S)
+	var bad *codec.Error
+	switch {
+	case errors.As(err, &bad): // the session puts it on record and answers it
+		p.malformed, p.id = true, slices.Clone(bad.ID)
+		p.modern = p.version >= StatelessVersion
+	case err != nil:
+		fail(w, http.StatusBadRequest, codeParse, nil, "the body cannot be read")
+		return nil, false
+	default:
+		p.request = f.Kind == codec.Request
+		p.id, p.method = slices.Clone(f.ID), string(f.Method)
+		p.token = slices.Clone(codec.Member(f.Meta, "progressToken"))
+		if p.method == "notifications/cancelled" {
+			p.cancels = slices.Clone(codec.Member(f.Params, "requestId"))
+		}
+		version := VersionOf(f)
+		p.modern = p.version >= StatelessVersion || version != ""
+		switch {
+		case !p.modern:
+			if p.method == "initialize" && p.request {
+				if raw := codec.Member(f.Params, "protocolVersion"); len(raw) > 1 && raw[0] == '"' {
+					p.version = string(codec.Unquote(nil, raw))
+				}
+			}
+		case p.request && version == "" && p.version != "":
+			fail(w, http.StatusBadRequest, codeParams, f.ID, "params._meta has no "+MetaVersion)
+			return nil, false
+		case f.Kind != codec.Response:
+			if err := checkHeaders(r.Header, f, h.toolsOf(v.Server)); err != nil {
+				fail(w, http.StatusBadRequest, codeHeaderMismatch, f.ID, err.Error())
+				return nil, false
+			}
+		}
+	}
+	return p, true
 }
 
 // body reads the frame of a request.

@@ -294,7 +294,9 @@ func (l *Listener) acceptTLS(ctx context.Context, h Handlers) error {
 func (l *Listener) serveTLS(ctx context.Context, raw net.Conn, h Handlers) {
 	c := &tlsConn{Conn: tls.Server(raw, l.tls)}
 	hctx, cancel := context.WithTimeout(ctx, l.o.Handshake)
-	err := c.HandshakeContext(hctx)
+	shaken := make(chan error, 1)
+	go func() { shaken <- c.HandshakeContext(hctx) }() // whose stack is large, and goes with it
+	err := <-shaken
 	cancel()
 	if err != nil {
 		l.o.Log.Debug("handshake failed", "client", raw.RemoteAddr().String(), "error", err)

@@ -137,10 +137,11 @@ func newLineConn(c stream.Conn) *lineConn {
 }
 
 func (c *lineConn) Read(p []byte) (int, error) {
-	if c.r.Buffered() > 0 {
+	if c.r != nil && c.r.Buffered() > 0 {
 		return c.r.Read(p)
 	}
-	return c.Conn.Read(p) // the buffer is for the first lines only
+	c.r = nil // it is for the first lines only
+	return c.Conn.Read(p)
 }
 
 // readLine returns the next line without its newline.

@@ -8,11 +8,13 @@
 package identity
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -81,9 +83,21 @@ func checkName(name string) error {
 }
 
 // A Verifier tells who a client certificate stands for.
+//
+// It remembers the chains that it has found good, and when they are: a client over HTTP
+// shows its certificate with each request, and signatures are most of what that costs.
 type Verifier struct {
 	roots *x509.CertPool
+
+	mu   sync.Mutex
+	good map[[sha256.Size]byte]term // by chain
 }
+
+// A term is from when until when a chain is good.
+type term struct{ from, until time.Time }
+
+// goodChains is how many chains a Verifier remembers.
+const goodChains = 4096
 
 // ErrNotYetValid is wrapped by errors of certificates of a later time: that of this
 // machine is wrong, or has been.
@@ -91,7 +105,7 @@ var ErrNotYetValid = errors.New("not valid before")
 
 // NewVerifier returns a Verifier that trusts these authorities.
 func NewVerifier(roots ...*x509.Certificate) *Verifier {
-	v := &Verifier{x509.NewCertPool()}
+	v := &Verifier{roots: x509.NewCertPool(), good: map[[sha256.Size]byte]term{}}
 	for _, c := range roots {
 		v.roots.AddCert(c)
 	}
@@ -119,11 +133,18 @@ func (v *Verifier) verify(chain []*x509.Certificate, now time.Time) error {
 	if len(chain) == 0 {
 		return errors.New("no client certificate")
 	}
+	key := keyOf(chain)
+	v.mu.Lock()
+	known, ok := v.good[key]
+	v.mu.Unlock()
+	if ok && !now.Before(known.from) && !now.After(known.until) {
+		return nil
+	}
 	between := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		between.AddCert(c)
 	}
-	_, err := chain[0].Verify(x509.VerifyOptions{
+	paths, err := chain[0].Verify(x509.VerifyOptions{
 		Roots: v.roots, Intermediates: between, CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
@@ -133,6 +154,7 @@ func (v *Verifier) verify(chain []*x509.Certificate, now time.Time) error {
 	)
 	switch {
 	case err == nil:
+		v.remember(key, paths[0])
 		return nil
 	case errors.As(err, &unknown):
 		return errors.New("client certificate was issued by an unknown authority")
@@ -148,6 +170,35 @@ func (v *Verifier) verify(chain []*x509.Certificate, now time.Time) error {
 		return errors.New("certificate is not for clients")
 	}
 	return errors.New("client certificate is not valid")
+}
+
+// keyOf tells chains apart.
+func keyOf(chain []*x509.Certificate) (key [sha256.Size]byte) {
+	h := sha256.New()
+	for _, c := range chain { // DER says how long it is
+		h.Write(c.Raw)
+	}
+	h.Sum(key[:0])
+	return key
+}
+
+// remember notes that a chain is good as long as all certificates of a path are.
+func (v *Verifier) remember(key [sha256.Size]byte, path []*x509.Certificate) {
+	t := term{path[0].NotBefore, path[0].NotAfter}
+	for _, c := range path[1:] {
+		if c.NotBefore.After(t.from) {
+			t.from = c.NotBefore
+		}
+		if c.NotAfter.Before(t.until) {
+			t.until = c.NotAfter
+		}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.good) >= goodChains {
+		clear(v.good)
+	}
+	v.good[key] = t
 }
 
 // The URI SAN that makes a certificate an agent's.

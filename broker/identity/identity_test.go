@@ -1,9 +1,14 @@
 package identity
 
 import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"io/fs"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -92,6 +97,70 @@ func TestVerify(t *testing.T) {
 	}
 	if name, err := v.VerifyAgent(issue(t, ca, Identity{Subject: "gke-prod"}, time.Hour), now); err == nil {
 		t.Errorf("a user's certificate makes agent %q", name)
+	}
+}
+
+// TestVerifyAgain checks that a chain that was good counts no longer than its certificates,
+// and for no other chain.
+func TestVerifyAgain(t *testing.T) {
+	now := time.Now().Truncate(time.Second)
+	make := func(name string, parent *x509.Certificate, signer *ecdsa.PrivateKey, until time.Duration, ca bool) (*x509.Certificate, *ecdsa.PrivateKey) {
+		key, err := NewKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := &x509.Certificate{
+			SerialNumber: big.NewInt(int64(until)), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(until),
+			IsCA: ca, BasicConstraintsValid: true, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		}
+		if parent == nil {
+			parent, signer = c, key
+		}
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return parse(t, der)[0], key
+	}
+	root, rootKey := make("root", nil, nil, 10*time.Hour, true)
+	between, betweenKey := make("between", root, rootKey, 2*time.Hour, true)
+	leaf, _ := make("ada", between, betweenKey, 3*time.Hour, false)
+	forged := *leaf
+	forged.Raw = bytes.Clone(leaf.Raw)
+	forged.Raw[len(forged.Raw)-1] ^= 1
+	forged.Signature = bytes.Clone(leaf.Signature)
+	forged.Signature[len(forged.Signature)-1] ^= 1
+
+	v := NewVerifier(root)
+	chain := []*x509.Certificate{leaf, between}
+	for _, tt := range []struct {
+		name  string
+		chain []*x509.Certificate
+		at    time.Duration
+		err   string
+	}{
+		{"first", chain, 0, ""},
+		{"again", chain, 0, ""},
+		{"later", chain, 2 * time.Hour, ""},
+		{"an authority has expired", chain, 2*time.Hour + time.Second, "authority of the client certificate has expired"},
+		{"expired", chain, 4 * time.Hour, "expired at"},
+		{"not yet", chain, -2 * time.Hour, "not valid before"},
+		{"good again", chain, 0, ""},
+		{"without what is between", chain[:1], 0, "unknown authority"},
+		{"forged", []*x509.Certificate{&forged, between}, 0, "client certificate"},
+	} {
+		if err := v.verify(tt.chain, now.Add(tt.at)); (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.err)
+		}
+	}
+	if len(v.good) != 1 {
+		t.Errorf("%d chains are remembered, want 1", len(v.good))
+	}
+	for i := range goodChains {
+		v.remember([32]byte{byte(i), byte(i >> 8), 1}, chain)
+	}
+	if len(v.good) > goodChains {
+		t.Errorf("%d chains are remembered, want at most %d", len(v.good), goodChains)
 	}
 }
 

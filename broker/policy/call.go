@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"cel.dev/cel-go/cel"
@@ -39,6 +40,7 @@ var static = []string{"tool", "method", "server", "subject", "groups"}
 type condition struct {
 	access  Access
 	reason  string
+	guard   guard
 	program cel.Program
 	method  bool // it names method, so it judges housekeeping, too
 	static  bool // it depends on static variables only
@@ -86,6 +88,7 @@ func (e env) compile(c CallRule) (cond condition, field string, err error) {
 	names := namesIn(tree)
 	cond.method = slices.Contains(names, "method")
 	cond.static = !slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(static, n) })
+	cond.guard = guardOf(tree.NativeRep().Expr())
 	cond.program, err = e.Program(tree, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(costLimit))
 	if err != nil {
 		return cond, field, err
@@ -150,14 +153,19 @@ type Verdict struct {
 
 // Call judges a frame of the client: a request or a notification.
 func (t *Terms) Call(f *codec.Frame, now time.Time) Verdict {
+	if len(t.calls) == 0 {
+		return Verdict{Access: Allow}
+	}
 	call := IsCall(f)
-	v := vars{session: &t.session, now: now, frame: f}
+	v := varsPool.Get().(*vars)
+	*v = vars{session: &t.session, now: now, frame: f}
+	defer func() { *v = vars{}; varsPool.Put(v) }()
 	for i := range t.calls {
 		c := &t.calls[i]
 		if !call && !c.method {
 			continue
 		}
-		if c.holds(&v) {
+		if c.holds(v) {
 			return t.verdict(c)
 		}
 	}
@@ -189,6 +197,11 @@ func (t *Terms) verdict(c *condition) Verdict {
 
 // holds evaluates the condition. What fails to evaluate never opens a door.
 func (c *condition) holds(v *vars) bool {
+	if c.guard.holds != nil {
+		if holds := c.guard.holds(v); !holds || c.guard.whole {
+			return holds
+		}
+	}
 	out, _, err := c.program.Eval(v)
 	if err != nil || out == nil {
 		return c.access != Allow
@@ -226,13 +239,15 @@ type vars struct {
 	args    map[string]any
 }
 
+var varsPool = sync.Pool{New: func() any { return new(vars) }}
+
 // ResolveName implements interpreter.Activation.
 func (v *vars) ResolveName(name string) (any, bool) {
 	switch name {
 	case "tool":
-		return v.nameOf("tools/call"), true
+		return string(v.nameOf("tools/call")), true
 	case "prompt":
-		return v.nameOf("prompts/get"), true
+		return string(v.nameOf("prompts/get")), true
 	case "method":
 		return string(v.frame.Method), true
 	case "uri":
@@ -261,11 +276,11 @@ func (v *vars) ResolveName(name string) (any, bool) {
 // Parent implements interpreter.Activation.
 func (v *vars) Parent() interpreter.Activation { return nil }
 
-func (v *vars) nameOf(method string) string {
+func (v *vars) nameOf(method string) []byte {
 	if string(v.frame.Method) != method {
-		return ""
+		return nil
 	}
-	return string(v.frame.Name)
+	return v.frame.Name
 }
 
 var errArguments = errors.New("arguments are no object")

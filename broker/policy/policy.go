@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -155,6 +156,8 @@ type rule struct {
 	Rule
 	calls  []condition
 	asking asking
+
+	maskers *sync.Pool // that nobody needs
 }
 
 // Compile checks and compiles rules. Its error joins an [*Error] for each fault.
@@ -197,7 +200,7 @@ func Compile(rules []Rule) (*Policy, error) {
 			fault("access", errors.New("is none of allow, approval, deny"))
 		}
 		fault("mode", checkMode(r))
-		compiled := rule{Rule: r, asking: compileAsking(auto, r, fault)}
+		compiled := rule{Rule: r, asking: compileAsking(auto, r, fault), maskers: new(sync.Pool)}
 		for j, c := range r.Calls {
 			cond, field, err := env.compile(c)
 			if err != nil {
@@ -254,7 +257,23 @@ type Terms struct {
 	calls   []condition
 	asking  asking
 	session session
+	maskers *sync.Pool // of the rule
 }
+
+// AcquireMasker returns a Masker of Masking, or nil if it masks nothing. They are large,
+// and most sessions are idle most of the time: whoever waits gives his back.
+func (t *Terms) AcquireMasker() *codec.Masker {
+	if t.Masking.New == nil {
+		return nil
+	}
+	if m, ok := t.maskers.Get().(*codec.Masker); ok {
+		return m
+	}
+	return t.Masking.New()
+}
+
+// ReleaseMasker takes a Masker back. What it has found must not be used any more.
+func (t *Terms) ReleaseMasker(m *codec.Masker) { t.maskers.Put(m) }
 
 // session are the variables that stay the same in a session.
 type session struct {
@@ -271,7 +290,7 @@ func (p *Policy) Decide(id identity.Identity, server string) *Terms {
 		}
 		t := &Terms{
 			Access: r.Access, Rule: r.Name, Duration: r.Duration, Keep: r.Keep, Masking: r.Masking,
-			calls: r.calls, asking: r.asking, session: session{server, id.Subject, id.Groups},
+			calls: r.calls, asking: r.asking, session: session{server, id.Subject, id.Groups}, maskers: r.maskers,
 		}
 		if r.Mode == Observe {
 			passes := *t

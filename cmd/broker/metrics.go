@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -57,7 +58,7 @@ func (m metrics) Collect(to chan<- prometheus.Metric) {
 // serveMetrics answers Prometheus on a listener, until ctx is done.
 func (in *installation) serveMetrics(ctx context.Context, ln net.Listener) error {
 	r := prometheus.NewRegistry()
-	r.MustRegister(metrics{in})
+	r.MustRegister(metrics{in}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
