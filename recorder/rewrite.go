@@ -15,8 +15,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// While a session runs, each append is a block of its own, and small ones hardly
-// compress. When it has ended, they are rewritten into large ones. The records stay
+// A session that was long beside others comes to the database in small blocks, which
+// hardly compress. When it has ended, they are rewritten into large ones. The records stay
 // as they are and hang on the same chain, whose head is in the session's record and
 // that in the tree: so the end need not wait for it, and nothing that was changed in
 // the log becomes good by being rewritten. What does not hang on the chain stays as it
