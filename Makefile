@@ -3,12 +3,13 @@
 # make check  the tests, and what CI checks besides
 # make torture  kill, fill, break and damage broker and agent under load: ROUNDS=200 SEED= KIND=
 # make bench  measure the broker beside other ways to an MCP server: ARGS='-work tls'
+# make counts  what a call takes of the broker, against bench/counts.json: ARGS=-update writes it
 # make microbench  the benchmarks of packages
 # make e2e    MCP servers and clients from npm through the broker, and sign-in with Chromium
 
 GO ?= go
 
-.PHONY: build demo test check e2e torture bench microbench clean
+.PHONY: build demo test check e2e torture bench counts microbench clean
 
 build:
 	$(GO) build -o bin/broker ./cmd/broker
@@ -33,6 +34,10 @@ bench: build
 	$(GO) build -tags unrecorded -o bin/broker-unrecorded ./cmd/broker
 	$(GO) build -o bin/bench ./bench
 	bin/bench $(ARGS)
+
+counts: build
+	$(GO) build -o bin/bench ./bench
+	bin/bench -counts bench/counts.json $(ARGS)
 
 microbench:
 	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...

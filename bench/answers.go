@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -78,6 +77,9 @@ func readCorpus(dir string) (all []exchange, err error) {
 		return nil, err
 	}
 	for _, f := range folders {
+		if !f.IsDir() {
+			continue
+		}
 		calls := map[string]gjson.Result{} // by id
 		err := eachLine(filepath.Join(dir, f.Name(), "c2s.ndjson"), func(line gjson.Result) {
 			if line.Get("method").Str == "tools/call" {
@@ -117,14 +119,11 @@ func eachLine(path string, f func(gjson.Result)) error {
 				text, err = io.ReadAll(r)
 			}
 		}
-		if os.IsNotExist(err) || isNotFolder(err) {
+		if os.IsNotExist(err) {
 			return nil
 		}
 	}
 	if err != nil {
-		if isNotFolder(err) {
-			return nil
-		}
 		return err
 	}
 	lines := bufio.NewScanner(bytes.NewReader(text))
@@ -133,11 +132,6 @@ func eachLine(path string, f func(gjson.Result)) error {
 		f(gjson.Parse(lines.Text()))
 	}
 	return lines.Err()
-}
-
-func isNotFolder(err error) bool {
-	pe, ok := err.(*fs.PathError)
-	return ok && strings.Contains(pe.Err.Error(), "not a directory")
 }
 
 // madeUp is like a corpus where there is none: results of 200 B to 40 KB, of the kinds

@@ -171,8 +171,11 @@ func (l *lines) call(ctx context.Context, r request, n int) (load.Answer, error)
 
 // answer reads the answer to a call, and returns its size and when its first byte was here.
 func (l *lines) answer(id int) (size int64, at time.Time, err error) {
-	part, err := l.r.ReadSlice('\n')
+	if _, err := l.r.Peek(1); err != nil {
+		return 0, at, err
+	}
 	at = time.Now()
+	part, err := l.r.ReadSlice('\n')
 	if wrong := checkAnswer(part, id); wrong != nil {
 		return 0, at, errors.Join(wrong, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -23,23 +24,29 @@ type count struct {
 	Instructions float64 `json:"instructions,omitempty"`
 }
 
-// countWorks are counted by calls, and not by time: what they take does not depend on how
-// busy the machine is, or little.
+// countWorks are counted by calls, and not by time.
 var countWorks = []struct {
-	name string
-	work work
-	each int // calls of a session
+	name  string
+	work  work
+	each  int  // calls of a session
+	loose bool // see looseAllowance
 }{
-	{"tls", work{protocol: overTLS, sessions: 1, tool: toolEcho}, 20000},
-	{"tls-pipelined", work{protocol: overTLS, sessions: 4, depth: 32, tool: toolEcho}, 400},
-	{"tls-64k", work{protocol: overTLS, sessions: 1, tool: toolMedium}, 400},
-	{"quic", work{protocol: overQUIC, sessions: 1, tool: toolEcho}, 5000},
-	{"http1", work{protocol: overHTTP1, sessions: 1, tool: toolEcho}, 5000},
+	{"tls", work{protocol: overTLS, sessions: 1, tool: toolEcho}, 20000, false},
+	{"tls-pipelined", work{protocol: overTLS, sessions: 4, depth: 32, tool: toolEcho}, 400, true},
+	{"tls-64k", work{protocol: overTLS, sessions: 1, tool: toolMedium}, 400, true},
+	{"quic", work{protocol: overQUIC, sessions: 1, tool: toolEcho}, 5000, true},
+	{"http1", work{protocol: overHTTP1, sessions: 1, tool: toolEcho}, 5000, false},
 }
 
-// allowance is how much more than on file a count may be, as a part of it: how frames come
-// together differs from run to run.
-const allowance = 0.15
+// How much more than on file counts may be, as a part of it. What comes frame by frame
+// takes the same on any machine, but for how often a buffer is found that can be used
+// again. How other frames come together, in reads, appends and packets, depends on how busy
+// the machine is: of those, only what is far above is found, and bytes say nothing.
+const (
+	allowance      = 0.15
+	bytesAllowance = 0.5
+	looseAllowance = 1.5
+)
 
 // runCounts counts, and compares with a file, or writes it.
 func runCounts(ctx context.Context, o options, path string, update bool) error {
@@ -83,18 +90,23 @@ func compareCounts(on, counts map[string]count, path string) error {
 	worse := 0
 	for _, w := range countWorks {
 		was, is := on[w.name], counts[w.name]
+		objects, bytes := allowance, bytesAllowance
+		if w.loose {
+			objects, bytes = looseAllowance, math.Inf(1)
+		}
 		for _, row := range []struct {
-			what    string
-			was, is float64
-		}{{"allocations", was.Objects, is.Objects}, {"bytes allocated", was.Bytes, is.Bytes}, {"instructions", was.Instructions, is.Instructions}} {
+			what      string
+			was, is   float64
+			allowance float64
+		}{{"allocations", was.Objects, is.Objects, objects}, {"bytes allocated", was.Bytes, is.Bytes, bytes}, {"instructions", was.Instructions, is.Instructions, objects}} {
 			verdict := ""
 			switch {
 			case row.is == 0 || row.was == 0 && row.what == "instructions":
 				verdict = "not counted here"
-			case row.is > row.was*(1+allowance)+0.5:
+			case row.is > row.was*(1+row.allowance)+0.5:
 				verdict = "worse"
 				worse++
-			case row.is < row.was*(1-allowance)-0.5:
+			case row.is < row.was/(1+row.allowance)-0.5:
 				verdict = "better: write it down with -update"
 			}
 			fmt.Fprintf(t, "%s\t%s\t%.1f\t%.1f\t%s\n", w.name, row.what, row.was, row.is, verdict)
@@ -104,7 +116,7 @@ func compareCounts(on, counts map[string]count, path string) error {
 		return err
 	}
 	if worse > 0 {
-		return fmt.Errorf("%d counts are more than %.0f%% above %s; if that is meant, write it anew with -update", worse, 100*allowance, path)
+		return fmt.Errorf("%d counts are worse than %s says; if that is meant, write it anew with -update", worse, path)
 	}
 	return nil
 }
@@ -140,7 +152,7 @@ func countWork(ctx context.Context, x *exchanges, t *target, w work, each int) (
 	if err := calls(each / 10); err != nil { // pools fill
 		return count{}, err
 	}
-	instructions, err := countInstructions(t.processes[0].cmd.Process.Pid, unix.PERF_TYPE_HARDWARE, unix.PERF_COUNT_HW_INSTRUCTIONS)
+	instructions, err := countEvents(t.processes[0].cmd.Process.Pid, unix.PERF_TYPE_HARDWARE, unix.PERF_COUNT_HW_INSTRUCTIONS)
 	if err != nil && !errors.Is(err, errNotCounted) {
 		return count{}, err
 	}
@@ -172,8 +184,8 @@ var errNotCounted = errors.New("events are not counted here")
 // A counter counts events of a process: one for each of its threads, and what they start.
 type counter []int
 
-// countInstructions counts events of a kind that perf_event_open(2) knows.
-func countInstructions(pid int, kind uint32, event uint64) (c counter, err error) {
+// countEvents counts events of a kind that perf_event_open(2) knows.
+func countEvents(pid int, kind uint32, event uint64) (c counter, err error) {
 	threads, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
 	if err != nil {
 		return nil, err

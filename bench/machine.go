@@ -12,7 +12,7 @@ import (
 )
 
 // newResults describes the run.
-func newResults(o options, x *exchanges, command string) *report.Results {
+func newResults(x *exchanges, command string) *report.Results {
 	r := &report.Results{
 		Version: report.Version, Time: time.Now().UTC().Truncate(time.Second), Command: strings.TrimSpace(command), Revision: revision(),
 		Machine: report.Machine{CPU: processor(), Cores: runtime.NumCPU(), Memory: memory(), Kernel: kernel(), Go: runtime.Version()},

@@ -230,7 +230,7 @@ func inBed(ctx context.Context, o options, f func(*bed, *exchanges) error) error
 // runWorks is the measurement.
 func runWorks(ctx context.Context, o options, command string) error {
 	return inBed(ctx, o, func(b *bed, x *exchanges) error {
-		r := newResults(o, x, command)
+		r := newResults(x, command)
 		var targets []*target
 		defer func() {
 			for _, t := range targets {

@@ -72,28 +72,37 @@ func (p *process) stop() {
 
 // answers waits until something listens at an address.
 func (p *process) answers(ctx context.Context, addr string) error {
-	for {
+	return p.until(ctx, func() bool {
 		c, err := net.DialTimeout("tcp", addr, time.Second)
-		if err == nil {
-			return c.Close()
+		if err != nil {
+			return false
 		}
-		if err := p.alive(ctx); err != nil {
-			return err
-		}
-	}
+		c.Close()
+		return true
+	})
 }
 
 // logs waits until the process has logged a text so many times.
 func (p *process) logs(ctx context.Context, text string, times int) error {
-	for {
-		log, err := os.ReadFile(p.log)
-		if err != nil || strings.Count(string(log), text) >= times {
-			return err
-		}
-		if err := p.alive(ctx); err != nil {
-			return err
+	return p.until(ctx, func() bool {
+		log, _ := os.ReadFile(p.log)
+		return strings.Count(string(log), text) >= times
+	})
+}
+
+// until waits until something is so, and fails if the process ends before.
+func (p *process) until(ctx context.Context, so func() bool) error {
+	for !so() {
+		select {
+		case <-p.over:
+			log, _ := os.ReadFile(p.log)
+			return fmt.Errorf("%s has ended: %s", p.name, bytes.TrimSpace(log[max(0, len(log)-500):]))
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not up: %w", p.name, context.Cause(ctx))
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
+	return nil
 }
 
 // readLog reads what the process has printed, which is JSON.
@@ -103,19 +112,6 @@ func (p *process) readLog(v any) error {
 		return err
 	}
 	return json.NewDecoder(bytes.NewReader(text)).Decode(v)
-}
-
-// alive waits a moment, and fails if the process has ended.
-func (p *process) alive(ctx context.Context) error {
-	select {
-	case <-p.over:
-		log, _ := os.ReadFile(p.log)
-		return fmt.Errorf("%s has ended: %s", p.name, bytes.TrimSpace(log[max(0, len(log)-500):]))
-	case <-ctx.Done():
-		return fmt.Errorf("%s is not up: %w", p.name, context.Cause(ctx))
-	case <-time.After(20 * time.Millisecond):
-		return nil
-	}
 }
 
 // ticks is how many clock ticks /proc counts a second, on every Linux that Go knows.

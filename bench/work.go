@@ -34,9 +34,12 @@ const (
 	idle               // sessions are there, and do nothing; then all call
 )
 
-// works are all. Those that leave much on record come last in a round.
+// works are all. Idle sessions come first: what a process has kept of works before would
+// be room for them, and not be counted.
 func works(o options) []work {
 	all := []work{
+		{name: "idle", about: fmt.Sprintf("%d sessions that do nothing, and then all call at once", o.idle), protocol: overTLS, sessions: o.idle, kind: idle, tool: toolEcho,
+			only: func(t string) bool { return t == targetDirect || t == targetBroker }},
 		{name: "tls-1", about: "one connection, calls of 200 B", protocol: overTLS, sessions: 1, tool: toolEcho},
 		{name: "tls-8", about: "8 connections, calls of 200 B", protocol: overTLS, sessions: 8, tool: toolEcho},
 		{name: "tls-64", about: "64 connections, calls of 200 B", protocol: overTLS, sessions: 64, tool: toolEcho},
@@ -59,8 +62,6 @@ func works(o options) []work {
 		{name: "alone", about: fmt.Sprintf("63 connections, %.0f calls of 200 B a second: what the next is compared with", interactiveRate), protocol: overTLS, sessions: 63, tool: toolEcho, rate: interactiveRate},
 		{name: "beside-bulk", about: "the same, beside one that takes results of 10 MB without a pause", protocol: overTLS, sessions: 63, tool: toolEcho, rate: interactiveRate, bulk: true},
 		{name: "new-sessions", about: "8 clients that connect (a whole handshake, with certificates on both sides), initialize, and close", protocol: overTLS, sessions: 8, kind: churn},
-		{name: "idle", about: fmt.Sprintf("%d sessions that do nothing, and then all call at once", o.idle), protocol: overTLS, sessions: o.idle, kind: idle, tool: toolEcho,
-			only: func(t string) bool { return t == targetDirect || t == targetBroker }},
 	}
 	return all
 }
@@ -101,6 +102,7 @@ func (w work) doSteady(ctx context.Context, x *exchanges, e endpoint, t *target,
 		callers[i] = &caller{session: s, requests: w.requests(x), next: i * 7, depth: max(w.depth, 1)}
 	}
 	var taking sync.WaitGroup
+	var taken error // what ended the bulk session, unless it was told to
 	bulk := context.CancelFunc(func() {})
 	if w.bulk {
 		s, err := e.dial(ctx, w.protocol, buffer)
@@ -108,14 +110,12 @@ func (w work) doSteady(ctx context.Context, x *exchanges, e endpoint, t *target,
 			return result{}, err
 		}
 		defer s.Close()
-		var taken context.Context
-		taken, bulk = context.WithCancel(ctx)
+		var wanted context.Context
+		wanted, bulk = context.WithCancel(ctx)
 		r := x.request(toolLarge)
 		taking.Go(func() {
-			for taken.Err() == nil {
-				if _, err = s.call(taken, r, 1); err != nil {
-					return
-				}
+			for wanted.Err() == nil && taken == nil {
+				_, taken = s.call(ctx, r, 1)
 			}
 		})
 		defer func() { bulk(); taking.Wait() }()
@@ -123,10 +123,13 @@ func (w work) doSteady(ctx context.Context, x *exchanges, e endpoint, t *target,
 	r, err := measure(ctx, callers, t, o, w.rate)
 	bulk()
 	taking.Wait()
-	if err == nil && w.tool == toolLarge {
+	if err := errors.Join(err, taken); err != nil {
+		return result{}, err
+	}
+	if w.tool == toolLarge {
 		delete(r.values, report.P999) // of so few there is none
 	}
-	return r, err
+	return r, nil
 }
 
 // requests are what a session sends in turn.
@@ -193,12 +196,12 @@ func measure(ctx context.Context, callers []load.Caller, t *target, o options, r
 	}
 	millis := func(ns int64) float64 { return float64(ns) / 1e6 }
 	out := result{values: map[report.Metric]float64{
-		report.Calls: float64(r.Calls) / r.Elapsed.Seconds(),
+		report.Calls: float64(r.Calls) / o.duration.Seconds(),
 		report.P50:   millis(r.Latency.ValueAtQuantile(50)),
 		report.P99:   millis(r.Latency.ValueAtQuantile(99)),
 		report.P999:  millis(r.Latency.ValueAtQuantile(99.9)),
 	}}
-	if mb := float64(r.Bytes) / 1e6 / r.Elapsed.Seconds(); mb > 1 && r.Bytes/r.Calls > 1000 {
+	if mb := float64(r.Bytes) / 1e6 / o.duration.Seconds(); mb > 1 && r.Bytes/r.Calls > 1000 {
 		out.values[report.Bytes] = mb
 		out.values[report.First] = millis(r.First.ValueAtQuantile(50))
 	}

@@ -41,6 +41,7 @@ func (m *Masker) settle(base int, text, name []byte) {
 			size += m.markLen(s) - (s.end - s.start)
 		}
 		if size > 4*aroundMark && !beginsJSON(text) { // which may be JSON as masked
+			m.scratch = slices.Grow(m.scratch, min(size, (first-base)*3*aroundMark))
 			m.scanMarks(text, base, first)
 		} else {
 			m.scratch = m.replace(m.scratch, text, m.spans[base:])
@@ -174,7 +175,9 @@ func (m *Masker) merge(base int) {
 	if len(spans) < 2 {
 		return
 	}
-	slices.SortStableFunc(spans, func(a, b span) int { return cmp.Or(a.start-b.start, b.end-a.end) })
+	if inOrder := func(a, b span) int { return cmp.Or(a.start-b.start, b.end-a.end) }; !slices.IsSortedFunc(spans, inOrder) {
+		slices.SortStableFunc(spans, inOrder)
+	}
 	n := 1
 	for _, s := range spans[1:] {
 		last := &spans[n-1]

@@ -2,19 +2,28 @@ package recorder
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"iter"
 	"net/http"
 	"net/url"
 )
 
-// custodyHandler answers what a remote asks as a [Custodian], and has the rest answered
-// by others. Who asks is known by the socket.
+// custodyHandler answers what a remote asks as a [Custodian] or an [Archivist], and has the
+// rest answered by others. Who asks is known by the socket.
 func (l *Log) custodyHandler(others http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", others)
 	mux.HandleFunc("GET /holds", func(w http.ResponseWriter, r *http.Request) {
 		serveLines(l, w, r, l.Holds(r.Context()), false)
+	})
+	mux.HandleFunc("GET /archive", func(w http.ResponseWriter, r *http.Request) {
+		a, err := l.Archiving(r.Context())
+		if err != nil {
+			serveError(w, err)
+			return
+		}
+		json.NewEncoder(w).Encode(a)
 	})
 	do := func(pattern string, f func(r *http.Request, session, by, reason string) error) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -41,6 +50,15 @@ func (l *Log) custodyHandler(others http.Handler) http.Handler {
 // Holds implements [Custodian].
 func (r *remote) Holds(ctx context.Context) iter.Seq2[Hold, error] {
 	return jsonLines[Hold](ctx, r, "/holds")
+}
+
+// Archiving implements [Archivist].
+func (r *remote) Archiving(ctx context.Context) (a Archiving, err error) {
+	b, err := r.getAll(ctx, "/archive")
+	if err == nil {
+		err = json.Unmarshal(b, &a)
+	}
+	return a, err
 }
 
 // Hold implements [Custodian].

@@ -65,7 +65,7 @@ func (l *Log) Disk() (Disk, error) {
 	l.mu.Lock()
 	d.Sessions += int64(len(l.live))
 	l.mu.Unlock()
-	err = l.scan([]byte("w/"), false, func(_, _ []byte) (bool, error) { d.Pending++; return true, nil })
+	err = l.keys(rewriteKey(""), func(string) bool { d.Pending++; return true })
 	return d, err
 }
 

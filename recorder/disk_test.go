@@ -39,22 +39,28 @@ func TestCollect(t *testing.T) {
 	if err := l.erase(ids[0]); err != nil {
 		t.Fatal(err)
 	}
-	for range 8 { // so that there are tables to merge
-		start(t, l)
-		if err := l.Close(); err != nil {
+	// Which tables Badger merges, and so what it learns of dead values, depends on what its
+	// own goroutines have merged before: it may take another look.
+	freed := int64(0)
+	for look := 0; look < 10 && freed < valueFileSize; look++ {
+		for range 8 { // so that there are tables to merge
+			start(t, l)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			l = open(t, Options{Dir: dir})
+		}
+		l.dead.Store(valueFileSize + 1)
+		if err := l.collect(); err != nil {
 			t.Fatal(err)
 		}
-		l = open(t, Options{Dir: dir})
+		after, err := l.Disk()
+		if err != nil {
+			t.Fatal(err)
+		}
+		freed = before.Values - after.Values
 	}
-	l.dead.Store(valueFileSize + 1)
-	if err := l.collect(); err != nil {
-		t.Fatal(err)
-	}
-	after, err := l.Disk()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if freed := before.Values - after.Values; freed < valueFileSize {
+	if freed < valueFileSize {
 		t.Errorf("%d of %d bytes were freed", freed, before.Values)
 	}
 	if got := allOf(t, l, ids[1]); len(got) != len(want) {

@@ -25,7 +25,7 @@ import (
 //	w/<session>          is there while blocks shall be rewritten, see rewrite.go
 //	h                    what Ready has written last
 //
-// and what tree.go says. A block:
+// and what tree.go, keep.go, index.go and archive.go say. A block:
 //
 //	1 byte   version, 3
 //	1 byte   0: the payload is the records; 1: it is them in zstd
@@ -250,6 +250,9 @@ type header struct {
 // readHeader reads the header of a block. It may be forged, and size is at most
 // rewriteSize.
 func readHeader(b []byte) (h header, err error) {
+	if isLost(b) {
+		return h, errors.New(string(b[len(lostMark):min(len(b), 1<<10)]))
+	}
 	if len(b) < 2 || b[0] != blockVersion {
 		return h, errors.New("unknown version")
 	}

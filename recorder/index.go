@@ -222,7 +222,7 @@ type index struct {
 
 	missing bool // it could not be begun; everything is read
 
-	wake chan struct{} // has one where something has ended
+	bell bell // something has ended
 
 	sets struct {
 		sync.Mutex
@@ -261,15 +261,7 @@ func (x *index) ends(id string) {
 	x.sets.Lock()
 	x.sets.ended = append(x.sets.ended, id)
 	x.sets.Unlock()
-	x.tell()
-}
-
-// tell wakes keepIndex.
-func (x *index) tell() {
-	select {
-	case x.wake <- struct{}{}:
-	default:
-	}
+	x.bell.ring()
 }
 
 // gone is told of a session that is not on record any more.
@@ -281,7 +273,7 @@ func (x *index) gone(id string) {
 
 // openIndex makes sure that each session is in the index, if only as one to be read.
 func (l *Log) openIndex() error {
-	l.index.wake = make(chan struct{}, 1)
+	l.index.bell = newBell()
 	version, err := l.value(versionKey)
 	if err != nil {
 		return err
@@ -348,7 +340,7 @@ func (l *Log) keepIndex() {
 			again = time.After(indexPause)
 		}
 		select {
-		case <-l.index.wake:
+		case <-l.index.bell:
 		case <-again:
 		case <-l.closing:
 			return
@@ -472,7 +464,7 @@ func (l *Log) forgotten(sessions ...string) {
 		l.index.gone(id)
 	}
 	l.index.deleted = true
-	l.index.tell()
+	l.index.bell.ring()
 }
 
 // tidyIndex makes segments where there are words for one, and deletes those whose

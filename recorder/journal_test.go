@@ -354,7 +354,7 @@ func TestJournalBounded(t *testing.T) {
 		}
 	}
 	for l.tails.get(small.ID()) != nil || len(journalFiles(t, l.o.Dir)) > journalAge+1 {
-		l.tails.wake()
+		l.tails.bell.ring()
 	}
 	if held := l.tails.held.Load(); held > 3*rewriteSize {
 		t.Errorf("%d bytes are in memory", held)

@@ -86,7 +86,9 @@ type Custodian interface {
 	Hold(ctx context.Context, h Hold) error
 	// Release returns [ErrNotHeld] for a session that is not held.
 	Release(ctx context.Context, session, by string) error
-	// Delete returns [ErrHeld], and [ErrNotEnded] for a session that runs.
+	// Delete returns [ErrHeld], and [ErrNotEnded] for a session that runs. With an error
+	// that wraps [ErrArchive], the session is deleted, but its object in the archive is
+	// not yet: that is tried again.
 	Delete(ctx context.Context, session, by, reason string) error
 }
 
@@ -183,7 +185,7 @@ func (l *Log) Delete(ctx context.Context, session, by, reason string) error {
 	if err := l.deleteRecord(ctx, session, by, reason); err != nil {
 		return err
 	}
-	return l.erase(session)
+	return errors.Join(l.erase(session), l.deleteObjects(ctx, session))
 }
 
 // deleteRecord puts a deletion in the place of a session's record.
@@ -237,11 +239,18 @@ func (l *Log) deleteRecord(ctx context.Context, session, by, reason string) erro
 	if err := l.tell(ctx, Custody{What: Deleted, Session: s, By: by, Reason: reason}); err != nil {
 		return err
 	}
+	away, left, err := l.unarchive(session)
+	if err != nil {
+		return err
+	}
 	writes := append(append(leaf, forgotten...), write{deletionKey(session), b}, write{erasureKey(session), []byte{}}, write{sessionKey(session), nil}, write{dueKey(&s), nil})
-	if err := l.commit(writes...); err != nil {
+	if err := l.commit(append(writes, away...)...); err != nil {
 		return err
 	}
 	t.size++
+	if l.archiving.moved = left; len(away) > 0 {
+		l.archiving.bell.ring()
+	}
 	l.forgotten(session)
 	return nil
 }

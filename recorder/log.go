@@ -49,9 +49,17 @@ type Options struct {
 	Retain  bool          // sessions that have been kept for their time are deleted
 	Keep    time.Duration // how long those are kept whose Session does not say; zero: for good
 
+	// Archive is the URL of the archive to which the blocks of sessions move, at least
+	// ArchiveAfter after their end; if empty, none do.
+	Archive      string
+	ArchiveAfter time.Duration
+	// OpenArchive opens an archive by its URL, not only that one. If nil, what is in one
+	// is neither read nor deleted.
+	OpenArchive func(ctx context.Context, url string) (Archive, error)
+
 	segment int            // sessions of a segment of the index; if zero, segmentSessions, else at most as many
 	still   bool           // in tests: each append is a block in the database, and stays one
-	stepped func(step int) // in tests: is called behind each step of rewriting, if not nil
+	stepped func(step int) // in tests: is called behind each step of rewriting and archiving, if not nil
 }
 
 // Sync says when what is on record is flushed to the disk: that is what a loss of
@@ -95,6 +103,9 @@ type Log struct {
 	rewrites rewrites
 	dead     atomic.Int64 // bytes of blocks that were deleted since tables were merged for that
 
+	archives  archives
+	archiving archiving
+
 	closing chan struct{} // closed by Close
 	once    sync.Once
 	working sync.WaitGroup // what Open has started
@@ -134,9 +145,10 @@ func Open(o Options) (*Log, error) {
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
-	l.tails.of, l.tails.wakeup = map[string]*tail{}, make(chan struct{}, 1)
+	l.tails.of, l.tails.bell = map[string]*tail{}, newBell()
 	l.space, l.flush = l.freeSpace, func() error { return guarded(db.Sync) }
-	l.rewrites.wakeup = make(chan struct{}, 1)
+	l.rewrites.bell, l.archiving.bell = newBell(), newBell()
+	l.archives.opener = o.OpenArchive
 	if l.tree, err = openTree(l.view, o.Key); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
@@ -145,6 +157,10 @@ func Open(o Options) (*Log, error) {
 		err = fmt.Errorf("%w: %w", ErrBroken, err)
 		l.unwritable.Store(&err)
 		l.fail(err)
+	}
+	if err := l.openArchiving(); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
 	if err := l.openIndex(); err != nil && !errors.Is(err, ErrUnavailable) {
 		db.Close()
@@ -172,6 +188,9 @@ func Open(o Options) (*Log, error) {
 	l.working.Go(l.keepIndex)
 	if o.Retain {
 		l.working.Go(func() { l.every(retainInterval, l.retainNow) })
+	}
+	if o.OpenArchive != nil && !o.still {
+		l.working.Go(l.archiveAll)
 	}
 	return l, nil
 }
@@ -257,6 +276,7 @@ func line(format string, args []any) string {
 func (l *Log) Close() error {
 	l.once.Do(func() { close(l.closing) })
 	l.working.Wait()
+	archives := l.archives.close()
 	if l.unreadable.Load() { // it would try for ever; what it has not merged is in its files, as after a kill
 		return l.journal.close()
 	}
@@ -266,7 +286,7 @@ func (l *Log) Close() error {
 	if err := errors.Join(l.journal.close(), l.db.Close()); err != nil {
 		return fmt.Errorf("close log: %w", err)
 	}
-	return nil
+	return archives
 }
 
 func (l *Log) closed() bool {
@@ -289,6 +309,19 @@ func (l *Log) untilClosed() (context.Context, context.CancelFunc) {
 		}
 	}()
 	return ctx, cancel
+}
+
+// A bell wakes who waits for something to do. Rung several times before that, it wakes
+// once.
+type bell chan struct{}
+
+func newBell() bell { return make(bell, 1) }
+
+func (b bell) ring() {
+	select {
+	case b <- struct{}{}:
+	default:
+	}
 }
 
 // every calls f at that interval, until it returns false or the log is closed.
@@ -337,7 +370,7 @@ func (l *Log) Ready() error {
 			l.unrecovered.Store(true)
 			return err
 		}
-		l.tails.wake()
+		l.tails.bell.ring()
 	}
 	if err := l.need(0); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -487,7 +520,7 @@ func (r *Recording) finish() error {
 	r.log.mu.Lock()
 	delete(r.log.live, r.session.ID)
 	r.log.mu.Unlock()
-	r.log.tails.wake()
+	r.log.tails.bell.ring()
 	return nil
 }
 
@@ -530,7 +563,7 @@ func (l *Log) finish(s Session, small bool) error {
 	}
 	if small {
 		writes = append(writes, write{rewriteKey(s.ID), []byte{}})
-		defer l.rewrites.wake()
+		defer l.rewrites.bell.ring()
 	}
 	if err := l.commit(writes...); err != nil {
 		return err
@@ -687,18 +720,20 @@ func unmarshalSession(id string, b []byte, s *Session) error {
 	return nil
 }
 
-// now brings the counts of a session that runs up to date.
+// now brings the counts of a session that runs up to date, and says of others where they
+// are.
 func (l *Log) now(s Session) Session {
 	l.mu.Lock()
 	r := l.live[s.ID]
 	l.mu.Unlock()
 	if r == nil {
+		s.Archived = l.archivedAt(s.ID)
 		return s
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s = r.session
-	if s.State != Running { // its end cannot be put on record yet
+	if s.State != Running && l.isLive(s.ID) { // its end cannot be put on record yet
 		s.State, s.Reason, s.End, s.Records, s.Head = Running, "", time.Time{}, 0, ""
 	}
 	return s

@@ -99,6 +99,10 @@ type Session struct {
 	Records int64  `json:"records,omitempty"`
 	Head    string `json:"head,omitempty"`
 
+	// Archived is the place of the archive where the session's blocks are; empty: they
+	// are in the log. It is not in the session's record.
+	Archived string `json:"archived,omitempty"`
+
 	masked [2]bool // by direction: a part of the frame under way was masked,
 	noted  [2]bool // and one has been noted
 }

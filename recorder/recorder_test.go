@@ -40,6 +40,10 @@ func TestMain(m *testing.M) {
 		beRewriteVictim(data)
 		return
 	}
+	if data := os.Getenv(archiveVictim); data != "" {
+		beArchiveVictim(data)
+		return
+	}
 	os.Exit(m.Run())
 }
 
@@ -725,4 +729,29 @@ func sealed(records []byte) []byte {
 		}
 	}
 	return sealBlock(nil, encoder(), hash{}, max(count, 1), records)
+}
+
+// TestEndSeen checks that who looks at a session while its end goes on record sees that it
+// has ended: the index would leave it out for running.
+func TestEndSeen(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	for range 5 {
+		r := start(t, l)
+		r.mu.Lock()
+		seen := make(chan Session)
+		go func() {
+			s, err := l.session(r.ID())
+			if err != nil {
+				t.Error(err)
+			}
+			seen <- s
+		}()
+		time.Sleep(10 * time.Millisecond) // so that it has found the session running, mostly
+		r.session.State, r.session.Reason = Ended, "closed"
+		err := r.finish()
+		r.mu.Unlock()
+		if s := <-seen; err != nil || s.State != Ended || s.Reason != "closed" {
+			t.Errorf("a session that has ended is seen as %q, %q; %v", s.State, s.Reason, err)
+		}
+	}
 }

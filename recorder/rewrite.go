@@ -1,6 +1,7 @@
 package recorder
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -46,20 +47,12 @@ const retryTime = 10 * time.Second
 
 // rewrites is the work that Open starts.
 type rewrites struct {
-	wakeup chan struct{}
-	hurry  atomic.Bool // somebody waits
+	bell  bell        // there is something to rewrite
+	hurry atomic.Bool // somebody waits
 
 	// Held from when blocks are read until another is in their place: who deletes a
 	// session's blocks holds it, too.
 	sync.Mutex
-}
-
-// wake says that there is something to rewrite.
-func (r *rewrites) wake() {
-	select {
-	case r.wakeup <- struct{}{}:
-	default:
-	}
 }
 
 // Settle waits until the sessions that have ended are rewritten.
@@ -70,15 +63,15 @@ func (l *Log) Settle(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		left := slices.ContainsFunc(l.tails.all(), func(t *tail) bool { return !l.isLive(t.session) })
-		err := l.scan([]byte("w/"), false, func(_, _ []byte) (bool, error) { left = true; return false, nil })
+		err := l.keys(rewriteKey(""), func(string) bool { left = true; return false })
 		if err != nil || !left {
 			return err
 		}
 		if l.failed.Load() {
 			return ErrUnavailable
 		}
-		l.rewrites.wake()
-		l.tails.wake()
+		l.rewrites.bell.ring()
+		l.tails.bell.ring()
 		select {
 		case <-tick.C:
 		case <-l.closing:
@@ -124,7 +117,7 @@ func (l *Log) rewriteAll() {
 			retry = time.After(retryTime)
 		}
 		select {
-		case <-l.rewrites.wakeup:
+		case <-l.rewrites.bell:
 		case <-retry:
 		case <-l.closing:
 			return
@@ -301,12 +294,13 @@ func (l *Log) replace(id string, r run) error {
 }
 
 // blocks calls f with the blocks of a session, from the one that has a record on,
-// until it returns false. One that cannot be read is f's as unreadable.
+// until it returns false. One that cannot be read is f's as one that is lost.
 func (l *Log) blocks(ctx context.Context, session string, from uint32, f func(n uint32, b []byte) (bool, error)) error {
 	return l.blockKeys(ctx, session, from, func(_ []byte, n uint32, b []byte) (bool, error) { return f(n, b) })
 }
 
-// blockKeys is blocks, with their keys, which are nil of what is not in the database yet.
+// blockKeys is blocks, with their keys; those that are in the journal only, or archived,
+// have none.
 func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func(key []byte, n uint32, b []byte) (bool, error)) error {
 	s, err := l.session(session)
 	if err != nil && !errors.Is(err, ErrDamaged) {
@@ -322,10 +316,16 @@ func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		var away *archived
 		err := l.view(func(txn *badger.Txn) (err error) {
-			next, goOn, err = blocksIn(ctx, txn, session, from, end, f)
+			if away, err = archivedIn(txn, session); away == nil && err == nil {
+				next, goOn, err = blocksIn(ctx, txn, session, from, end, f)
+			}
 			return err
 		})
+		if away != nil {
+			return l.fetch(ctx, away, from, func(n uint32, b []byte) (bool, error) { return f(nil, n, b) })
+		}
 		if err != nil || !goOn {
 			return err
 		}
@@ -349,8 +349,15 @@ func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func
 	return nil
 }
 
-// unreadable stands in the place of a block whose bytes cannot be had.
-var unreadable = []byte{0}
+// lostMark begins what is no block, by its version, and stands in the place of one.
+const lostMark = "\x00lost: "
+
+// lost stands in the place of a block whose bytes cannot be had, and says why.
+func lost(why string) []byte { return []byte(lostMark + why) }
+
+func isLost(b []byte) bool { return bytes.HasPrefix(b, []byte(lostMark)) }
+
+var unreadable = lost("cannot be read")
 
 // blocksIn is blockKeys at one moment, of what begins before a record, as far as tables
 // can be read. It returns the record that would be next, and whether f has asked for

@@ -28,15 +28,17 @@ import (
 //	GET /sessions/{id}/blocks  the Session in JSON and a newline, then for each
 //	                           block: its length (uvarint, never 0), its number
 //	                           (4 bytes, big-endian) and its bytes; at the end a
-//	                           length of 0, so that nothing is cut unnoticed; with
-//	                           ?follow, that is the end of the session, and blocks
-//	                           come as they are recorded
+//	                           length of 0, so that nothing is cut unnoticed, and
+//	                           behind it, if an archive has failed, what it says;
+//	                           with ?follow, that is the end of the session, and
+//	                           blocks come as they are recorded
 //	GET /sessions/{id}/proof   a tlog-proof
 //	GET /leaves                a Leaf in JSON a line, oldest first
 //	GET /checkpoint            the signed note
 //
-// and the socket alone, see [Custodian]:
+// and the socket alone, see [Custodian] and [Archivist]:
 //
+//	GET /archive               the Archiving in JSON
 //	GET /holds                 a Hold in JSON a line
 //	PUT /sessions/{id}/hold    with ?reason
 //	DELETE /sessions/{id}/hold
@@ -203,23 +205,32 @@ func (l *Log) serveBlocks(w http.ResponseWriter, r *http.Request, s Session) {
 	if json.NewEncoder(w).Encode(s) != nil {
 		return
 	}
-	var head []byte
-	put := func(n uint32, b []byte) (bool, error) {
-		head = binary.BigEndian.AppendUint32(binary.AppendUvarint(head[:0], uint64(len(b))), n)
-		_, err := w.Write(head)
-		if err == nil {
-			_, err = w.Write(b)
-		}
-		return true, err
-	}
+	put := blockWriter(w)
 	if r.URL.Query().Has("follow") {
 		flush := http.NewResponseController(w).Flush
 		err = l.follow(r.Context(), s.ID, put, func() (bool, error) { return true, flush() })
 	} else {
 		err = l.blocks(r.Context(), s.ID, 0, put)
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		w.Write([]byte{0})
+	case errors.Is(err, ErrArchive):
+		l.o.Log.Error("a session cannot be read", "session", s.ID, "error", err)
+		io.WriteString(w, "\x00"+err.Error())
+	}
+}
+
+// blockWriter returns what writes blocks as readBlocks reads them.
+func blockWriter(w io.Writer) func(n uint32, b []byte) (bool, error) {
+	var head []byte
+	return func(n uint32, b []byte) (bool, error) {
+		head = binary.BigEndian.AppendUint32(binary.AppendUvarint(head[:0], uint64(len(b))), n)
+		_, err := w.Write(head)
+		if err == nil {
+			_, err = w.Write(b)
+		}
+		return true, err
 	}
 }
 
@@ -255,6 +266,10 @@ func serveError(w http.ResponseWriter, err error) {
 			http.Error(w, err.Error(), status)
 			return
 		}
+	}
+	if errors.Is(err, ErrArchive) {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
 	}
 	http.Error(w, "the log cannot be read", http.StatusInternalServerError)
 }
@@ -494,12 +509,15 @@ func (r *remote) blocks(ctx context.Context, session, query string, begin func(S
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if errors.Is(err, ErrArchive) {
+			return err
+		}
 		return fmt.Errorf("ask the broker: %w", err)
 	}
 	return nil
 }
 
-// readBlocks reads what serveBlocks has written.
+// readBlocks reads what serveBlocks has written, or what is in an archived object.
 func readBlocks(in *bufio.Reader, begin func(Session), f func(Block) bool, more func() bool) error {
 	line, err := in.ReadBytes('\n')
 	if err != nil {
@@ -519,7 +537,14 @@ func readBlocks(in *bufio.Reader, begin func(Session), f func(Block) bool, more 
 		if err == io.EOF {
 			return io.ErrUnexpectedEOF
 		}
-		if err != nil || size == 0 {
+		if err != nil {
+			return err
+		}
+		if size == 0 {
+			why, err := io.ReadAll(io.LimitReader(in, 4<<10))
+			if err == nil && len(why) > 0 {
+				err = fmt.Errorf("%w%s", ErrArchive, bytes.TrimPrefix(why, []byte(ErrArchive.Error())))
+			}
 			return err
 		}
 		if size > 2*rewriteSize {

@@ -58,17 +58,9 @@ type tails struct {
 	sync.Mutex
 	of map[string]*tail
 
-	held      atomic.Int64  // bytes
-	relieving sync.Mutex    // held by one of those who wait because that is too much
-	wakeup    chan struct{} // some can be drained
-}
-
-// wake says that there is something to drain.
-func (t *tails) wake() {
-	select {
-	case t.wakeup <- struct{}{}:
-	default:
-	}
+	held      atomic.Int64 // bytes
+	relieving sync.Mutex   // held by one of those who wait because that is too much
+	bell      bell         // some can be drained
 }
 
 // all returns all tails.
@@ -179,7 +171,7 @@ func (l *Log) enter(t *tail, blocks []Block) error {
 		size = l.tails.add(t, tailBlock{b, f})
 	}
 	if size >= rewriteSize {
-		l.tails.wake()
+		l.tails.bell.ring()
 	}
 	if l.o.still {
 		return l.drain(t, 0, encoder())
@@ -345,7 +337,7 @@ func (l *Log) keepJournal() {
 			retry = time.After(retryTime)
 		}
 		select {
-		case <-l.tails.wakeup:
+		case <-l.tails.bell:
 		case <-retry:
 		case <-l.closing:
 			return
@@ -393,7 +385,7 @@ func (l *Log) loadJournal() error {
 
 // stored returns the number behind the last record of a session that the database has, and
 // how many records the session has, as far as that is known. Of one that is not on
-// record, it has all.
+// record, or is archived, it has all.
 func (l *Log) stored(session string) (next uint32, end int64, err error) {
 	s, err := l.session(session)
 	switch {
@@ -407,6 +399,10 @@ func (l *Log) stored(session string) (next uint32, end int64, err error) {
 		end = s.Records
 	}
 	err = l.view(func(txn *badger.Txn) error {
+		if away, err := archivedIn(txn, session); away != nil || err != nil {
+			next = math.MaxUint32
+			return err
+		}
 		b, err := openBlocks(txn, session)
 		if err != nil {
 			return err

@@ -233,8 +233,7 @@ func (r *Report) session(ctx context.Context, src Source, s Session) error {
 	if running {
 		r.Running++
 	}
-	v := check{session: s, chain: chain{head: firstHash(s.ID)}}
-	v.frames = blockReader{start: s.Start, chain: &v.chain}
+	v := newCheck(s)
 	for b, err := range src.Blocks(ctx, s.ID) {
 		if err != nil {
 			return fmt.Errorf("session %s: %w", s.ID, err)
@@ -270,6 +269,12 @@ type check struct {
 	heldLast  time.Time
 }
 
+func newCheck(s Session) *check {
+	v := &check{session: s, chain: chain{head: firstHash(s.ID)}}
+	v.frames = blockReader{start: s.Start, chain: &v.chain}
+	return v
+}
+
 func (v *check) bad(block uint32, what string) bool {
 	v.fault = &Fault{Session: v.session.ID, Block: int64(block), Frame: v.count, After: v.last, What: what}
 	return false
@@ -289,6 +294,10 @@ func (v *check) trust() {
 // add verifies a block, and returns false at a fault.
 func (v *check) add(b Block) bool {
 	next := v.chain.next
+	if isLost(b.Bytes) {
+		_, err := readHeader(b.Bytes)
+		return v.bad(b.Number, err.Error())
+	}
 	if v.session.State != Running && int64(b.Number) >= v.session.Records {
 		v.trust()
 		return v.bad(b.Number, "it is not one of the session's")

@@ -53,7 +53,6 @@ type Result struct {
 	First   *hdrhistogram.Histogram // to the first byte, ns
 	Calls   int64
 	Bytes   int64
-	Elapsed time.Duration
 }
 
 const (
@@ -105,7 +104,6 @@ func Run(ctx context.Context, callers []Caller, p Plan) (*Result, error) {
 		sum.Latency.Merge(r.Latency)
 		sum.First.Merge(r.First)
 	}
-	sum.Elapsed = p.Duration
 	return sum, nil
 }
 
@@ -127,7 +125,7 @@ type window struct{ begin, end time.Time }
 
 // closed makes one call after another. What is answered within the window counts.
 func (w window) closed(ctx context.Context, c Caller, r *Result) error {
-	for start := time.Now(); start.Before(w.end); {
+	for start := time.Now(); start.Before(w.end) && ctx.Err() == nil; {
 		a, err := c.Call(ctx)
 		if err != nil {
 			return err
@@ -145,7 +143,7 @@ func (w window) closed(ctx context.Context, c Caller, r *Result) error {
 // it is answered. A caller that has waited for its turn wakes up to a millisecond late,
 // which is not the fault of what is measured, and not counted.
 func (w window) open(ctx context.Context, c Caller, r *Result, due time.Time, every time.Duration) error {
-	for ; due.Before(w.end); due = due.Add(every) {
+	for ; due.Before(w.end) && ctx.Err() == nil; due = due.Add(every) {
 		start := due
 		if time.Now().Before(due) {
 			at(ctx, due, nil)

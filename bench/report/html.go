@@ -13,7 +13,7 @@ import (
 var page string
 
 var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
-	"shown": shown, "wanted": Goal.wanted, "seen": Outcome.seen, "verdict": Outcome.verdict,
+	"wanted": Goal.wanted, "seen": Outcome.seen, "verdict": Outcome.verdict,
 }).Parse(page))
 
 // A Sweep is works that differ in one number only, which a plot has along its axis.
@@ -28,61 +28,42 @@ type Sweep struct {
 // WriteHTML writes all that was measured as one page that needs nothing else: tables, and
 // plots of latencies, of sweeps and of processor time.
 func (r *Results) WriteHTML(w io.Writer, goals []Goal, sweeps []Sweep) error {
-	type row struct {
-		Target string
-		Values [][]float64
-	}
-	type section struct {
-		About   About
-		Metrics []Metric
-		Rows    []row
-		Plot    template.HTML
+	type plotted struct {
+		section
+		Plot template.HTML
 	}
 	data := struct {
 		Results  *Results
 		Machine  string
 		Outcomes []Outcome
-		Sections []section
+		Sections []plotted
 		Plots    []template.HTML
 	}{Results: r, Machine: r.machine()}
 	for _, g := range goals {
 		data.Outcomes = append(data.Outcomes, r.Outcome(g))
 	}
 	for _, s := range sweeps {
-		if p := r.sweep(s); len(p.lines) > 0 {
-			data.Plots = append(data.Plots, p.svg())
-		}
+		data.Plots = append(data.Plots, r.sweep(s).svg())
 	}
-	for _, work := range r.Works {
-		s := section{About: work, Metrics: r.used(work.Name)}
-		p := plot{title: "latency, ms, by percentile", x: tails, y: log10, xLabel: percentile, yLabel: decimal}
-		for i, target := range r.Targets {
-			m := r.find(work.Name, target.Name)
-			if m == nil {
-				continue
-			}
-			values := row{Target: target.Name}
-			for _, metric := range s.Metrics {
-				values.Values = append(values.Values, m.Values[metric])
-			}
-			s.Rows = append(s.Rows, values)
-			l := line{name: target.Name, color: color(i)}
-			for _, point := range m.Latency {
-				l.points = append(l.points, [2]float64{point.Percent, point.Millis})
-			}
-			if len(l.points) > 1 {
-				p.lines = append(p.lines, l)
-			}
-		}
-		if len(s.Rows) == 0 {
-			continue
-		}
-		if len(p.lines) > 0 {
-			s.Plot = p.svg()
-		}
-		data.Sections = append(data.Sections, s)
+	for _, s := range r.sections() {
+		data.Sections = append(data.Sections, plotted{s, s.latency().svg()})
 	}
 	return pageTemplate.Execute(w, data)
+}
+
+// latency is the plot of how long calls took.
+func (s *section) latency() plot {
+	p := plot{title: "latency, ms, by percentile", x: tails, y: log10, xLabel: percentile, yLabel: decimal}
+	for _, row := range s.Rows {
+		l := line{name: row.Target, color: color(row.n)}
+		for _, point := range row.Latency {
+			l.points = append(l.points, [2]float64{point.Percent, point.Millis})
+		}
+		if len(l.points) > 1 {
+			p.lines = append(p.lines, l)
+		}
+	}
+	return p
 }
 
 // sweep is the plot of a sweep.
@@ -138,7 +119,11 @@ const (
 	top, bottom           = 30, 40
 )
 
+// svg draws the plot; nothing if it has no lines.
 func (p plot) svg() template.HTML {
+	if len(p.lines) == 0 {
+		return ""
+	}
 	x0, x1, y0, y1 := math.Inf(1), math.Inf(-1), math.Inf(1), math.Inf(-1)
 	marks := map[string][2]float64{} // of the axis along the bottom, by label
 	for _, l := range p.lines {

@@ -54,7 +54,7 @@ type Measured struct {
 	Target string `json:"target"`
 	// Values has one for each round, by metric.
 	Values map[Metric][]float64 `json:"values"`
-	// Latency is how long calls took, of all rounds.
+	// Latency is how long calls took, of the last round.
 	Latency []Point `json:"latency,omitempty"`
 }
 
@@ -145,11 +145,41 @@ func (r *Results) values(work, target string, metric Metric) []float64 {
 	return nil
 }
 
-// used returns the metrics that a work has.
-func (r *Results) used(work string) (all []Metric) {
-	for _, metric := range metrics {
-		if slices.ContainsFunc(r.Targets, func(t About) bool { return len(r.values(work, t.Name, metric)) > 0 }) {
-			all = append(all, metric)
+// A section is what was measured at a work, as all forms of a report show it.
+type section struct {
+	About   About
+	Metrics []Metric // that the work has
+	Rows    []row
+}
+
+// A row is what was measured of a target.
+type row struct {
+	*Measured
+	Shown []string // by metric; empty where there is none
+	n     int      // of the target
+}
+
+// sections returns those of all works at which anything was measured.
+func (r *Results) sections() (all []section) {
+	for _, work := range r.Works {
+		s := section{About: work}
+		for n, target := range r.Targets {
+			if m := r.find(work.Name, target.Name); m != nil {
+				s.Rows = append(s.Rows, row{Measured: m, n: n})
+			}
+		}
+		for _, metric := range metrics {
+			if slices.ContainsFunc(s.Rows, func(r row) bool { return len(r.Values[metric]) > 0 }) {
+				s.Metrics = append(s.Metrics, metric)
+			}
+		}
+		for i := range s.Rows {
+			for _, metric := range s.Metrics {
+				s.Rows[i].Shown = append(s.Rows[i].Shown, shown(s.Rows[i].Values[metric]))
+			}
+		}
+		if len(s.Metrics) > 0 {
+			all = append(all, s)
 		}
 	}
 	return all

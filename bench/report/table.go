@@ -10,27 +10,16 @@ import (
 // WriteTable writes all that was measured, for a terminal.
 func (r *Results) WriteTable(w io.Writer, goals []Goal) error {
 	fmt.Fprintf(w, "%s\n", r.machine())
-	for _, work := range r.Works {
-		used := r.used(work.Name)
-		if len(used) == 0 {
-			continue
-		}
-		fmt.Fprintf(w, "\n%s: %s\n", work.Name, work.About)
+	for _, s := range r.sections() {
+		fmt.Fprintf(w, "\n%s: %s\n", s.About.Name, s.About.About)
 		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 		fmt.Fprint(t, "  target")
-		for _, metric := range used {
+		for _, metric := range s.Metrics {
 			fmt.Fprintf(t, "\t%s", metric)
 		}
 		fmt.Fprintln(t)
-		for _, target := range r.Targets {
-			if r.find(work.Name, target.Name) == nil {
-				continue
-			}
-			fmt.Fprintf(t, "  %s", target.Name)
-			for _, metric := range used {
-				fmt.Fprintf(t, "\t%s", shown(r.values(work.Name, target.Name, metric)))
-			}
-			fmt.Fprintln(t)
+		for _, row := range s.Rows {
+			fmt.Fprintf(t, "  %s\t%s\n", row.Target, strings.Join(row.Shown, "\t"))
 		}
 		if err := t.Flush(); err != nil {
 			return err
@@ -57,25 +46,14 @@ func (r *Results) WriteMarkdown(w io.Writer, goals []Goal) error {
 		o := r.Outcome(g)
 		fmt.Fprintf(w, "| %s | %s | %s | %s |\n", g.Name, g.wanted(), o.seen(), o.verdict())
 	}
-	for _, work := range r.Works {
-		used := r.used(work.Name)
-		if len(used) == 0 {
-			continue
-		}
-		fmt.Fprintf(w, "\n**%s**: %s\n\n| |", work.Name, work.About)
-		for _, metric := range used {
+	for _, s := range r.sections() {
+		fmt.Fprintf(w, "\n**%s**: %s\n\n| |", s.About.Name, s.About.About)
+		for _, metric := range s.Metrics {
 			fmt.Fprintf(w, " %s |", metric)
 		}
-		fmt.Fprintf(w, "\n|---%s|\n", strings.Repeat("|---:", len(used)))
-		for _, target := range r.Targets {
-			if r.find(work.Name, target.Name) == nil {
-				continue
-			}
-			fmt.Fprintf(w, "| %s |", target.Name)
-			for _, metric := range used {
-				fmt.Fprintf(w, " %s |", shown(r.values(work.Name, target.Name, metric)))
-			}
-			fmt.Fprintln(w)
+		fmt.Fprintf(w, "\n|---%s|\n", strings.Repeat("|---:", len(s.Metrics)))
+		for _, row := range s.Rows {
+			fmt.Fprintf(w, "| %s | %s |\n", row.Target, strings.Join(row.Shown, " | "))
 		}
 	}
 	fmt.Fprintln(w)

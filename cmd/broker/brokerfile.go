@@ -23,6 +23,7 @@ import (
 	"example.com/broker/broker/agent/credential"
 	"example.com/broker/broker/policy"
 	"example.com/broker/recorder"
+	"example.com/broker/recorder/archive"
 )
 
 // brokerFile is broker.yaml.
@@ -133,6 +134,13 @@ type recordingFile struct {
 	Originals  originalsFile  `yaml:"originals"`
 	Encryption encryptionFile `yaml:"encryption"`
 	Keep       string         `yaml:"keep"`
+	Archive    archiveFile    `yaml:"archive"`
+}
+
+// archiveFile is where sessions move to, and when.
+type archiveFile struct {
+	To    string `yaml:"to"`
+	After string `yaml:"after"` // their end
 }
 
 // encryptionFile is what wraps the key of the log.
@@ -168,6 +176,7 @@ type brokerConfig struct {
 	sync    recorder.Sync
 	sealTo  []age.Recipient // whom originals are sealed to
 	keep    time.Duration
+	archive time.Duration // after which sessions move to Recording.Archive.To
 	identities
 	notices
 }
@@ -304,6 +313,9 @@ func (c *brokerConfig) readRecording() error {
 	if c.keep, err = c.keepTime("recording.keep", c.Recording.Keep); err != nil {
 		return err
 	}
+	if err := c.readArchive(); err != nil {
+		return err
+	}
 	if key := &c.Recording.Encryption.Key; *key != "" {
 		if path, ok := strings.CutPrefix(*key, "file:"); ok {
 			*key = "file:" + c.resolve(path)
@@ -335,19 +347,47 @@ func (c *brokerConfig) keepTime(path, text string) (time.Duration, error) {
 	if text == "forever" {
 		return -time.Second, nil
 	}
-	if m := ago.FindStringSubmatch(text); m != nil {
-		if days, _ := strconv.Atoi(m[1]); days > 0 {
-			return time.Duration(days) * 24 * time.Hour, nil
-		}
-	}
 	if text == "" {
 		return 0, nil
 	}
-	d, err := time.ParseDuration(text)
+	d, err := parseDays(text)
 	if err != nil || d < time.Minute {
 		return 0, c.errorAt(path, fmt.Errorf("%q is no time to keep; write 90d, 12h or forever", text))
 	}
 	return d, nil
+}
+
+// parseDays reads a duration, like 12h, or days, like 90d.
+func parseDays(text string) (time.Duration, error) {
+	if m := ago.FindStringSubmatch(text); m != nil {
+		days, err := strconv.Atoi(m[1])
+		return time.Duration(days) * 24 * time.Hour, err
+	}
+	return time.ParseDuration(text)
+}
+
+// archiveAfter is when sessions are archived where nothing is said of it.
+const archiveAfter = 24 * time.Hour
+
+// readArchive reads where sessions are archived.
+func (c *brokerConfig) readArchive() error {
+	a := c.Recording.Archive
+	if a.To == "" {
+		if a.After != "" {
+			return c.errorAt("recording.archive", errors.New("says after, and not where to"))
+		}
+		return nil
+	}
+	if err := archive.Check(a.To); err != nil {
+		return c.errorAt("recording.archive.to", err)
+	}
+	if c.archive = archiveAfter; a.After != "" {
+		var err error
+		if c.archive, err = parseDays(a.After); err != nil || c.archive < 0 {
+			return c.errorAt("recording.archive.after", fmt.Errorf("%q is no time; write 24h or 7d", a.After))
+		}
+	}
+	return nil
 }
 
 var syncs = map[string]recorder.Sync{"": recorder.SyncInterval, "interval": recorder.SyncInterval, "always": recorder.SyncAlways, "none": recorder.SyncNone}

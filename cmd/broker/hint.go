@@ -36,6 +36,8 @@ func hint(err error) string {
 		return "name the key of one of recording.originals.recipients with --identity"
 	case errors.Is(err, recorder.ErrNoOriginal):
 		return "what has an original has been written; recording.originals in broker.yaml keeps them for sessions that begin later"
+	case errors.Is(err, recorder.ErrArchive):
+		return "the log has what is not archived, and knows the rest; broker archive says what fails"
 	case errors.Is(err, errUnverified):
 		return "keep the data folder as it is, and compare it with a copy; what is good can still be replayed"
 	case errors.Is(err, errWouldRefuse):

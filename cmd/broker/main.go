@@ -21,7 +21,7 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	status := run(ctx)
 	stop()
-	os.Exit(status) // the only Exit of the module
+	os.Exit(status) // the only Exit of the program
 }
 
 // run executes the command line and returns the exit status: 0 done, 1 failed,
@@ -38,7 +38,7 @@ keeps every frame on record, so that a session can be replayed byte for byte.`,
 		SilenceUsage:  true,
 	}
 	cmd.AddCommand(serve(), agentCommand(), connect(), configCommand(),
-		sessions(), replay(), verify(), hold(), deleteCommand(), exportCommand(), importCommand(), ca(), token(), policyCommand(), logCommand(), demo(), demoServer(), versionCommand()) // one file each
+		sessions(), replay(), verify(), hold(), deleteCommand(), archiveCommand(), exportCommand(), importCommand(), ca(), token(), policyCommand(), logCommand(), demo(), demoServer(), versionCommand()) // one file each
 	cmd.AddCommand(login(), logout())
 	cmd.AddCommand(accessCommands()...)
 

@@ -23,6 +23,9 @@ var (
 	metricPending = prometheus.NewDesc("broker_log_pending_sessions", "Sessions that have ended and are not compressed yet.", nil, nil)
 	metricBytes   = prometheus.NewDesc("broker_log_bytes", "What the log takes of its disk.", []string{"part"}, nil)
 	metricFree    = prometheus.NewDesc("broker_log_free_bytes", "What is free on the log's disk.", nil, nil)
+	metricAway    = prometheus.NewDesc("broker_log_archived_sessions", "Sessions on record whose frames are in an archive.", nil, nil)
+	metricFailing = prometheus.NewDesc("broker_archive_failing", "1 if the archive could not be used when it was tried last, 0 if not.", nil, nil)
+	metricUndone  = prometheus.NewDesc("broker_archive_undeleted_objects", "Objects of deleted sessions that are in an archive still.", nil, nil)
 	metricKept    = prometheus.NewDesc("broker_log_kept_free_bytes", "What must stay free on it: limits.disk_free.", nil, nil)
 )
 
@@ -53,6 +56,18 @@ func (m metrics) Collect(to chan<- prometheus.Metric) {
 	gauge(metricBytes, float64(d.Other), "other")
 	gauge(metricFree, float64(d.Free))
 	gauge(metricKept, float64(m.in.recorder.Reserved()))
+	a, err := m.in.recorder.Archiving(context.Background())
+	if err != nil {
+		to <- prometheus.NewInvalidMetric(metricAway, err)
+		return
+	}
+	failing := 0.0
+	if a.Failing != nil {
+		failing = 1
+	}
+	gauge(metricAway, float64(a.Sessions))
+	gauge(metricFailing, failing)
+	gauge(metricUndone, float64(a.Undeleted))
 }
 
 // serveMetrics answers Prometheus on a listener, until ctx is done.

@@ -53,7 +53,7 @@ func TestScript(t *testing.T) {
 			"appears": appears, "fails": fails, "chown": chown, "env-subst": envSubst,
 			"append": appendFile, "session": session, "until-in": untilIn,
 			"request": idOf("REQUEST"), "grant": idOf("GRANT"), "kill-hard": killHard, "audit-whole": auditWhole, "until-grep": untilGrep, "until-up": untilUp,
-			"age-key": ageKey, "hides": hides,
+			"age-key": ageKey, "hides": hides, "file-in": fileIn,
 		},
 	})
 }
@@ -67,15 +67,16 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// appears waits until a file is there: appears data/broker.sock
-func appears(ts *testscript.TestScript, _ bool, args []string) {
+// appears waits until a file is there: appears data/broker.sock, or, with a ! in front,
+// until it is not.
+func appears(ts *testscript.TestScript, gone bool, args []string) {
 	path := ts.MkAbs(args[0])
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(path); err == nil {
+		if _, err := os.Stat(path); (err != nil) == gone {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("%s does not appear", args[0])
+			ts.Fatalf("%s: it is never so that it is gone: %v", args[0], gone)
 		}
 	}
 }
@@ -188,6 +189,16 @@ func ageKey(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(id.String()+"\n"), 0o600))
 	ts.Setenv(args[1], id.Recipient().String())
+}
+
+// fileIn sets a variable to the name of the only file in a folder: file-in DIR VAR
+func fileIn(ts *testscript.TestScript, _ bool, args []string) {
+	files, err := os.ReadDir(ts.MkAbs(args[0]))
+	ts.Check(err)
+	if len(files) != 1 {
+		ts.Fatalf("%s has %d files", args[0], len(files))
+	}
+	ts.Setenv(args[1], files[0].Name())
 }
 
 // hides fails if a file of a folder holds a text: hides DIR TEXT

@@ -29,6 +29,7 @@ import (
 	"example.com/broker/broker/oauth"
 	"example.com/broker/broker/signin"
 	"example.com/broker/recorder"
+	"example.com/broker/recorder/archive"
 	"example.com/broker/stream"
 	"github.com/spf13/cobra"
 )
@@ -127,7 +128,12 @@ func openInstallation(path string, log *slog.Logger) (_ *installation, err error
 		err = config.checkEncryption()
 	}
 	if err == nil {
-		in.recorder, err = recorder.Open(recorder.Options{Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync, Encryption: config.Recording.Encryption.Key, Originals: config.sealTo, Read: in.recordReading, Custody: in.recordCustody, Retain: true, Keep: config.keep})
+		in.recorder, err = recorder.Open(recorder.Options{
+			Dir: filepath.Join(config.Data, "log"), Free: config.free, Log: log, Key: key, Sync: config.sync,
+			Encryption: config.Recording.Encryption.Key, Originals: config.sealTo,
+			Read: in.recordReading, Custody: in.recordCustody, Retain: true, Keep: config.keep,
+			Archive: config.Recording.Archive.To, ArchiveAfter: config.archive, OpenArchive: archive.Open,
+		})
 	}
 	if err != nil {
 		in.listener.Close()

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"example.com/broker/recorder"
+	"example.com/broker/recorder/archive"
 	"github.com/spf13/cobra"
 )
 
@@ -125,8 +126,12 @@ func (l *listing) run(ctx context.Context) error {
 			}
 			continue
 		}
+		state := s.State
+		if s.Archived != "" {
+			state += ", archived"
+		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", s.ID, s.Start.Local().Format(time.DateTime),
-			s.State, cmp.Or(s.Subject, "-"), s.Server, s.C2S.Frames+s.S2C.Frames, s.Blocked, s.Masked, length(s))
+			state, cmp.Or(s.Subject, "-"), s.Server, s.C2S.Frames+s.S2C.Frames, s.Blocked, s.Masked, length(s))
 	}
 	return errors.Join(table.Flush(), damaged)
 }
@@ -194,7 +199,11 @@ func dialOrOpen(data string) (recorder.Source, error) {
 	if err := checkData(data); err != nil {
 		return nil, err
 	}
-	return recorder.OpenSource(data)
+	src, err := recorder.OpenSource(data)
+	if l, ok := src.(*recorder.Log); ok {
+		l.OpenArchives(archive.Open)
+	}
+	return src, err
 }
 
 // sourceFlags say where recordings are: in a data folder here, or with a broker.

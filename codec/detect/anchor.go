@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"maps"
 	"math/bits"
 	"regexp/syntax"
 	"slices"
@@ -21,14 +22,14 @@ type anchor struct {
 // An around8 is what is known of the eight bytes at an offset from an anchor:
 // of each its bits that are the same in every match, letters' case apart.
 type around8 struct {
-	offset     int
 	mask, bits uint64
+	offset     int32
 }
 
 // surely returns what is known of the bytes of s around its place at, where the anchor is.
 func (s sequence) surely(at int) (a around8) {
 	first := max(0, min(at, len(s)-8))
-	a.offset = first - at
+	a.offset = int32(first - at)
 	for i, set := range s[first:min(len(s), first+8)] {
 		same, one := byte(0xff), byte(0)
 		for c := range set {
@@ -45,14 +46,6 @@ func (s sequence) surely(at int) (a around8) {
 		a.bits |= uint64(one&same) << (8 * i)
 	}
 	return a
-}
-
-// fits reports that the bytes around at in text may be those of a match.
-func (a *around8) fits(text []byte, at int) bool {
-	if at += a.offset; uint(at) > uint(len(text)) || len(text)-at < 8 {
-		return true
-	}
-	return (binary.LittleEndian.Uint64(text[at:])|folding)&a.mask == a.bits
 }
 
 // anchors returns grams of which every match of re has one; nil if there are
@@ -199,7 +192,11 @@ func finite(re *syntax.Regexp) []sequence {
 		n := literal(re, &inst{op: opMatch})
 		for i := range len(n.text) {
 			var set byteSet
-			set[n.text[i]] = true
+			c := n.text[i]
+			set[c] = true
+			if n.fold && 'a' <= c && c <= 'z' {
+				set[c-'a'+'A'] = true
+			}
 			s = append(s, &set)
 		}
 		return []sequence{s}
@@ -386,25 +383,39 @@ type index struct {
 	likes   likes // the same
 }
 
-// A slot is a gram and the first of its entries + 1; 0: there is no gram.
+// A slot is a gram, and which of the entries are its own; 0 of them: there is no gram.
 type slot struct {
-	gram  uint32
-	first int32
+	gram     uint32
+	first, n int32
 }
 
 // A pair is two bytes that are looked for, by the rarer one.
 type pair struct {
-	text  [2]byte
-	rare  int // which of them that is
-	first int32
+	text [2]byte
+	rare int // which of them that is
+	of   [1]entry
 }
 
-// An entry is one expression that a gram is an anchor of.
+// An entry is one expression that a gram is an anchor of. Where many keywords
+// stand, most of the time is spent on entries: one is half a line of the cache.
 type entry struct {
-	id   int32 // the caller's
-	next int32 // the key's next entry + 1; 0: it is the last
-	back span
-	near around8
+	mask, bits uint64 // an around8
+	offset     int32
+	id         int32 // the caller's
+	min, max   int32 // how far in front of the anchor the match starts
+}
+
+// fits reports that the bytes around at in text may be those of a match.
+func (e *entry) fits(text []byte, at int) bool {
+	at += int(e.offset)
+	if at < 0 || at > len(text)-8 {
+		return true
+	}
+	return (binary.LittleEndian.Uint64(text[at:])|folding)&e.mask == e.bits
+}
+
+func (a anchor) entry(id int) entry {
+	return entry{a.near.mask, a.near.bits, a.near.offset, int32(id), int32(a.back.min), int32(a.back.max)}
 }
 
 const (
@@ -415,34 +426,35 @@ const (
 )
 
 func newIndex(of [][]anchor) *index {
-	n := 0
-	for _, as := range of {
-		n += len(as)
-	}
-	size := bits.Len(uint(2*n | 63))
-	x := &index{slots: make([]slot, 1<<size), shift: 32 - size}
+	grams := map[uint32][]entry{}
+	x := &index{}
 	for id, as := range of {
 		for _, a := range as {
-			if a.pair != "" {
-				x.entries = append(x.entries, entry{int32(id), 0, a.back, a.near})
-				p := pair{text: [2]byte{a.pair[0], a.pair[1]}, first: int32(len(x.entries))}
-				if common(p.text[1]|0x20) < common(p.text[0]|0x20) {
-					p.rare = 1
-				}
-				if n := len(x.pairs); n < maxPairs {
-					for i := range x.likes[n][0] {
-						x.likes[n][0][i], x.likes[n][1][i] = p.text[0], p.text[1]
-					}
-				}
-				x.pairs = append(x.pairs, p)
+			if a.pair == "" {
+				grams[a.gram] = append(grams[a.gram], a.entry(id))
 				continue
 			}
-			p := a.gram * hashMul
-			x.bits[p>>(wordShift+6)] |= 1 << (p >> wordShift & 63)
-			slot := x.slot(a.gram)
-			x.entries = append(x.entries, entry{int32(id), slot.first, a.back, a.near})
-			slot.gram, slot.first = a.gram, int32(len(x.entries))
+			p := pair{text: [2]byte{a.pair[0], a.pair[1]}, of: [1]entry{a.entry(id)}}
+			if common(p.text[1]|0x20) < common(p.text[0]|0x20) {
+				p.rare = 1
+			}
+			if n := len(x.pairs); n < maxPairs {
+				for i := range x.likes[n][0] {
+					x.likes[n][0][i], x.likes[n][1][i] = p.text[0], p.text[1]
+				}
+			}
+			x.pairs = append(x.pairs, p)
 		}
+	}
+	size := bits.Len(uint(2*len(grams) | 63))
+	x.slots, x.shift = make([]slot, 1<<size), 32-size
+	for _, gram := range slices.Sorted(maps.Keys(grams)) {
+		entries := grams[gram]
+		p := gram * hashMul
+		x.bits[p>>(wordShift+6)] |= 1 << (p >> wordShift & 63)
+		*x.slot(gram) = slot{gram, int32(len(x.entries)), int32(len(entries))}
+		slices.Reverse(entries) // what comes last is more often found
+		x.entries = append(x.entries, entries...)
 	}
 	return x
 }
@@ -452,7 +464,7 @@ func (x *index) slot(gram uint32) *slot {
 	// Another hash than that of bits: what passed there for another gram meets it not here.
 	for at := gram * slotMul >> (x.shift & 31); ; at++ {
 		s := &x.slots[int(at)&(len(x.slots)-1)]
-		if s.gram == gram || s.first == 0 {
+		if s.gram == gram || s.n == 0 {
 			return s
 		}
 	}
@@ -460,8 +472,8 @@ func (x *index) slot(gram uint32) *slot {
 
 const folding = 0x2020202020202020
 
-// A hitter takes each place where a gram stands, and the first of its entries.
-type hitter interface{ hit(at int, first int32) }
+// A hitter takes each place where a gram stands, and its entries.
+type hitter interface{ hit(at int, of []entry) }
 
 // find tells h the places in text where a gram stands, but for odd ones.
 func (x *index) find(text []byte, h hitter) {
@@ -490,7 +502,7 @@ func (x *index) find(text []byte, h hitter) {
 			}
 			at += n
 			if start := at - p.rare; start >= 0 && start+1 < len(text) && text[start] == p.text[0] && text[start+1] == p.text[1] {
-				h.hit(start, p.first)
+				h.hit(start, p.of[:])
 			}
 		}
 	}
@@ -512,8 +524,8 @@ func (x *index) four(text []byte, i int, h hitter) {
 }
 
 func (x *index) at(gram uint32, i int, h hitter) {
-	if first := x.slot(gram).first; first != 0 {
-		h.hit(i, first)
+	if s := x.slot(gram); s.n > 0 {
+		h.hit(i, x.entries[s.first:s.first+s.n])
 	}
 }
 
@@ -521,7 +533,7 @@ func (x *index) at(gram uint32, i int, h hitter) {
 func (x *index) any(text []byte) bool {
 	for i := 0; i+4 <= len(text); i++ {
 		gram := binary.LittleEndian.Uint32(text[i:]) | folding&0xffffffff
-		if x.bit(gram)&1 != 0 && x.slot(gram).first != 0 {
+		if x.bit(gram)&1 != 0 && x.slot(gram).n > 0 {
 			return true
 		}
 	}

@@ -59,10 +59,11 @@ func (d Detector) Name() string { return d.name }
 // goroutines at a time.
 type Finder struct {
 	names    []string
-	searches []active // by rules
-	digits   []active // by digits
-	at       around   // of any of digits
-	signed   []active // by signs
+	searches []active         // by rules
+	digits   []active         // by digits
+	at       around           // of any of digits
+	who      [looksLike][]int // which of digits look at a run that looks so
+	signed   []active         // by signs
 	named    []byte
 	report   func(detector, start, end int)
 	near     func(at int)
@@ -97,6 +98,11 @@ func New(detectors ...Detector) *Finder {
 		case d.sign != nil:
 			f.signed = append(f.signed, w)
 		default:
+			for at := range f.who {
+				if d.at&around(at) != 0 {
+					f.who[at] = append(f.who[at], len(f.digits))
+				}
+			}
 			f.digits = append(f.digits, w)
 			f.at |= d.at
 		}
@@ -162,7 +168,7 @@ func (f *Finder) Near(text []byte, near func(at int)) bool {
 	return true
 }
 
-func (f *Finder) hit(at int, _ int32) { f.near(at) }
+func (f *Finder) hit(at int, _ []entry) { f.near(at) }
 
 // leastDigits is the length of the shortest value that is found by its digits: ::1.
 const leastDigits = 3
@@ -184,9 +190,9 @@ func (f *Finder) digitsIn(text []byte, start, end int) {
 	if at == 0 {
 		return
 	}
-	for i := range f.digits {
+	for _, i := range f.who[at] {
 		w := &f.digits[i]
-		if w.at&at == 0 || start < w.done {
+		if start < w.done {
 			continue
 		}
 		if from, to := w.by(text, start, end); to > 0 && from >= w.done {

@@ -60,20 +60,32 @@ func isUserInfo(text []byte, i int) bool {
 	return false
 }
 
-// fileNames end the names of files, and no domain.
-var fileNames = map[string]bool{
-	"css": true, "dll": true, "exe": true, "gif": true, "html": true, "ini": true, "jpeg": true, "jpg": true, "js": true, "json": true, "jsx": true,
-	"lock": true, "log": true, "pdf": true, "png": true, "svg": true, "toml": true, "ts": true, "tsx": true, "txt": true, "webp": true, "xml": true,
-	"yaml": true, "yml": true,
+// endsFileName reports what ends the names of files, and no domain.
+func endsFileName(tld []byte) bool {
+	switch string(tld) {
+	case "css", "dll", "exe", "gif", "html", "ini", "jpeg", "jpg", "js", "json", "jsx", "lock", "log", "pdf", "png", "svg", "toml", "ts", "tsx", "txt", "webp", "xml", "yaml", "yml":
+		return true
+	}
+	return false
+}
+
+// twoDotsIn reports two dots in a row.
+func twoDotsIn(d []byte) bool {
+	for i := 1; i < len(d); i++ {
+		if d[i] == '.' && d[i-1] == '.' {
+			return true
+		}
+	}
+	return false
 }
 
 func isDomain(d []byte) bool {
 	last := bytes.LastIndexByte(d, '.')
-	if last < 1 || bytes.Contains(d, []byte("..")) || d[0] == '-' || d[0] == '.' {
+	if last < 1 || twoDotsIn(d) || d[0] == '-' || d[0] == '.' {
 		return false
 	}
 	tld := d[last+1:]
-	if len(tld) < 2 || fileNames[string(tld)] || len(d) > 2 && is(d[0], digit) && d[1] == 'x' && d[2] == '.' { // name@2x.png
+	if len(tld) < 2 || endsFileName(tld) || len(d) > 2 && is(d[0], digit) && d[1] == 'x' && d[2] == '.' { // name@2x.png
 		return false
 	}
 	if bytes.HasPrefix(tld, []byte("xn--")) {

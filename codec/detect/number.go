@@ -26,6 +26,7 @@ const (
 	behindLetters // two
 	behindPlus
 	besideMark // what an address of a host has: up to three and a dot; or a colon or a digit of base 16 beside it
+	looksLike  // how many there are of all together
 )
 
 // What stands beside a run of digits, as far as it matters.
@@ -341,11 +342,14 @@ func ip(text []byte, start, end int) (from, to int) {
 		to--
 	}
 	word := text[from:to]
-	colons, dots := 0, 0
-	for _, c := range word {
+	colons, doubles, dots := 0, 0, 0
+	for i, c := range word {
 		switch c {
 		case ':':
 			colons++
+			if i > 0 && word[i-1] == ':' {
+				doubles++ // three in a row are two: no address has them
+			}
 		case '.':
 			dots++
 		}
@@ -353,7 +357,7 @@ func ip(text []byte, start, end int) (from, to int) {
 	switch {
 	case colons == 1 && dots == 3: // with a port
 		to = from + bytes.IndexByte(word, ':')
-	case colons < 2 && dots != 3, dots != 0 && dots != 3, colons > 7, colons > 1 && bytes.Count(word, []byte("::")) != 1 && colons < 6:
+	case colons < 2 && dots != 3, dots != 0 && dots != 3, colons > 7, colons > 1 && doubles != 1 && colons < 6:
 		return 0, 0
 	}
 	last := text[from+bytes.LastIndexByte(text[from:to], ':')+1 : to] // of an IPv6 address, its IPv4 tail

@@ -71,7 +71,18 @@ type inst struct {
 
 	first byteSet // with what the rest can begin
 	empty bool    // the rest can match without a byte
+
+	some, every slotSet // the slots that some ways to a match set from here on, and those that every way sets
 }
+
+// A slotSet has a bit for each slot, the last for all from there on.
+type slotSet uint64
+
+func slotBit(slot int) slotSet { return 1 << min(slot, 63) }
+
+// leaves reports that an attempt which fails behind n may have set slots that
+// another way to a match would leave as they are.
+func (n *inst) leaves() bool { return n.some != n.every || n.some&slotBit(63) != 0 }
 
 const (
 	noReach  = -1
@@ -160,17 +171,30 @@ var lastID atomic.Uint32
 
 // number gives the instructions from n on their ids.
 func number(n *inst) {
-	for ; n != nil && n.id == 0; n = n.next {
-		n.id = lastID.Add(1)
-		for _, alt := range n.alts {
-			number(alt)
+	if n == nil || n.id != 0 {
+		return
+	}
+	n.id = lastID.Add(1)
+	number(n.next)
+	if n.next != nil {
+		n.some, n.every = n.next.some, n.next.every
+	}
+	for i, alt := range n.alts {
+		number(alt)
+		n.some |= alt.some
+		if i == 0 {
+			n.every = alt.every
 		}
-		if n.op == opAlt {
-			n.picks = newPicks(n.alts)
-		}
-		if n.op == opRun {
-			n.reach = (&reacher{set: n.set, known: map[*inst]int{}}).of(n.next)
-		}
+		n.every &= alt.every
+	}
+	switch n.op {
+	case opAlt:
+		n.picks = newPicks(n.alts)
+	case opOpen:
+		n.some |= slotBit(n.slot)
+		n.every |= slotBit(n.slot)
+	case opRun:
+		n.reach = (&reacher{set: n.set, known: map[*inst]int{}}).of(n.next)
 	}
 }
 
@@ -480,6 +504,7 @@ func width(re *syntax.Regexp) span {
 type machine struct {
 	text  []byte
 	slots []int // offsets of groups, as regexp's FindSubmatchIndex has them
+	kept  []int // a stack of slots as they were where there are several ways on
 	steps int
 
 	// Where an alternation has failed, it fails again, wherever the match
@@ -558,6 +583,9 @@ func (m *machine) run(n *inst, i int) bool {
 			i += len(n.text)
 		case opAlt:
 			alts := n.picks.at(text, i)
+			for len(alts) > 1 && alts[len(alts)-1].op == opText && !alts[len(alts)-1].textAt(text, i) { // = or =>
+				alts = alts[:len(alts)-1]
+			}
 			switch len(alts) {
 			case 0:
 				return false
@@ -567,7 +595,12 @@ func (m *machine) run(n *inst, i int) bool {
 			}
 			return m.either(n, alts, i)
 		case opRun:
-			low, high := m.ends(n, i)
+			var low, high int
+			if n.max <= shortRun {
+				low, high = n.ends(text, i)
+			} else {
+				low, high = m.ends(n, i)
+			}
 			if low != high {
 				return low < high && m.most(n, low, high)
 			}
@@ -576,16 +609,7 @@ func (m *machine) run(n *inst, i int) bool {
 				return false
 			}
 		case opOpen:
-			if !n.next.begins(text, i) {
-				return false
-			}
-			old := m.slots[n.slot]
 			m.slots[n.slot] = i
-			if m.run(n.next, i) {
-				return true
-			}
-			m.slots[n.slot] = old
-			return false
 		case opBegin:
 			if i != 0 {
 				return false
@@ -618,6 +642,22 @@ func wordBoundary(text []byte, i int) bool {
 	return before != behind
 }
 
+// shortRun is how long a run is at most that is gone over each time: to know
+// what was gone over before costs more.
+const shortRun = 24
+
+// ends is machine.ends for a short run.
+func (n *inst) ends(text []byte, i int) (low, high int) {
+	low, high = i+n.min, min(len(text), i+n.max)
+	for j := i; j < high; j++ {
+		if !n.set[text[j]] {
+			high = j
+			break
+		}
+	}
+	return low, high
+}
+
 // begins reports whether the program can go on with n at i, as far as one byte tells.
 func (n *inst) begins(text []byte, i int) bool {
 	return n.empty || i < len(text) && n.first[text[i]]
@@ -629,10 +669,23 @@ func (m *machine) either(n *inst, alts []*inst, i int) bool {
 	if f.is(m, n, i) {
 		return false
 	}
-	for _, alt := range alts {
-		if m.run(alt, i) {
-			return true
+	if !n.leaves() {
+		for _, alt := range alts {
+			if m.run(alt, i) {
+				return true
+			}
 		}
+	} else {
+		kept := len(m.kept)
+		m.kept = append(m.kept, m.slots...)
+		for _, alt := range alts {
+			if m.run(alt, i) {
+				m.kept = m.kept[:kept]
+				return true
+			}
+			copy(m.slots, m.kept[kept:])
+		}
+		m.kept = m.kept[:kept]
 	}
 	m.fails(f, n, i)
 	return false
@@ -680,9 +733,25 @@ func (m *machine) ends(n *inst, i int) (low, high int) {
 // most tries to go on behind the run n from high down to low, or up if it is lazy.
 // Where that has failed it fails again, wherever the run began.
 func (m *machine) most(n *inst, low, high int) bool {
+	next := n.next
+	if n.max <= shortRun {
+		if n.lazy {
+			for j := low; j <= high; j++ {
+				if next.begins(m.text, j) && m.run(next, j) {
+					return true
+				}
+			}
+			return false
+		}
+		for j := high; j >= low; j-- {
+			if next.begins(m.text, j) && m.run(next, j) {
+				return true
+			}
+		}
+		return false
+	}
 	r := &m.ran[n.id%keptStretches]
 	failed, to := r.failed, r.failedTo
-	next := n.next
 	for j := low; n.lazy && j <= high; j++ {
 		if failed <= j && j < to {
 			j = to - 1

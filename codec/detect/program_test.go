@@ -63,11 +63,10 @@ type tried struct {
 	rules map[string]bool
 }
 
-func (s *tried) hit(at int, first int32) {
-	for i := first; i != 0; i = s.index.entries[i-1].next {
-		e := s.index.entries[i-1]
+func (s *tried) hit(at int, of []entry) {
+	for _, e := range of {
 		x := &s.expressions[e.id]
-		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
+		for start := max(0, at-int(e.max)); start <= at-int(e.min); start++ {
 			if s.m.match(x.program, s.text, start) {
 				s.rules[x.rule.id] = true
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	_ "embed"
 	"fmt"
+	"math"
 	"math/bits"
 	"regexp"
 	"regexp/syntax"
@@ -33,6 +34,15 @@ type rule struct {
 	custom  *custom
 }
 
+// few returns how many different bytes a value may have and is none for certain.
+func (r *rule) few() int {
+	limit := r.entropy
+	if r.varied {
+		limit = max(limit, leastVaried)
+	}
+	return max(0, int(math.Ceil(math.Exp2(limit)))-1)
+}
+
 // An allowance says what is no secret all the same.
 type allowance struct {
 	target    string // "" for the secret, "match" or "line"
@@ -45,6 +55,7 @@ type allowance struct {
 type patterns struct {
 	pinned  []*program  // match at the start only
 	byFirst [256]uint32 // which of the first 32 of them can begin with a byte, by bits
+	byHead  *heads      // with which three bytes they can begin; nil: with fewer
 	others  []sought
 	heads   int // how long the longest of their heads is, if each of them begins with one and none is pinned
 }
@@ -52,10 +63,15 @@ type patterns struct {
 // A sought is a program, and what tells that it is not at a place.
 type sought struct {
 	*program
-	bits *[1 << headBits / 64]uint64 // by hash of the three bytes that it may begin with, letters' case apart; nil: it may begin with fewer
+	bits *heads // with which three bytes it may begin; nil: with fewer
 }
 
+// A heads has a bit for the hash of each three bytes, letters' case apart.
+type heads [1 << headBits / 64]uint64
+
 const headBits = 12
+
+func (h *heads) has(hash uint32) bool { return h[hash>>6]>>(hash&63)&1 != 0 }
 
 // headHash returns the hash of three bytes, which are the lowest of k.
 func headHash(k uint32) uint32 { return (k | 0x202020) & 0xffffff * hashMul >> (32 - headBits) }
@@ -69,9 +85,15 @@ func (p *patterns) add(q *program) {
 				}
 			}
 		}
+		if len(p.pinned) == 0 {
+			p.byHead = new(heads)
+		}
 		p.pinned = append(p.pinned, q)
+		if p.byHead != nil && !(&headsOf{bits: p.byHead, left: 1 << 16, longer: true}).from(q.start, 0, 0, true) {
+			p.byHead = nil
+		}
 	} else {
-		s := sought{program: q, bits: new([1 << headBits / 64]uint64)}
+		s := sought{program: q, bits: new(heads)}
 		if h := (&headsOf{bits: s.bits, left: 1 << 16}); !h.from(q.start, 0, 0, false) {
 			s.bits = nil
 		}
@@ -103,7 +125,23 @@ func (p *patterns) headAt(text []byte) int {
 
 // in reports whether one of p matches in text.
 func (p *patterns) in(m *machine, text []byte) bool {
+	if p.starts(m, text) {
+		return true
+	}
+	for i := range p.others {
+		if p.others[i].in(m, text) {
+			return true
+		}
+	}
+	return false
+}
+
+// starts reports whether one of p that is pinned matches text.
+func (p *patterns) starts(m *machine, text []byte) bool {
 	m.fresh()
+	if len(text) >= 3 && p.byHead != nil && !p.byHead.has(headHash(three(text[0], text[1], text[2]))) {
+		return false
+	}
 	if len(text) > 0 {
 		for mask := p.byFirst[text[0]]; mask != 0; mask &= mask - 1 {
 			if m.match(p.pinned[bits.TrailingZeros32(mask)], text, 0) {
@@ -113,11 +151,6 @@ func (p *patterns) in(m *machine, text []byte) bool {
 	}
 	for i, q := range p.pinned {
 		if (i >= 32 || len(text) == 0) && m.match(q, text, 0) {
-			return true
-		}
-	}
-	for i := range p.others {
-		if p.others[i].in(m, text) {
 			return true
 		}
 	}
@@ -134,7 +167,7 @@ func (s *sought) in(m *machine, text []byte) bool {
 	k := three(0, text[0], text[1])
 	for i, c := range text[2:] {
 		k = k>>8 | uint32(c)<<16
-		if h := headHash(k); s.bits[h>>6]>>(h&63)&1 != 0 && s.start.first[text[i]] && m.match(s.program, text, i) {
+		if s.bits.has(headHash(k)) && s.start.first[text[i]] && m.match(s.program, text, i) {
 			return true
 		}
 	}
@@ -145,8 +178,9 @@ func (s *sought) in(m *machine, text []byte) bool {
 // matches anywhere is asked, not where: of a run in front, it is enough to see its
 // last byte.
 type headsOf struct {
-	bits *[1 << headBits / 64]uint64
-	left int // so many steps
+	bits   *heads
+	left   int  // so many steps
+	longer bool // the text does not end within three bytes
 }
 
 // from reports false if there are too many, or fewer than three bytes will do. The
@@ -164,6 +198,10 @@ func (h *headsOf) from(in *inst, k uint32, n int, pinned bool) bool {
 	switch in.op {
 	case opMatch:
 		return false
+	case opEnd:
+		if h.longer && pinned {
+			return true
+		}
 	case opOpen:
 		return h.from(in.next, k, n, pinned)
 	case opAlt:
@@ -216,7 +254,11 @@ func (h *headsOf) each(set *byteSet, k uint32, n int, next *inst) bool {
 
 // An expression is one way in which a rule's values are found.
 type expression struct {
-	rule *rule
+	rule   *rule
+	naming *naming // nil: it is tried as a whole
+	few    int     // so many different bytes are no secret, as far as naming tells where it is; 0: nothing is known
+	first  *byteSet
+	atWord bool // it begins with \b
 	*program
 	lead  span // of a run of leadSet in front of the match, which belongs to it
 	set   *byteSet
@@ -229,9 +271,12 @@ type ruleSet struct {
 	index       *index
 	slow        *regexp.Regexp // where there is no index
 	allow       []allowance    // for all rules
-	count       int            // of rules
-	allowances  int            // of all rules
-	unanchored  []string       // rules, or parts of them, that are not looked for, and why
+	alike       bool           // allow looks at nothing but the value
+	signs       signs
+	count       int        // of rules
+	sets        []*byteSet // of values and namings, each once
+	allowances  int        // of all rules
+	unanchored  []string   // rules, or parts of them, that are not looked for, and why
 }
 
 // ruleFile is gitleaks' configuration, as far as it is about text.
@@ -279,6 +324,8 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 	}
 	s.number(global)
 	s.allow = global
+	s.alike = !slices.ContainsFunc(global, func(a allowance) bool { return a.target != "" })
+	s.signs.ofValues(global)
 	var all [][]anchor
 	for i, file := range []ruleFile{theirs, ours} {
 		for _, r := range file.Rules {
@@ -310,8 +357,13 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 				if e.program, err = compile(v); err != nil {
 					return nil, fmt.Errorf("rule %s: %w", r.ID, err)
 				}
-				e.value = valueOf(v)
+				e.value = s.valueOf(v)
 				e.value.long = e.value.words == nil && e.value.n >= longValue && e.value.from.min == e.value.from.max
+				e.first, e.atWord = &e.start.first, e.start.op == opWord
+				e.naming = s.naming(v)
+				if e.naming != nil && e.naming.secret.set != nil && !slices.ContainsFunc(found, func(a anchor) bool { return a.back.min != a.back.max }) {
+					e.few = made.few()
+				}
 				s.expressions = append(s.expressions, e)
 				all = append(all, found)
 			}
@@ -319,6 +371,46 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 	}
 	s.index = newIndex(all)
 	return s, nil
+}
+
+// naming returns the naming of re, or nil. What a search knows of a set's bytes by
+// one, it knows by all.
+func (s *ruleSet) naming(re *syntax.Regexp) *naming {
+	n := namingOf(re)
+	if n == nil {
+		return nil
+	}
+	n.ahead = s.numbered(n.gaps[0].set)
+	for i := range n.gaps {
+		n.gaps[i].set = s.sets[s.numbered(n.gaps[i].set)]
+	}
+	n.mark = s.sets[s.numbered(n.mark)]
+	if n.secret.set != nil {
+		n.secret.ahead = s.numbered(n.secret.set)
+	}
+	return n
+}
+
+// numbered returns the number of a set.
+func (s *ruleSet) numbered(set *byteSet) int {
+	n := slices.IndexFunc(s.sets, func(t *byteSet) bool { return *t == *set })
+	if n < 0 {
+		n = len(s.sets)
+		s.sets = append(s.sets, set)
+	}
+	return n
+}
+
+// valueOf returns the value of re. Most have the same sets: as one, they are in the
+// first cache.
+func (s *ruleSet) valueOf(re *syntax.Regexp) value {
+	v := valueOf(re)
+	for _, set := range []**byteSet{&v.set, &v.words, &v.gap} {
+		if *set != nil {
+			*set = s.sets[s.numbered(*set)]
+		}
+	}
+	return v
 }
 
 func (s *ruleSet) number(list []allowance) {
@@ -408,6 +500,64 @@ func withoutLead(re *syntax.Regexp) (*syntax.Regexp, *byteSet, span) {
 		re = &rest
 	}
 	return re, set, lead
+}
+
+// signs tell by the hash of three bytes of a value, and by each byte, what it is
+// worth to look for in it. So a value is gone over once, and not for each list.
+type signs struct {
+	threes [1 << headBits]sign
+	ones   [256]sign
+}
+
+type sign uint8
+
+const (
+	holderSign  sign = 1 << iota // of placeholders
+	openSign                     // of what begins one
+	allowedSign                  // of what is allowed for all rules
+)
+
+// ofValues makes s what tells of placeholders and of what in list is no matter of
+// the start of a value.
+func (s *signs) ofValues(list []allowance) {
+	s.words(placeholders, holderSign)
+	for c := range opens {
+		if opens[c] {
+			s.ones[c] = openSign
+		}
+	}
+	for i := range list {
+		if list[i].stopwords != nil {
+			s.words(list[i].stopwords, allowedSign)
+		}
+		for _, q := range list[i].programs.others {
+			for h := range s.threes {
+				if q.bits == nil || q.bits.has(uint32(h)) {
+					s.threes[h] |= allowedSign
+				}
+			}
+		}
+	}
+}
+
+func (s *signs) words(w *words, is sign) {
+	for k := range w.by {
+		s.threes[headHash(k)] |= is
+	}
+}
+
+// in returns which signs value has.
+func (s *signs) in(value []byte) (found sign) {
+	if len(value) < 3 {
+		return holderSign | openSign | allowedSign
+	}
+	k := three(0, value[0], value[1])
+	found = s.ones[value[0]] | s.ones[value[1]]
+	for _, c := range value[2:] {
+		k = k>>8 | uint32(c)<<16
+		found |= s.threes[headHash(k)] | s.ones[c]
+	}
+	return found
 }
 
 // words are looked for anywhere in a text, letters' case apart.

@@ -72,7 +72,7 @@ func FuzzProgram(f *testing.F) {
 	expressions := []string{
 		`a(b+?)(c|cd)(d*)`, `(?i)\bkey[ \t]{0,5}[:=]\s*("?)([a-z0-9]{4,8})`, `^(?:ab|a)(?:c|bcd)$`, `[^x]{2,3}?y`, `(?:(a)|b){1,3}c`, `\Bfoo\b|bar`, `(a|ab)(c|bcd)(d*)e?`, `(?s:.){0,3}?z`,
 		`(?i)(?:key|token|pass(?:word)?)[ \t\w.-]{0,20}[\s'"]{0,3}(?:=|:{1,3}=|=>|,)["'\s=]{0,5}([\w.=-]{10,150}|[a-z0-9][a-z0-9+/]{11,}={0,3})(?:[;\s"]|\\[nr]|$)`,
-		`"([^"\s]{8,})"|'(.{8,9})'`, `[a-z0-9-]*?api[a-z0-9-]*?:jar:`, `a.{2,}"\s*/>`, `(?m:^)a[\s\S]{0,9}b+?c(?m:$)`,
+		`"([^"\s]{8,})"|'(.{8,9})'`, `[a-z0-9-]*?api[a-z0-9-]*?:jar:`, `a.{2,}"\s*/>`, `(?:(ab?)c|(a)(b?)d|a{1,9}b(e))f?`, `(?:"(a*)"|"(a*)b|"a(b*)c)+d?`, `(?m:^)a[\s\S]{0,9}b+?c(?m:$)`,
 	}
 	f.Add("xabbcdd key: abcd1234 foo", 0)
 	f.Add("KEY=\"ABCDEFGHI\" abcd", 1)
@@ -80,6 +80,10 @@ func FuzzProgram(f *testing.F) {
 	f.Add("'12345678' \"12345678\" \"1234567\"", 9)
 	f.Add("a-api-api-b:jar:", 10)
 	f.Add("a\"\"\"/ \" /> a\"/>", 11)
+	for _, text := range []string{"abe", "abdf", "aabef", "\"aa\"\"ab\"abbcd", "\"abc", "\"a\"\"abbc\"ab"} {
+		f.Add(text, 12)
+		f.Add(text, 13)
+	}
 	f.Fuzz(func(t *testing.T, text string, n int) {
 		for i := range len(text) {
 			if text[i] >= 0x80 { // classes are of bytes

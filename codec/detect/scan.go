@@ -291,7 +291,7 @@ func (x *index) pairAt(text []byte, i int, h hitter) {
 	}
 	for j := range x.pairs {
 		if p := &x.pairs[j]; p.text == [2]byte{text[i], text[i+1]} {
-			h.hit(i, p.first)
+			h.hit(i, p.of[:])
 		}
 	}
 }

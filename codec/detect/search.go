@@ -17,9 +17,21 @@ type search struct {
 	named       []byte
 	lower       []byte
 	tally       tally
-	known       []place // by allowance: where its last word stands, or where none of its heads does
-	runs        []place // by expression: bytes of its value
-	knownHolder place   // of placeholders, the same
+	known       []place     // by allowance: where its last word stands, or where none of its heads does
+	runs        []place     // by expression: bytes of its value
+	aheads      []ahead     // by kinds
+	dulls       [16]dull    // by how many different bytes
+	outcomes    []outcome   // by expression
+	knownHolder place       // of placeholders, the same
+	judged      judged      // the last one
+	counts      [256]uint16 // for entropy; zeros between
+}
+
+// A judged place is a value that is no placeholder.
+type judged struct {
+	place
+	signs  sign
+	passed bool // what is allowed for all rules, it is not
 }
 
 // A place is a part of a text. What a value is for what stands there, every
@@ -41,7 +53,9 @@ func (s *search) find(text []byte, found func(start, end int)) {
 
 func (s *search) look(text []byte, value [2]int, found func(start, end int)) {
 	s.text, s.value, s.found = text, value, found
-	s.texts++
+	if s.texts++; s.outcomes == nil {
+		s.outcomes, s.aheads = make([]outcome, len(s.expressions)), make([]ahead, len(s.sets))
+	}
 	s.m.fresh()
 	switch {
 	case s.index != nil && len(text) >= 4:
@@ -62,34 +76,226 @@ func (s *search) crawl() {
 }
 
 // hit tries the expressions that have a gram at that place.
-func (s *search) hit(at int, first int32) {
-	for i := first; i != 0; {
-		e := &s.index.entries[i-1]
-		i = e.next
-		if !e.near.fits(s.text, at) {
+func (s *search) hit(at int, of []entry) {
+	for i := range of {
+		e := &of[i]
+		if !e.fits(s.text, at) {
 			continue
 		}
 		x := &s.expressions[e.id]
-		for start := max(0, at-e.back.max); start <= at-e.back.min; start++ {
-			if !x.start.first[s.text[start]] || x.start.op == opWord && !wordBoundary(s.text, start) {
+		last := at - int(e.min)
+		if x.few > 0 && s.allDull(e.id, last) {
+			continue
+		}
+		for start := max(0, at-int(e.max)); start <= last; start++ {
+			if !x.first[s.text[start]] || x.atWord && !wordBoundary(s.text, start) {
 				continue
 			}
 			if x.value.long && !s.inRun(&x.value, e.id, start) || !x.value.long && !x.value.in(s.text, start) {
 				continue
 			}
 			t := s.takenBy(x.rule)
-			if t.text == s.texts && at-e.back.min < t.end {
+			if t.text == s.texts && last < t.end {
 				break
 			}
-			if !s.m.match(x.program, s.text, start) {
+			known := t.text == s.texts && start < t.end
+			if x.naming == nil {
+				if !s.m.match(x.program, s.text, start) {
+					continue
+				}
+				if !known {
+					s.check(x)
+				}
+				break
+			}
+			behind := s.behind(x, e.id, start)
+			if behind == nil {
 				continue
 			}
-			if t.text != s.texts || start >= t.end {
-				s.check(x)
+			if !known && !behind.worthless {
+				behind.worthless = s.check(x)
 			}
 			break
 		}
 	}
+}
+
+// An ahead is what is known of a set's bytes in a text: there are no others between
+// from and to, and to is none if it is sure.
+type ahead struct {
+	text, from, to int
+	sure           bool
+}
+
+// pass returns the offset behind the bytes of set from i on, or one behind end.
+func (a *ahead) pass(s *search, set *byteSet, i, end int) int {
+	if a.text != s.texts || i < a.from || i > a.to {
+		*a = ahead{text: s.texts, from: i, to: i}
+	} else if a.to < end {
+		end = min(len(s.text), end+stretchAhead)
+	}
+	if !a.sure && a.to < end {
+		for a.to < end && set[s.text[a.to]] {
+			a.to++
+		}
+		a.sure = a.to < end
+	}
+	return a.to
+}
+
+// stretchAhead is how much further than asked for is looked where it was before: it
+// will be asked for next.
+const stretchAhead = 128
+
+// mark returns where the mark is of a match of n that begins at start, or -1.
+func (s *search) mark(n *naming, start int) int {
+	head := eightAt(s.text, start)
+	words := n.words[n.firsts[s.text[start]]]
+	for i := range words {
+		if w := &words[i]; w.at(s.text, start, head) {
+			if mark := s.next(n, start+w.n); mark >= 0 {
+				return mark
+			}
+		}
+	}
+	return -1
+}
+
+// next returns where the mark behind a word that ends at i is, or -1. Of the first
+// gap as many bytes as there are belong to it: no mark is among them.
+func (s *search) next(n *naming, i int) int {
+	text, g := s.text, &n.gaps[0]
+	end := min(len(text), i+g.max)
+	if g.max > shortRun/2 {
+		i = min(end, s.aheads[n.ahead].pass(s, g.set, i, end))
+	} else {
+		for i < end && g.set[text[i]] {
+			i++
+		}
+	}
+	g = &n.gaps[1]
+	for end = min(len(text), i+g.max); i < end && g.set[text[i]]; {
+		i++
+	}
+	if i < len(text) && n.mark[text[i]] {
+		return i
+	}
+	return -1
+}
+
+// A dull is a part of a text that has few different bytes.
+type dull struct {
+	text, from, to int
+	seen           [4]uint64
+	n              int
+
+	left, wait int // so many marks are not looked behind: where text is as it mostly is, it is in vain
+}
+
+func (d *dull) misses() {
+	d.wait = min(2*d.wait+1, 15)
+	d.left = d.wait
+}
+
+// dull reports that no value of x behind that mark has more than few different
+// bytes, and notes in b where no match begins for that.
+func (s *search) dull(x *expression, b *outcome, mark int) bool {
+	n, few := x.naming, x.few
+	if few == 0 || few >= len(s.dulls) {
+		return false
+	}
+	d := &s.dulls[few]
+	if d.left > 0 {
+		d.left--
+		return false
+	}
+	if d.text != s.texts || mark < d.from || mark > d.to {
+		d.text, d.from, d.to, d.seen, d.n = s.texts, mark, mark, [4]uint64{}, 0
+	}
+	first := min(len(s.text), mark+n.secret.far)
+	if !d.pass(s.text, first, few) {
+		d.misses()
+		return false
+	}
+	end := min(len(s.text), mark+n.rest.width.max)
+	d.pass(s.text, min(len(s.text), end+stretchAhead), few)
+	a := &s.aheads[n.secret.ahead]
+	var marks int // so far they are all alike
+	switch {
+	case d.to == len(s.text):
+		marks = d.to
+	case d.to >= end:
+		marks = d.to - n.rest.width.max
+	case a.pass(s, n.secret.set, first, end) > d.to:
+		d.misses()
+		return false
+	case a.sure:
+		marks = a.to - n.secret.far
+	}
+	b.dullFrom, b.dullTo = mark, marks-n.longest
+	d.wait = 0
+	return true
+}
+
+// pass reports that there are no more than so many different bytes up to end.
+func (d *dull) pass(text []byte, end, few int) bool {
+	for ; d.to < end; d.to++ {
+		c := text[d.to]
+		if d.seen[c>>6]>>(c&63)&1 != 0 {
+			continue
+		}
+		if d.n == few {
+			return false
+		}
+		d.n++
+		d.seen[c>>6] |= 1 << (c & 63)
+	}
+	return true
+}
+
+// An outcome is what an expression with a naming matches from a mark on.
+type outcome struct {
+	text, mark int
+	matches    bool
+	worthless  bool // the value, whatever is in front of the mark
+	slots      []int
+
+	dullFrom, dullTo int // no match that begins from one to in front of the other has a value that is not dull
+}
+
+// behind returns the outcome of x, the expression of that number, where it matches at
+// start, and has the machine's slots so; nil if it does not match. Many names may
+// have the same outcome.
+func (s *search) behind(x *expression, number int32, start int) *outcome {
+	n := x.naming
+	mark := s.mark(n, start)
+	if mark < 0 {
+		return nil
+	}
+	b := &s.outcomes[number]
+	if b.text != s.texts || b.mark != mark {
+		if b.text != s.texts {
+			b.dullTo = 0
+		}
+		b.text, b.mark, b.worthless = s.texts, mark, false
+		b.matches = !s.dull(x, b, mark) && s.m.match(n.rest, s.text, mark)
+		if b.matches {
+			b.slots = append(b.slots[:0], s.m.slots...)
+		}
+	}
+	if !b.matches {
+		return nil
+	}
+	s.m.slots = append(s.m.slots[:0], b.slots...)
+	s.m.slots[0] = start
+	return b
+}
+
+// allDull reports that the expression of that number has only dull values in the
+// matches that begin at start.
+func (s *search) allDull(number int32, start int) bool {
+	b := &s.outcomes[number]
+	return start < b.dullTo && b.dullFrom <= start && b.text == s.texts
 }
 
 // inRun is v.in, for the long value of the expression of that number. Many may
@@ -120,8 +326,9 @@ func (s *search) takenBy(r *rule) *taken {
 	return &s.taken[r.number]
 }
 
-// check judges what the machine has matched, and reports it.
-func (s *search) check(x *expression) {
+// check judges what the machine has matched, and reports it. It returns true if the
+// value is worthless, whatever is in front of it.
+func (s *search) check(x *expression) (worthless bool) {
 	r, slots := x.rule, s.m.slots
 	start, end := slots[0], slots[1]
 	match := [2]int{start, end}
@@ -136,33 +343,43 @@ func (s *search) check(x *expression) {
 		}
 	}
 	if start < 0 || start == end {
-		return
+		return true
 	}
 	secret := s.text[start:end]
 	if r.custom != nil {
 		if r.custom.accepts(s, secret, match) {
 			s.report(r, start, end, match)
 		}
-		return
+		return false
 	}
-	if r.entropy > 0 && s.entropyAtMost(r.entropy, start, end) || r.varied && !s.varied(start, end) || s.placeholder(start, end) {
-		return
+	if r.entropy > 0 && s.entropyAtMost(r.entropy, start, end) || r.varied && !s.varied(start, end) {
+		return true
 	}
-	if bytes.Contains(secret, maskBegin) {
-		return
+	if p := (place{s.texts, start, end}); s.judged.place != p { // else by another rule
+		signs := s.signs.in(secret)
+		if s.placeholder(start, end, signs) || len(secret) > longPlaceholder && bytes.Contains(secret, maskBegin) {
+			return true
+		}
+		s.judged = judged{place: p, signs: signs}
 	}
 	if !r.own {
 		for x.lead.max > 0 && match[0] > 0 && match[0] > slots[0]-x.lead.max && x.set[s.text[match[0]-1]] {
 			match[0]--
 		}
-		if place := [2]int{start, end}; s.allowed(s.allow, place, match) || s.allowed(r.allow, place, match) {
-			return
+		place := [2]int{start, end}
+		if !s.judged.passed && s.allowedToAll(place, match) {
+			return s.alike
+		}
+		s.judged.passed = s.alike
+		if s.allowed(r.allow, place, match) {
+			return false
 		}
 		if r.generic && isIdentifier(secret) && !namesSecret(s.text[match[0]:start]) {
-			return
+			return false
 		}
 	}
 	s.report(r, start, end, match)
+	return false
 }
 
 func (s *search) report(r *rule, start, end int, match [2]int) {
@@ -173,6 +390,19 @@ func (s *search) report(r *rule, start, end int, match [2]int) {
 }
 
 var maskBegin = []byte("[masked:")
+
+// allowedToAll is allowed, of what is for all rules.
+func (s *search) allowedToAll(secret, match [2]int) bool {
+	if !s.alike || s.judged.signs&allowedSign != 0 {
+		return s.allowed(s.allow, secret, match)
+	}
+	for i := range s.allow {
+		if s.allow[i].programs.starts(&s.allowing, s.text[secret[0]:secret[1]]) {
+			return true
+		}
+	}
+	return false
+}
 
 // allowed reports whether one of list says that what was found is no secret.
 func (s *search) allowed(list []allowance, secret, match [2]int) bool {
@@ -335,11 +565,14 @@ func (s *search) varied(from, to int) bool {
 			others = true
 		}
 		if letters && others {
-			return !s.entropyAtMost(2.3, from, to)
+			return !s.entropyAtMost(leastVaried, from, to)
 		}
 	}
 	return false
 }
+
+// leastVaried is the entropy that such a value has more than.
+const leastVaried = 2.3
 
 // entropyAtMost reports whether the entropy of s.text[from:to] is not above limit.
 func (s *search) entropyAtMost(limit float64, from, to int) bool {
@@ -357,7 +590,7 @@ func (s *search) entropyAtMost(limit float64, from, to int) bool {
 			return false
 		}
 	}
-	return entropy(s.text[from:to]) <= limit
+	return entropyBy(&s.counts, s.text[from:to]) <= limit
 }
 
 // A tally counts the bytes of a part of a text. Values that overlap, as those of
@@ -413,6 +646,11 @@ func (t *tally) remove(c byte) {
 // entropy is Shannon's, of the bytes of value, in bits a byte.
 func entropy(value []byte) float64 {
 	var counts [256]uint16
+	return entropyBy(&counts, value)
+}
+
+// entropyBy is entropy, by counts that are zeros before and behind.
+func entropyBy(counts *[256]uint16, value []byte) float64 {
 	value = value[:min(len(value), len(timesLog)-1)]
 	for _, c := range value {
 		counts[c]++
@@ -442,35 +680,42 @@ var placeholders = newWords([]string{
 // longPlaceholder is how long one is at most: nobody writes a longer one.
 const longPlaceholder = 128
 
-// placeholder is of s.text[from:to].
-func (s *search) placeholder(from, to int) bool {
+// placeholder reports that s.text[from:to], which has such signs, is one, has one in
+// it, or has what begins one.
+func (s *search) placeholder(from, to int, signs sign) bool {
 	if to-from > longPlaceholder {
 		return false
 	}
-	if s.knownHolder.in(s.texts, from, to) {
-		return true
-	}
 	value := s.text[from:to]
-	if first, end := placeholders.find(value); end > 0 {
-		s.knownHolder = place{s.texts, from + first, from + end}
-		return true
+	if signs&holderSign != 0 {
+		if s.knownHolder.in(s.texts, from, to) {
+			return true
+		}
+		if first, end := placeholders.find(value); end > 0 {
+			s.knownHolder = place{s.texts, from + first, from + end}
+			return true
+		}
 	}
-	return standsFor(value)
+	return signs&openSign != 0 && begins(value) || standsFor(value)
 }
 
 // placeholder reports a value that is one, has one in it, or has what begins one.
 func placeholder(value []byte) bool {
-	return len(value) <= longPlaceholder && (placeholders.in(value) || standsFor(value))
+	return len(value) <= longPlaceholder && (placeholders.in(value) || begins(value) || standsFor(value))
 }
 
-// standsFor reports a value that is one byte over and over, or has what begins a
-// placeholder: < ${ {{ $(
-func standsFor(value []byte) bool {
+// begins reports what begins a placeholder in value: < ${ {{ $(
+func begins(value []byte) bool {
 	for i, c := range value {
 		if opens[c] && (c == '<' || i > 0 && (value[i-1] == '$' || c == '{' && value[i-1] == '{')) {
 			return true
 		}
 	}
+	return false
+}
+
+// standsFor reports a value that is one byte over and over, or between marks of its own.
+func standsFor(value []byte) bool {
 	same := 1
 	for same < len(value) && value[same] == value[0] {
 		same++
