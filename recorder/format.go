@@ -147,9 +147,9 @@ const headRoom = 2 + 2*binary.MaxVarintLen32 + sha256.Size + 4
 // encode makes the blocks of frames, not compressed, behind the records of a chain.
 func encode(start time.Time, c chain, frames []Frame) encoding {
 	e := encoding{chain: c}
-	left := 0 // of the frames, in bytes
+	left := 0 // of the records, at most, in bytes
 	for _, f := range frames {
-		left += recordHead + len(f.Bytes)
+		left += len(f.Bytes) + recordHead*(1+len(f.Bytes)/(blockSize-recordHead))
 	}
 	for _, f := range frames {
 		if len(e.records)+recordHead+len(f.Bytes) > headRoom+blockSize {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"example.com/broker/codec"
 )
@@ -300,6 +301,50 @@ func TestJournalEncrypted(t *testing.T) {
 		if got := frames(t, open(t, o), r.ID()); len(got) != 2 || got[1] != "s2c delivered "+marker {
 			t.Errorf("got %q", got)
 		}
+	}
+}
+
+// TestJournalArchived archives a session whose entries are in the journal still: it moves
+// when the database has all of it, and when the broker is killed then, comes once.
+func TestJournalArchived(t *testing.T) {
+	l, f, verifier := openArchiving(t, Options{})
+	l.o.still = false
+	r := start(t, l)
+	r.add(t, "a", "b")
+	before := killed(t, l) // its journal has all
+	r.tail.draining.Lock()
+	if err := r.End(Ended, "closed"); err != nil {
+		t.Fatal(err)
+	}
+	if err := archiveAt(t, l, time.Hour); err != nil || len(f.objects()) > 0 {
+		t.Errorf("%q moved before the database had all, %v", f.objects(), err)
+	}
+	r.tail.draining.Unlock()
+	if err := l.drain(r.tail, 0, reencoder()); err != nil {
+		t.Fatal(err)
+	}
+	if err := archiveAt(t, l, time.Hour); err != nil || len(f.objects()) != 1 {
+		t.Fatalf("%q moved, %v", f.objects(), err)
+	}
+	o := l.o
+	o.Dir = killed(t, l)
+	path := journalFiles(t, before)[0]
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(o.Dir, "journal", filepath.Base(path)), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, o)
+	if n := localBlocks(t, l, r.ID()); n > 0 {
+		t.Errorf("%d blocks are in the database again", n)
+	}
+	if got := fmt.Sprint(frames(t, l, r.ID())); got != "[s2c delivered a s2c delivered b]" {
+		t.Errorf("got %s", got)
+	}
+	if r := verified(t, l, verifier, nil); len(r.Faults) > 0 || r.Sessions != 1 {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -640,6 +640,25 @@ func TestParts(t *testing.T) {
 	}
 }
 
+// TestLongFrames records frames that take up blocks to about the last byte, alone and
+// behind others.
+func TestLongFrames(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	for n := range 4 {
+		for _, more := range []int{-1, 0, 1, recordHead} {
+			long := bytes.Repeat([]byte("x"), max(n*(blockSize-recordHead)+more, 0))
+			r := start(t, l)
+			if err := r.Append(Frame{Bytes: long}, Frame{Bytes: []byte("a")}, Frame{Bytes: long}); err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			if err := Replay(t.Context(), &out, l, r.ID(), View{}); err != nil || out.String() != string(long)+"\na\n"+string(long)+"\n" {
+				t.Errorf("%d bytes: got %d, %v", len(long), out.Len(), err)
+			}
+		}
+	}
+}
+
 // TestDamagedParts checks that a frame of which a part is damaged is no shorter
 // frame, and that the frame behind it is not a part of it.
 func TestDamagedParts(t *testing.T) {
