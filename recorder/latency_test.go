@@ -42,7 +42,7 @@ func benchmarkLatency(b *testing.B, mode Sync) {
 				return
 			case <-tick.C:
 			}
-			if err := l.collect(); err != nil {
+			if _, err := l.collect(); err != nil {
 				b.Error(err)
 			}
 		}

@@ -103,6 +103,8 @@ type Log struct {
 	rewrites rewrites
 	dead     atomic.Int64 // bytes of blocks that were deleted since tables were merged for that
 
+	collected atomic.Pointer[Collection] // nil: none yet
+
 	archives  archives
 	archiving archiving
 
