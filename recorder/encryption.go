@@ -140,14 +140,21 @@ func (e *encryption) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, "."+encryptionFile)
+	return writeFile(filepath.Join(dir, encryptionFile), append(text, '\n'), 0o600)
+}
+
+// writeFile puts text in the place of a file, so that no kill and no loss of power leaves
+// half of it, or takes it away once this has returned.
+func writeFile(path string, text []byte, mode os.FileMode) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path))
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(text, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, encryptionFile))
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		os.Remove(f.Name())
