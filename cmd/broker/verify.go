@@ -28,6 +28,9 @@ Who can write to the log and has that key can make all of it anew. Keep
 checkpoints elsewhere (--save), and verify that the log goes on from there
 (--since); a copy of log.pub goes with them (--key).
 
+Sessions whose archive cannot be reached are named, and the others verified: exit
+status 3, if nothing is wrong with those, and 1 if something is.
+
 --proof writes a proof that a session is in the tree, with its record, in the
 format of C2SP tlog-proof. --check verifies such a proof, without the log.`,
 		Example: "  broker verify\n  broker verify 06a2n8mwvg5c3k0q --proof session.tlog-proof\n  broker verify --since yesterday.checkpoint --save today.checkpoint --key log.pub",
@@ -109,6 +112,9 @@ func (v *verification) run(ctx context.Context) error {
 	if len(r.Faults) > 0 {
 		return errUnverified
 	}
+	if len(r.Unverified) > 0 {
+		return errNotAll
+	}
 	if v.save != "" && r.Seen != nil {
 		if err := os.WriteFile(v.save, r.Seen.Note, 0o644); err != nil {
 			return err
@@ -155,8 +161,15 @@ func (v *verification) print(r recorder.Report) error {
 	for _, f := range r.Faults {
 		fmt.Fprintln(out, f)
 	}
+	for _, u := range r.Unverified {
+		fmt.Fprintln(out, u)
+	}
 	if len(r.Faults) > 0 {
 		return nil
+	}
+	if n := len(r.Unverified); n > 0 {
+		_, err := fmt.Fprintf(out, "%d of %d sessions could not be verified; nothing is wrong with the others\n", n, r.Sessions)
+		return err
 	}
 	what := fmt.Sprintf("%d sessions with %d frames are", r.Sessions, r.Frames)
 	if v.session != "" {
