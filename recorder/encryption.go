@@ -328,6 +328,9 @@ func Reencrypt(data, by string, progress func(done, of int64)) error {
 		})
 	}
 	if err == nil {
+		err = l.holds.copyTo(to)
+	}
+	if err == nil {
 		err = exchange(dir, to)
 	}
 	if err == nil {

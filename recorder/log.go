@@ -105,6 +105,7 @@ type Log struct {
 
 	collected atomic.Pointer[Collection] // nil: none yet
 
+	holds     holdSet
 	archives  archives
 	archiving archiving
 
@@ -160,7 +161,7 @@ func Open(o Options) (*Log, error) {
 		l.unwritable.Store(&err)
 		l.fail(err)
 	}
-	if err := l.openArchiving(); err != nil {
+	if err := errors.Join(l.openArchiving(), l.openHolds()); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
