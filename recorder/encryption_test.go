@@ -11,8 +11,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -204,6 +207,128 @@ func TestReencrypt(t *testing.T) {
 	defer l.Close()
 	if err := Reencrypt(data, secretFile(t), nil); !errors.Is(err, ErrInUse) {
 		t.Errorf("of a log in use: %v", err)
+	}
+}
+
+// With this variable set, the test binary writes a log anew, and kills itself in its midst.
+const reencryptVictim = "RECORDER_REENCRYPT_VICTIM"
+
+func beReencryptVictim(arg string) {
+	parts := strings.Split(arg, ",") // data folder, wrapper, step
+	die := func(here bool) {
+		if here {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
+	copied := 0
+	err := reencrypt(parts[0], parts[1], func(int64, int64) {
+		copied++
+		die(parts[2] == fmt.Sprint("copy ", copied))
+	}, func(step int) { die(parts[2] == fmt.Sprint(step)) })
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// TestReencryptKilled kills a process that writes a log anew: the log is as it was, or as
+// it shall be, and what is recorded, held and signed is there.
+func TestReencryptKilled(t *testing.T) {
+	for _, step := range []string{"1", "2", "copy 1", "copy 10", "copy 15", "3", "4", "5"} {
+		t.Run(step, func(t *testing.T) {
+			data, was, by := t.TempDir(), secretFile(t), secretFile(t)
+			if step == "copy 10" {
+				was = "" // which was not encrypted
+			}
+			session := writeMarked(t, data, was)
+			dir := filepath.Join(data, "log")
+			key, err := OpenKey(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			verifier, err := ReadVerifier(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := open(t, Options{Dir: dir, Key: key})
+			if err := l.Hold(t.Context(), Hold{Session: session, By: "grace"}); err != nil {
+				t.Fatal(err)
+			}
+			before := verified(t, l, verifier, nil)
+			want := allOf(t, l, session)
+			l.Close()
+
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), reencryptVictim+"="+strings.Join([]string{data, by, step}, ","))
+			cmd.Stderr = os.Stderr
+			if err, e := cmd.Run(), (*exec.ExitError)(nil); !errors.As(err, &e) || e.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+				t.Fatalf("it is not killed: %v", err)
+			}
+			shall := was
+			if step == "4" || step == "5" {
+				shall = by
+			}
+			if got, err := EncryptedBy(dir); got != shall || err != nil {
+				t.Errorf("it is encrypted by %q, %v; want %q", got, err, shall)
+			}
+			for range 2 { // as it was left, and when it was gone on with
+				l = open(t, Options{Dir: dir, Key: key})
+				if _, err := os.Stat(rewriting(dir)); err == nil {
+					t.Error("what is left of it is still there")
+				}
+				if r := verified(t, l, verifier, before.Seen); len(r.Faults) > 0 || r.Sessions != before.Sessions {
+					t.Errorf("%+v", r)
+				}
+				if got := allOf(t, l, session); !slices.Equal(got, want) {
+					t.Errorf("%d frames are others than the %d before", len(got), len(want))
+				}
+				if err := l.Delete(t.Context(), session, "root", "x"); !errors.Is(err, ErrHeld) {
+					t.Errorf("deletion of what is held: %v", err)
+				}
+				l.Close()
+				if err := Reencrypt(data, by, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if holds(t, data, marker) {
+				t.Error("what was there before is on the disk")
+			}
+		})
+	}
+}
+
+// TestReencryptDamaged checks that a log which cannot be read whole is not written anew.
+func TestReencryptDamaged(t *testing.T) {
+	data := t.TempDir()
+	dir := filepath.Join(data, "log")
+	l := open(t, Options{Dir: dir, still: true})
+	for i := range 50 {
+		r := start(t, l)
+		noise := make([]byte, 900) // which lies in the tables
+		makeNoise(noise, byte(i))
+		if err := errors.Join(r.Append(Frame{Bytes: noise}), r.End(Ended, "")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.Close()
+	tables, _ := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if len(tables) == 0 {
+		t.Fatal("there are no tables")
+	}
+	b, err := os.ReadFile(tables[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(tables[0], b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Reencrypt(data, secretFile(t), nil); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a damaged log: %v", err)
+	}
+	if by, err := EncryptedBy(dir); by != "" || err != nil {
+		t.Errorf("it is another one: %q, %v", by, err)
 	}
 }
 
