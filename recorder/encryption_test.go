@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // secretFile makes a key in a file.
@@ -391,5 +392,71 @@ func TestKMS(t *testing.T) {
 	denied = true
 	if _, err := k.unwrap(wrapped); err == nil || !strings.Contains(err.Error(), "403 PERMISSION_DENIED") {
 		t.Errorf("denied: %v", err)
+	}
+}
+
+// BenchmarkEncryption measures what it costs that a log is encrypted: processor time of a
+// frame of 4 KiB until it is in its large block, and of a MiB that is read back.
+func BenchmarkEncryption(b *testing.B) {
+	answers := make([][]byte, 1<<10) // half of each hardly compresses
+	for n := range answers {
+		noise := make([]byte, 1536)
+		rand.Read(noise)
+		text := fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"result":{"token":"%s","rows":[`, n, base64.StdEncoding.EncodeToString(noise))
+		for row := n; len(text) < 4<<10; row++ {
+			text += fmt.Sprintf(`{"id":%d,"name":"customer %d","city":"Zürich"},`, row, row*7919%100_003)
+		}
+		answers[n] = []byte(text + `{}]}}`)
+	}
+	frame := func(n int) []byte { return answers[n%len(answers)] }
+	used := func() time.Duration {
+		var u syscall.Rusage
+		syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	for _, by := range []string{"", secretFile(b)} {
+		name := "plain"
+		if by != "" {
+			name = "encrypted"
+		}
+		b.Run("append/"+name, func(b *testing.B) {
+			l := open(b, Options{Dir: b.TempDir(), Encryption: by})
+			r, n := start(b, l), 0
+			before := used()
+			for b.Loop() {
+				n++
+				if err := r.Append(Frame{Bytes: frame(n)}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := errors.Join(r.End(Ended, ""), l.Settle(b.Context())); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64((used()-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
+		})
+		b.Run("read/"+name, func(b *testing.B) {
+			l := open(b, Options{Dir: b.TempDir(), Encryption: by})
+			r, size := start(b, l), int64(0)
+			for n := range 4 << 10 {
+				f := frame(n)
+				size += int64(len(f))
+				if err := r.Append(Frame{Bytes: f}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := errors.Join(r.End(Ended, ""), l.Settle(b.Context())); err != nil {
+				b.Fatal(err)
+			}
+			before := used()
+			for b.Loop() {
+				for _, err := range l.Frames(b.Context(), r.ID()) {
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			b.SetBytes(size)
+			b.ReportMetric(float64((used()-before).Nanoseconds())/float64(b.N)/float64(size>>20), "cpu-ns/MiB")
+		})
 	}
 }
