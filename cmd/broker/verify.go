@@ -31,9 +31,11 @@ checkpoints elsewhere (--save), and verify that the log goes on from there
 Sessions whose archive cannot be reached are named, and the others verified: exit
 status 3, if nothing is wrong with those, and 1 if something is.
 
+Auditors verify from anywhere (--broker), by a copy of log.pub that they have.
+
 --proof writes a proof that a session is in the tree, with its record, in the
 format of C2SP tlog-proof. --check verifies such a proof, without the log.`,
-		Example: "  broker verify\n  broker verify 06a2n8mwvg5c3k0q --proof session.tlog-proof\n  broker verify --since yesterday.checkpoint --save today.checkpoint --key log.pub",
+		Example: "  broker verify\n  broker verify 06a2n8mwvg5c3k0q --proof session.tlog-proof\n  broker verify --since yesterday.checkpoint --save today.checkpoint --key log.pub\n  broker verify --broker mcp.example.com:8443 --key log.pub",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v.out, v.err = cmd.OutOrStdout(), cmd.ErrOrStderr()
@@ -45,13 +47,15 @@ format of C2SP tlog-proof. --check verifies such a proof, without the log.`,
 				return usagef("--check verifies a proof alone; leave out the rest but --key")
 			case v.proof != "" && v.session == "":
 				return usagef("--proof is of one session; name it")
+			case v.from.client.broker != "" && v.key == "" && v.check == "":
+				return usagef("with --broker, --key says by which key signatures are verified: a copy of the broker's log.pub, not from the broker itself")
 			case v.session != "" && (v.since != "" || v.save != ""):
 				return usagef("--since and --save are for the whole log")
 			}
 			return v.run(cmd.Context())
 		},
 	}
-	addData(cmd, &v.data)
+	v.from.add(cmd)
 	cmd.Flags().BoolVar(&v.json, "json", false, "print the findings as JSON")
 	cmd.Flags().StringVar(&v.key, "key", "", "verify signatures by the key in `FILE` (default log.pub in the data folder)")
 	cmd.Flags().StringVar(&v.since, "since", "", "the log must go on from the checkpoint in `FILE`")
@@ -63,9 +67,10 @@ format of C2SP tlog-proof. --check verifies such a proof, without the log.`,
 
 // A verification is what broker verify is asked for.
 type verification struct {
-	data, session, key, since, save, proof, check string
-	json                                          bool
-	out, err                                      io.Writer
+	from                                    sourceFlags
+	session, key, since, save, proof, check string
+	json                                    bool
+	out, err                                io.Writer
 }
 
 // errUnverified is returned where something is not as it was recorded.
@@ -79,7 +84,7 @@ func (v *verification) run(ctx context.Context) error {
 	if v.check != "" {
 		return v.checkProof(key)
 	}
-	src, err := openSource(v.data)
+	src, err := v.from.open()
 	if err != nil {
 		return err
 	}
@@ -128,7 +133,7 @@ func (v *verification) run(ctx context.Context) error {
 
 func (v *verification) verifier() (string, error) {
 	if v.key == "" {
-		return recorder.ReadVerifier(v.data)
+		return recorder.ReadVerifier(v.from.data)
 	}
 	text, err := os.ReadFile(v.key)
 	if err != nil {
