@@ -104,11 +104,38 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 
 // An encoding is what becomes of frames: blocks, and the chain to their last record.
 type encoding struct {
+	memory  *slab  // in which the blocks are
 	records []byte // of the block under way, behind headRoom,
 	count   uint32 // so many, behind
 	before  hash
 	blocks  []Block
 	chain   chain
+}
+
+// slabSize is how many bytes of blocks are allocated at a time: each by itself would cost
+// more than it takes to fill it.
+const slabSize = 256 << 10
+
+// A slab is memory for blocks of many sessions, which is free again when none is used any
+// more.
+type slab struct {
+	sync.Mutex
+	rest []byte
+}
+
+// take returns a slice without elements and with room for n bytes.
+func (s *slab) take(n int) []byte {
+	if n > slabSize/4 {
+		return make([]byte, 0, n)
+	}
+	s.Lock()
+	defer s.Unlock()
+	if len(s.rest) < n {
+		s.rest = make([]byte, slabSize)
+	}
+	b := s.rest[:0:n]
+	s.rest = s.rest[n:]
+	return b
 }
 
 // A hash is what a record is known by.
@@ -145,8 +172,8 @@ func (c *chain) add(record []byte) {
 const headRoom = 2 + 2*binary.MaxVarintLen32 + sha256.Size + 4
 
 // encode makes the blocks of frames, not compressed, behind the records of a chain.
-func encode(start time.Time, c chain, frames []Frame) encoding {
-	e := encoding{chain: c}
+func (e *encoding) encode(start time.Time, c chain, frames []Frame) {
+	e.blocks, e.chain = e.blocks[:0], c
 	left := 0 // of the records, at most, in bytes
 	for _, f := range frames {
 		left += len(f.Bytes) + recordHead*(1+len(f.Bytes)/(blockSize-recordHead))
@@ -176,7 +203,7 @@ func encode(start time.Time, c chain, frames []Frame) encoding {
 			}
 			if e.count == 0 {
 				e.before = e.chain.head
-				e.records = make([]byte, headRoom, headRoom+min(left, blockSize))
+				e.records = e.memory.take(headRoom + min(left, blockSize))[:headRoom]
 			}
 			at := len(e.records)
 			e.records = append(e.records, kind, flags)
@@ -192,7 +219,6 @@ func encode(start time.Time, c chain, frames []Frame) encoding {
 		}
 	}
 	e.seal()
-	return e
 }
 
 // seal makes a block of the records under way.
@@ -201,13 +227,18 @@ func (e *encoding) seal() {
 		return
 	}
 	records := e.records[headRoom:]
-	var room [headRoom]byte
-	head := appendHeader(room[:0], blockRaw, e.before, e.count, len(records))
-	head = binary.LittleEndian.AppendUint32(head, checksum(head, records))
-	b := e.records[headRoom-len(head):]
-	copy(b, head)
+	b := e.records[headRoom-headerSize(e.count, len(records))-4:]
+	head := appendHeader(b[:0], blockRaw, e.before, e.count, len(records))
+	binary.LittleEndian.PutUint32(b[len(head):], checksum(head, records))
 	e.blocks = append(e.blocks, Block{e.chain.next - e.count, b})
 	e.records, e.count = nil, 0
+}
+
+// headerSize is how many bytes appendHeader appends.
+func headerSize(count uint32, size int) int {
+	var b [2 * binary.MaxVarintLen64]byte
+	n := binary.PutUvarint(b[:], uint64(size))
+	return 2 + n + binary.PutUvarint(b[n:], uint64(count)) + sha256.Size
 }
 
 // appendHeader appends what is in front of a block's checksum to dst.

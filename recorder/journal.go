@@ -187,16 +187,21 @@ func (f *journalFile) seal(dst []byte, at int64, session string, b Block) []byte
 		text := dst[head+entryHead:]
 		dst = f.aead.Seal(dst[:head+entryHead], nonceOf(uint64(at)), text, nil)
 	}
-	body := dst[head+entryHead:]
-	binary.LittleEndian.PutUint32(dst[head:], uint32(len(body)))
-	binary.LittleEndian.PutUint32(dst[head+4:], f.checksum(at, dst[head:head+4], body))
+	room, body := dst[head:head+entryHead], dst[head+entryHead:]
+	sum := f.sumAt(room, at)
+	binary.LittleEndian.PutUint32(room, uint32(len(body)))
+	binary.LittleEndian.PutUint32(room[4:], checksumOf(sum, room[:4], body))
 	return dst
 }
 
-func (f *journalFile) checksum(at int64, length, body []byte) uint32 {
-	var offset [8]byte
-	binary.BigEndian.PutUint64(offset[:], uint64(at))
-	sum := crc32.Update(f.sum, castagnoli, offset[:])
+// sumAt is the checksum of the name and an offset. room is 8 bytes that are overwritten.
+func (f *journalFile) sumAt(room []byte, at int64) uint32 {
+	binary.BigEndian.PutUint64(room, uint64(at))
+	return crc32.Update(f.sum, castagnoli, room)
+}
+
+// checksumOf goes on with sum, over an entry's length and what is behind the checksum.
+func checksumOf(sum uint32, length, body []byte) uint32 {
 	return crc32.Update(crc32.Update(sum, castagnoli, length), castagnoli, body)
 }
 
@@ -241,7 +246,7 @@ func (f *journalFile) open(at int64, b []byte) (session string, block Block, n i
 	}
 	n = entryHead + int(size)
 	body := b[entryHead:n:n]
-	if f.checksum(at, b[:4], body) != binary.LittleEndian.Uint32(b[4:]) {
+	if checksumOf(f.sumAt(make([]byte, 8), at), b[:4], body) != binary.LittleEndian.Uint32(b[4:]) {
 		return "", block, 0
 	}
 	if f.aead != nil {

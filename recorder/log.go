@@ -88,6 +88,7 @@ type Log struct {
 	commits commits
 	journal *journal
 	tails   tails
+	memory  slab        // of what sessions record
 	failed  atomic.Bool // the last commit has failed
 	space   func() (free int64, err error)
 	fault   atomic.Pointer[func() error] // makes commits fail, in tests
@@ -397,7 +398,7 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	}
 	s.Keep = max(s.Keep, 0)
 	s.State = Running
-	r := &Recording{log: l, began: s.Start, tail: &tail{session: s.ID}}
+	r := &Recording{log: l, began: s.Start, tail: &tail{session: s.ID}, encoding: encoding{memory: &l.memory}}
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
 	r.session, r.chain = s, chain{head: firstHash(s.ID)}
 	if l.KeepsOriginals() {
@@ -434,6 +435,8 @@ type Recording struct {
 	open    [2]bool // by direction: more of a frame is to come
 	err     error   // of an append; sticky, for what is on record behind it is uncertain
 	sealer  *sealer // of originals; nil: none are kept
+
+	encoding encoding // of what is being appended
 
 	changed chan struct{} // closed at the next append, or at the end; nil: nobody waits
 }
@@ -481,7 +484,9 @@ func (r *Recording) Append(frames ...Frame) error {
 			f.rest, r.open[f.Direction] = r.open[f.Direction], f.More
 		}
 	}
-	e := encode(r.session.Start, r.chain, frames)
+	e := &r.encoding
+	e.encode(r.session.Start, r.chain, frames)
+	defer clear(e.blocks) // what is drained shall be free
 	if e.chain.next < r.chain.next {
 		r.err = fmt.Errorf("%w: the recording has as many records as can be counted", ErrUnavailable)
 		return r.err

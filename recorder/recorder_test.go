@@ -627,6 +627,13 @@ func writeParted(t *testing.T) (*Log, *Recording) {
 	return l, r
 }
 
+// encode makes the blocks of frames.
+func encode(start time.Time, c chain, frames []Frame) *encoding {
+	e := &encoding{memory: new(slab)}
+	e.encode(start, c, frames)
+	return e
+}
+
 // TestParts replays frames that were recorded in parts, and counts them.
 func TestParts(t *testing.T) {
 	l, r := writeParted(t)
