@@ -58,6 +58,7 @@ type Masker struct {
 	spans    []span // a stack: the text that is looked at has its own on top
 	hints    hints  // where in b something may be
 	text     []byte // that is looked at
+	markless [2]int // from one offset in text to in front of the other no mark begins
 	found    func(detector, start, end int)
 	near     func(at int)
 	name     []byte     // decoded
@@ -822,7 +823,7 @@ func (m *Masker) again(start, end int, p place) {
 func (m *Masker) str(start, end int, p place) {
 	raw := m.b[start:end]
 	if p.field {
-		if m.text = raw[1 : len(raw)-1]; len(m.text) > 0 && !m.inMark(0, len(m.text)) {
+		if m.text, m.markless = raw[1:len(raw)-1], [2]int{}; len(m.text) > 0 && !m.inMark(0, len(m.text)) {
 			m.field(start+1, end-1, inText)
 		}
 		return
