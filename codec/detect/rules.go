@@ -75,7 +75,7 @@ const headBits = 12
 // A longHeads is a heads of five bytes.
 type longHeads [1 << longHeadBits / 64]uint64
 
-const longHeadBits = 15
+const longHeadBits = 17
 
 func (h *longHeads) has(hash uint64) bool { return h[hash>>6]>>(hash&63)&1 != 0 }
 
@@ -113,7 +113,7 @@ func (p *patterns) add(q *program) {
 			s.bits = nil
 		}
 		s.five = new(longHeads)
-		if h := (&headsOf{five: s.five, left: 1 << 16, size: 5}); !h.from(q.start, 0, 0, false) {
+		if h := (&headsOf{five: s.five, left: 1 << 17, size: 5}); !h.from(q.start, 0, 0, false) {
 			s.five = nil
 		}
 		p.others = append(p.others, s)
