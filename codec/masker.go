@@ -766,14 +766,25 @@ const maxDigits = 40
 // appendInteger appends an integer that is written with a fraction or an exponent
 // as its digits: the client reads 4.111e3 as 4111.
 func appendInteger(dst, raw []byte) []byte {
-	if len(raw) > maxDigits || raw[0] == '-' || !bytes.ContainsAny(raw, ".eE") {
+	if len(raw) > maxDigits || raw[0] == '-' {
 		return dst
 	}
-	mantissa, exp := raw, 0
-	if n := bytes.IndexAny(raw, "eE"); n >= 0 {
-		mantissa = raw[:n]
-		digits := bytes.TrimLeft(raw[n+1:], "+-")
-		for _, c := range digits {
+	n := 0
+	for n < len(raw) && raw[n] <= '9' && raw[n] >= '0' {
+		n++
+	}
+	if n == len(raw) {
+		return dst
+	}
+	for n < len(raw) && raw[n]|0x20 != 'e' {
+		n++
+	}
+	mantissa, exp := raw[:n], 0
+	if n < len(raw) {
+		for _, c := range raw[n+1:] {
+			if c == '+' || c == '-' {
+				continue
+			}
 			if exp = 10*exp + int(c-'0'); exp > maxDigits {
 				return dst
 			}
