@@ -76,12 +76,12 @@ type Masker struct {
 }
 
 // A span is what is replaced in a text.
-type span struct {
+type span struct { // of which there may be one every few bytes
 	start, end int
-	detector   int
-	length     int // of the finding that the detector's name is from
+	length     int   // of the finding that the detector's name is from
+	n          int32 // of a name: its number, if it has one; of a blob: its place in blobs
+	detector   int16
 	kind       kind
-	n          int // of a name: its number, if it has one; of a blob: its place in blobs
 }
 
 // A kind says what takes a span's place.
@@ -98,7 +98,7 @@ const (
 // A blob is base64 in which something was masked.
 type blob struct {
 	text      []byte
-	detectors []int // of its findings
+	detectors []int16 // of its findings
 }
 
 const (
@@ -189,7 +189,10 @@ func (m *Masker) appendFindings(found []Finding, s span, offset int) []Finding {
 	return found
 }
 
-func (m *Masker) detector(i int) string {
+// fieldMark returns the detector that fields are found by.
+func (m *Masker) fieldMark() int16 { return int16(len(m.marks) - 1) }
+
+func (m *Masker) detector(i int16) string {
 	mark := m.marks[i]
 	return mark[len("[masked:") : len(mark)-1]
 }
@@ -461,7 +464,7 @@ func (m *Masker) element(i, n int, p place) int {
 
 // field masks what a field rule names.
 func (m *Masker) field(start, end int, k kind) {
-	m.spans = append(m.spans, span{start: start, end: end, detector: len(m.marks) - 1, length: end - start, kind: k})
+	m.spans = append(m.spans, span{start: start, end: end, detector: m.fieldMark(), length: end - start, kind: k})
 }
 
 // object walks the members of the object at i, but for those that are opaque.
@@ -586,7 +589,7 @@ func (m *Masker) blob(h held) {
 		b.detectors = append(b.detectors, s.detector)
 	}
 	m.blobs = append(m.blobs, b)
-	m.spans = append(m.spans[:base], span{start: h.start + 1, end: h.end - 1, detector: b.detectors[0], length: len(raw), kind: inBlob, n: len(m.blobs) - 1})
+	m.spans = append(m.spans[:base], span{start: h.start + 1, end: h.end - 1, detector: b.detectors[0], length: len(raw), kind: inBlob, n: int32(len(m.blobs) - 1)})
 }
 
 // memberName looks at the name m.b[start:end] of a member, and reports 1 if
@@ -651,7 +654,7 @@ func (m *Masker) distinct(i, first int) {
 				break
 			}
 			n++
-			m.spans[s.last].n = n
+			m.spans[s.last].n = int32(n)
 		}
 	}
 }

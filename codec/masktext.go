@@ -140,7 +140,7 @@ func (m *Masker) note(detector, start, end int) {
 		end++
 	}
 	if !m.inMark(start, end) {
-		m.spans = append(m.spans, span{start: start, end: end, detector: detector, length: end - start})
+		m.spans = append(m.spans, span{start: start, end: end, detector: int16(detector), length: end - start})
 	}
 }
 
