@@ -212,7 +212,7 @@ func (t *content) field() {
 	for first := true; w.more(); first = false {
 		b := w.rest()
 		if first {
-			t.replace(b, span{detector: len(t.f.m.marks) - 1, kind: inText})
+			t.replace(b, span{detector: t.f.m.fieldMark(), kind: inText})
 		} else {
 			t.drop(b)
 		}
@@ -373,7 +373,7 @@ func (m *Masker) longString(start, end int) {
 	c := collector{at: start}
 	f := flow{m: m, s: &m.check, sizes: m.sizes, to: &c, layer: m.layer, cost: &cost{}, w: window{buf: m.b[start:end:end], err: io.EOF}}
 	if !f.str(place{states: len(m.states)}) { // it is JSON, so that it costs too much
-		c.replace(m.b[c.at:end-1], span{detector: len(m.marks) - 1, kind: inText})
+		c.replace(m.b[c.at:end-1], span{detector: m.fieldMark(), kind: inText})
 	}
 	m.spans = append(m.spans, c.spans...)
 }

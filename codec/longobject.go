@@ -134,7 +134,7 @@ func (f *flow) mark(m *Masker, o *longObject, name []byte) bool {
 			return true // in a string, names may be there twice
 		}
 		o.numbered++
-		m.spans[len(m.spans)-1].n = o.numbered
+		m.spans[len(m.spans)-1].n = int32(o.numbered)
 	}
 }
 

@@ -119,7 +119,7 @@ func (m *Masker) scan(text, name []byte) bool {
 // find has the finder look at text, which is the value of the member of that
 // name (nil if it is of none).
 func (m *Masker) find(text, name []byte) {
-	m.text = text
+	m.text, m.markless = text, [2]int{}
 	m.finder.Find(text, m.found)
 	if name != nil {
 		m.finder.Under(name, text, m.found)
@@ -140,13 +140,16 @@ func (m *Masker) note(detector, start, end int) {
 		end++
 	}
 	if !m.inMark(start, end) {
-		m.spans = append(m.spans, span{start: start, end: end, detector: detector, length: end - start})
+		m.spans = append(m.spans, span{start: start, end: end, detector: int16(detector), length: end - start})
 	}
 }
 
 // inMark reports whether m.text[start:end] is part of a mark.
 func (m *Masker) inMark(start, end int) bool {
 	from := max(0, start-m.longest)
+	if m.noMark(from, start) {
+		return false
+	}
 	n := bytes.LastIndexByte(m.text[from:start+1], '[')
 	if n < 0 {
 		return false
@@ -169,10 +172,32 @@ func (m *Masker) inMark(start, end int) bool {
 	return false
 }
 
+// noMark reports that no mark begins in m.text[from:to+1]. It looks ahead, for the
+// next finding is near.
+func (m *Masker) noMark(from, to int) bool {
+	known := &m.markless
+	if from < known[0] || from > known[1] {
+		*known = [2]int{from, from}
+	}
+	if to >= known[1] {
+		ahead := m.text[known[1]:min(len(m.text), to+aroundMark)]
+		n := bytes.IndexByte(ahead, '[')
+		if n < 0 {
+			n = len(ahead)
+		}
+		known[1] += n
+	}
+	return to < known[1]
+}
+
 // merge sorts m.spans[base:] and makes one of those that overlap.
 func (m *Masker) merge(base int) {
 	spans := m.spans[base:]
-	if len(spans) < 2 {
+	apart := 1
+	for apart < len(spans) && spans[apart-1].start <= spans[apart-1].end && spans[apart-1].end <= spans[apart].start {
+		apart++
+	}
+	if apart >= len(spans) { // as they mostly are, and may be thousands
 		return
 	}
 	if inOrder := func(a, b span) int { return cmp.Or(a.start-b.start, b.end-a.end) }; !slices.IsSortedFunc(spans, inOrder) {
