@@ -228,7 +228,7 @@ func (t *content) look() {
 		case '"':
 			f.alone()
 		case '{', '[':
-			for f.space() && (f.next() == '{' || f.next() == '[') && f.value(place{states: len(f.m.states)}, 1, false) {
+			for f.space() && (f.next() == '{' || f.next() == '[') && (f.lines() || f.value(place{states: len(f.m.states)}, 1, false)) {
 			}
 		default:
 			f.plain()
@@ -251,6 +251,34 @@ func (t *content) look() {
 		return
 	}
 	f.plain()
+}
+
+// lines takes all objects and arrays that are in the window, one behind the other, and
+// reports whether it has: of JSON lines, many are there at a time.
+func (f *flow) lines() bool {
+	b := f.w.rest()
+	b = b[:min(len(b), readSize, f.sizes.value)]
+	s := f.s
+	s.reset(b)
+	many, end := 0, 0
+	for i := 0; i < len(b) && (b[i] == '{' || b[i] == '['); i = blanks(b, i) {
+		if i = s.fast(i, 1); i < 0 {
+			break
+		}
+		many++
+		end = i
+	}
+	if many < 2 {
+		return false
+	}
+	f.look(end, func(m *Masker) {
+		outer := m.hint(m.b, 0)
+		for i := 0; i < end && !m.hints.quiet(m); {
+			i = skipSpace(m.b, m.walk(i, place{states: len(m.states)}))
+		}
+		m.unhint(outer)
+	})
+	return true
 }
 
 // alone takes a string that is all of a text, and leaves any other.
