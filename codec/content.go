@@ -33,6 +33,7 @@ func (f *flow) skipString() bool {
 }
 
 func (f *flow) endString(t *content) bool {
+	t.in.w.release()
 	if t.broken {
 		f.cut = t.raw[t.rawAt:]
 		return false

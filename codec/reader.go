@@ -38,6 +38,7 @@ type Reader struct {
 	buf            []byte
 	start, scanned int
 
+	long longLine   // what Long has said of the line under way
 	skip *idScanner // of the line that is too large and being discarded; nil if none is
 	err  error      // sticky
 }
@@ -58,6 +59,7 @@ func NewReader(r io.Reader, l Limits) *Reader {
 // line over the limit is discarded and yields an [*Error] with code 413, and
 // with the request's id where it could be read; the next call goes on behind it.
 func (r *Reader) Next() ([]byte, error) {
+	r.long = longLine{}
 	if poison {
 		for i := range r.buf[:r.start] {
 			r.buf[i] = '#'
@@ -196,11 +198,13 @@ func (r *Reader) grow(size int) {
 }
 
 // buffers are those that nobody needs, by the power of two that they hold, in bytes: 8 KiB
-// to 2 MiB. Large frames come now and then, and each would need new ones.
+// to maxBuffer. Large frames come now and then, and each would need new ones.
 var buffers [22]sync.Pool
 
+const maxBuffer = 1 << (len(buffers) - 1)
+
 func acquireBuffer(size int) []byte {
-	if class := bits.TrailingZeros(uint(size)); size > firstBuffer && size == 1<<class && class < len(buffers) {
+	if class := bits.TrailingZeros(uint(size)); size > firstBuffer && size == 1<<class && size <= maxBuffer {
 		if b, ok := buffers[class].Get().(*[]byte); ok {
 			return (*b)[:0]
 		}
@@ -210,7 +214,7 @@ func acquireBuffer(size int) []byte {
 
 // releaseBuffer takes a buffer that nobody looks into any more.
 func releaseBuffer(b []byte) {
-	if size := cap(b); size > firstBuffer && size == 1<<bits.TrailingZeros(uint(size)) && size < 1<<len(buffers) {
+	if size := cap(b); size > firstBuffer && size == 1<<bits.TrailingZeros(uint(size)) && size <= maxBuffer {
 		buffers[bits.TrailingZeros(uint(size))].Put(&b)
 	}
 }
