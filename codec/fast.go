@@ -539,8 +539,8 @@ func (s *scanner) stringOf(i, n int) int {
 func (s *scanner) stringFrom(i, n int) (end, read int) {
 	b := s.b
 	s.half = false
-	blocks := i + n // from here on
-	if !inBlocks || len(b) < aBlock || i < 3 {
+	blocks := max(i+n, 3) // from here on
+	if !inBlocks || len(b) < aBlock {
 		blocks = len(b)
 	}
 	for {
