@@ -859,12 +859,12 @@ func (s *session) keepBack(v *view, line []byte) error {
 	return s.toClient.queueChanged(came, nil, recorder.Blocked, append(masked, '\n')[:len(masked)])
 }
 
-// filterTools leaves out of an answer to tools/list what the policy refuses
-// whatever the arguments.
+// filterTools appends an answer to tools/list to dst without what the policy refuses
+// whatever the arguments, and says how many that are. With none, dst is of no use.
 func (s *session) filterTools(dst []byte, f *codec.Frame, t *policy.Terms) ([]byte, int) {
 	tools := codec.Member(f.Result, "tools")
 	if len(tools) == 0 || tools[0] != '[' {
-		return append(dst, f.Line...), 0
+		return dst, 0
 	}
 	var name []byte
 	out, dropped := codec.Filter(dst, f, tools, func(tool []byte) bool {
