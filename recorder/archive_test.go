@@ -740,12 +740,7 @@ func TestArchiveReencrypt(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	l.Close()
-	files, _ := filepath.Glob(filepath.Join(l.o.Dir, "*"))
-	for _, file := range files {
-		if b, err := os.ReadFile(file); err != nil || bytes.Contains(b, []byte(mark.Key)) {
-			t.Errorf("%s has the key of an object, %v", file, err)
-		}
-	}
+	grepFolder(t, l.o.Dir, mark.Key)
 }
 
 // TestArchiveElsewhere changes where sessions move to.

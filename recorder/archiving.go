@@ -219,7 +219,7 @@ func (l *Log) archiveSessions(ctx context.Context, now time.Time) (n int, next t
 		if err != nil {
 			return n, 0, err
 		}
-		if unsettled != nil {
+		if unsettled != nil || l.tails.get(s.ID) != nil {
 			return n, archiveLeast, nil
 		}
 		switch err := l.archiveSession(ctx, s, at); {

@@ -77,7 +77,14 @@ func (l *Log) write(batch []*commit) error {
 	err := l.put(batch)
 	if err == nil {
 		l.unsynced.Store(true)
-		if l.failed.CompareAndSwap(true, false) {
+	}
+	return l.written(err)
+}
+
+// written makes the log available, or not, by how a write has ended.
+func (l *Log) written(err error) error {
+	if err == nil {
+		if l.failed.Load() && l.failed.CompareAndSwap(true, false) {
 			l.o.Log.Info("recorder is available again")
 		}
 		return nil
@@ -101,16 +108,8 @@ func (l *Log) put(batch []*commit) error {
 			size += len(w.key) + len(w.value) + 64
 		}
 	}
-	if err := l.need(size); err != nil {
+	if err := l.writable(size); err != nil {
 		return err
-	}
-	if err := l.unwritable.Load(); err != nil {
-		return *err
-	}
-	if fault := l.fault.Load(); fault != nil {
-		if err := (*fault)(); err != nil {
-			return err
-		}
 	}
 	txn := l.db.NewTransaction(true)
 	defer func() { txn.Discard() }()
@@ -153,11 +152,24 @@ func (l *Log) put(batch []*commit) error {
 func (l *Log) end(txn *badger.Txn) error {
 	err := txn.Commit()
 	if err != nil {
-		err = fmt.Errorf("%w; start again when it is good", err)
-		l.unwritable.Store(&err)
+		err = l.cannotWrite(err)
 		l.unreadable.Store(true)
 	}
 	return err
+}
+
+// writable returns nil if n bytes can be written, or why not.
+func (l *Log) writable(n int) error {
+	if err := l.need(n); err != nil {
+		return err
+	}
+	if err := l.unwritable.Load(); err != nil {
+		return *err
+	}
+	if fault := l.fault.Load(); fault != nil {
+		return (*fault)()
+	}
+	return nil
 }
 
 // size is at least what the commit takes of a transaction, in bytes. Of a value in the
@@ -216,17 +228,28 @@ func (l *Log) freeSpace() (int64, error) {
 	return int64(st.Bavail) * int64(st.Bsize), nil
 }
 
-// syncNow flushes what has been committed, and reports whether that can be done again.
+// syncNow flushes what has been recorded, and reports whether that can be done again. The
+// journal is first: the end of a session is in the database.
 func (l *Log) syncNow() bool {
-	if !l.unsynced.Swap(false) || l.unreadable.Load() {
-		return true
+	err := l.journal.syncAll()
+	if err == nil && !l.unreadable.Load() && l.unsynced.Swap(false) {
+		err = l.flush()
 	}
-	err := l.flush()
 	if err != nil {
-		// What the disk has is not known any more, and the kernel does not try again.
-		err = fmt.Errorf("flush to the disk: %w; start again when it is good", err)
-		l.unwritable.Store(&err)
-		l.fail(err)
+		l.fail(l.cannotFlush(err))
 	}
 	return err == nil
+}
+
+// cannotFlush is cannotWrite of an error of a flush: what the disk has is not known any
+// more, and the kernel does not try again.
+func (l *Log) cannotFlush(err error) error {
+	return l.cannotWrite(fmt.Errorf("flush to the disk: %w", err))
+}
+
+// cannotWrite returns why nothing can be written until the log is opened again.
+func (l *Log) cannotWrite(err error) error {
+	err = fmt.Errorf("%w; start again when it is good", err)
+	l.unwritable.Store(&err)
+	return err
 }

@@ -36,8 +36,12 @@ func TestEmptyFile(t *testing.T) {
 // TestBadgerFails checks that a log whose next file cannot be made refuses, does not
 // end its process, closes, and is good when it is opened again.
 func TestBadgerFails(t *testing.T) {
-	dir := t.TempDir()
-	l := open(t, Options{Dir: dir})
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) }) // Badger that has failed makes files for ever
+	l := open(t, Options{Dir: dir, still: true})
 	tables, _ := filepath.Glob(filepath.Join(dir, "*.mem"))
 	for i := range 3 { // in the way of the next ones
 		if err := os.Mkdir(filepath.Join(dir, fmt.Sprintf("%05d.mem", len(tables)+1+i)), 0o700); err != nil {

@@ -16,7 +16,7 @@ import (
 type Disk struct {
 	Values int64 // the value log, where large blocks are; what is deleted takes its place until it is collected
 	Tables int64 // all else that is kept: small blocks, sessions, the tree
-	Recent int64 // what is not in tables yet
+	Recent int64 // the journal, and what is not in tables yet
 	Other  int64
 	Free   int64 // of the disk, for everybody
 
@@ -42,12 +42,12 @@ func (l *Log) Disk() (Disk, error) {
 			return err
 		}
 		part := &d.Other
-		switch filepath.Ext(path) {
-		case ".vlog":
+		switch ext := filepath.Ext(path); {
+		case ext == ".vlog":
 			part = &d.Values
-		case ".sst":
+		case ext == ".sst":
 			part = &d.Tables
-		case ".mem":
+		case ext == ".mem", filepath.Dir(path) == l.journal.dir:
 			part = &d.Recent
 		}
 		*part += st.Blocks * 512

@@ -26,8 +26,8 @@ func TestCollect(t *testing.T) {
 			t.Fatal(err)
 		}
 		ids = append(ids, r.ID())
+		settle(t, l) // so that no file has values of both
 	}
-	settle(t, l)
 	before, err := l.Disk()
 	if err != nil {
 		t.Fatal(err)

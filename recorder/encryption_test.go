@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -58,17 +59,17 @@ func writeMarked(t testing.TB, data, by string) (session string) {
 
 func holds(t testing.TB, dir, text string) bool {
 	t.Helper()
-	found := false
-	files, err := filepath.Glob(filepath.Join(dir, "log", "*"))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("%d files, %v", len(files), err)
-	}
-	for _, path := range files {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
+	found, files := false, 0
+	err := filepath.WalkDir(filepath.Join(dir, "log"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
 		}
-		found = found || bytes.Contains(b, []byte(text))
+		b, err := os.ReadFile(path)
+		files, found = files+1, found || bytes.Contains(b, []byte(text))
+		return err
+	})
+	if err != nil || files == 0 {
+		t.Fatalf("%d files, %v", files, err)
 	}
 	return found
 }

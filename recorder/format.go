@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -67,24 +66,21 @@ const (
 	recordBegan     = 1 << 2
 	recordContinues = 1 << 3
 
-	// blockSize is how long the records of a block may be when they are recorded, and
-	// rewriteSize when they are rewritten, in bytes. Badger writes a value as a whole,
-	// and zstd gains little above.
+	// blockSize is how long the records of a block may be in the journal, and
+	// rewriteSize in the database, in bytes. Badger writes a value as a whole, and zstd
+	// gains little above.
 	blockSize   = 1 << 20
 	rewriteSize = 2 << 20
-	// rawSize is how long the records of a block may be to be recorded as they are:
-	// zstd gains little on them, takes longer than all else, and they are rewritten.
-	rawSize = 16 << 10
 	// recordHead is more than a record's own bytes.
 	recordHead = 32
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// The encoder is for EncodeAll, which many goroutines call at a time; that of blocks
-// that are rewritten is for one.
+// The encoders are for EncodeAll. That which takes half the time is for what must be out
+// of memory.
 var (
-	encoder   = newEncoder(zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
+	encoder   = newEncoder(zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(rewriteSize))
 	reencoder = newEncoder(zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(rewriteSize), zstd.WithEncoderConcurrency(1))
 )
 
@@ -106,14 +102,40 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
-// An encoding is the memory in which frames become blocks.
+// An encoding is what becomes of frames: blocks, and the chain to their last record.
 type encoding struct {
-	records []byte // of the block under way,
+	memory  *slab  // in which the blocks are
+	records []byte // of the block under way, behind headRoom,
 	count   uint32 // so many, behind
 	before  hash
-	sealed  []byte // the blocks, one behind the other
 	blocks  []Block
-	chain   chain // to the last record
+	chain   chain
+}
+
+// slabSize is how many bytes of blocks are allocated at a time: each by itself would cost
+// more than it takes to fill it.
+const slabSize = 256 << 10
+
+// A slab is memory for blocks of many sessions, which is free again when none is used any
+// more.
+type slab struct {
+	sync.Mutex
+	rest []byte
+}
+
+// take returns a slice without elements and with room for n bytes.
+func (s *slab) take(n int) []byte {
+	if n > slabSize/4 {
+		return make([]byte, 0, n)
+	}
+	s.Lock()
+	defer s.Unlock()
+	if len(s.rest) < n {
+		s.rest = make([]byte, slabSize)
+	}
+	b := s.rest[:0:n]
+	s.rest = s.rest[n:]
+	return b
 }
 
 // A hash is what a record is known by.
@@ -145,31 +167,19 @@ func (c *chain) add(record []byte) {
 	c.next++
 }
 
-// encodings are used again: what a session records at a time takes its size three
-// times over.
-var encodings = sync.Pool{New: func() any { return new(encoding) }}
+// headRoom is in front of the records of a block while they are written: its header is not
+// longer.
+const headRoom = 2 + 2*binary.MaxVarintLen32 + sha256.Size + 4
 
-// free gives back an encoding whose blocks are not needed any more.
-func (e *encoding) free() {
-	if clear(e.blocks); cap(e.sealed) > 2*blockSize { // of a rare big frame
-		e.sealed = nil
-	}
-	e.records, e.count, e.sealed, e.blocks = e.records[:0], 0, e.sealed[:0], e.blocks[:0]
-	encodings.Put(e)
-}
-
-// encode makes the blocks of frames, behind the records of a chain. They are valid
-// until they are freed.
-func encode(start time.Time, c chain, frames []Frame) *encoding {
-	e := encodings.Get().(*encoding)
-	e.chain = c
-	size := 0
+// encode makes the blocks of frames, not compressed, behind the records of a chain.
+func (e *encoding) encode(start time.Time, c chain, frames []Frame) {
+	e.blocks, e.chain = e.blocks[:0], c
+	left := 0 // of the records, at most, in bytes
 	for _, f := range frames {
-		size += recordHead + len(f.Bytes)
+		left += len(f.Bytes) + recordHead*(1+len(f.Bytes)/(blockSize-recordHead))
 	}
-	e.records = slices.Grow(e.records, min(size, blockSize))
 	for _, f := range frames {
-		if len(e.records)+recordHead+len(f.Bytes) > blockSize {
+		if len(e.records)+recordHead+len(f.Bytes) > headRoom+blockSize {
 			e.seal()
 		}
 		began := byte(0)
@@ -191,15 +201,17 @@ func encode(start time.Time, c chain, frames []Frame) *encoding {
 			if !last {
 				flags |= recordContinues
 			}
+			if e.count == 0 {
+				e.before = e.chain.head
+				e.records = e.memory.take(headRoom + min(left, blockSize))[:headRoom]
+			}
 			at := len(e.records)
 			e.records = append(e.records, kind, flags)
 			e.records = binary.AppendVarint(e.records, int64(f.Time.Sub(start)))
 			e.records = binary.AppendUvarint(e.records, uint64(len(part)))
 			e.records = append(e.records, part...)
-			if e.count == 0 {
-				e.before = e.chain.head
-			}
 			e.count++
+			left -= recordHead + len(part)
 			e.chain.add(e.records[at:])
 			if !last {
 				e.seal()
@@ -207,39 +219,44 @@ func encode(start time.Time, c chain, frames []Frame) *encoding {
 		}
 	}
 	e.seal()
-	return e
 }
 
-// sealBlock makes a block of the records under way.
+// seal makes a block of the records under way.
 func (e *encoding) seal() {
 	if e.count == 0 {
 		return
 	}
-	start := len(e.sealed)
-	var z *zstd.Encoder
-	if len(e.records) > rawSize {
-		z = encoder()
-	}
-	e.sealed = sealBlock(e.sealed, z, e.before, e.count, e.records)
-	b := e.sealed[start:len(e.sealed):len(e.sealed)] // stays where it is, also when sealed moves
+	records := e.records[headRoom:]
+	b := e.records[headRoom-headerSize(e.count, len(records))-4:]
+	head := appendHeader(b[:0], blockRaw, e.before, e.count, len(records))
+	binary.LittleEndian.PutUint32(b[len(head):], checksum(head, records))
 	e.blocks = append(e.blocks, Block{e.chain.next - e.count, b})
-	e.records, e.count = e.records[:0], 0
+	e.records, e.count = nil, 0
+}
+
+// headerSize is how many bytes appendHeader appends.
+func headerSize(count uint32, size int) int {
+	var b [2 * binary.MaxVarintLen64]byte
+	n := binary.PutUvarint(b[:], uint64(size))
+	return 2 + n + binary.PutUvarint(b[n:], uint64(count)) + sha256.Size
+}
+
+// appendHeader appends what is in front of a block's checksum to dst.
+func appendHeader(dst []byte, method byte, before hash, count uint32, size int) []byte {
+	dst = append(dst, blockVersion, method)
+	dst = binary.AppendUvarint(dst, uint64(size))
+	dst = binary.AppendUvarint(dst, uint64(count))
+	return append(dst, before[:]...)
 }
 
 // sealBlock appends a block of records, so many, behind the one of that hash, to dst. What
-// zstd does not shorten, or z is nil for, stays as it is.
+// zstd does not shorten stays as it is.
 func sealBlock(dst []byte, z *zstd.Encoder, before hash, count uint32, records []byte) []byte {
 	start := len(dst)
-	dst = append(dst, blockVersion, blockZstd)
-	dst = binary.AppendUvarint(dst, uint64(len(records)))
-	dst = binary.AppendUvarint(dst, uint64(count))
-	dst = append(dst, before[:]...)
+	dst = appendHeader(dst, blockZstd, before, count, len(records))
 	at := len(dst)
-	dst = append(dst, 0, 0, 0, 0)
-	if z != nil {
-		dst = z.EncodeAll(records, dst)
-	}
-	if z == nil || len(dst)-at-4 >= len(records) {
+	dst = z.EncodeAll(records, append(dst, 0, 0, 0, 0))
+	if len(dst)-at-4 >= len(records) {
 		dst[start+1] = blockRaw
 		dst = append(dst[:at+4], records...)
 	}

@@ -277,6 +277,7 @@ func (l *Log) erase(sessions ...string) error {
 		return fmt.Errorf("%w: flush to the disk: %w", ErrUnavailable, err)
 	}
 	for _, id := range sessions {
+		l.discard(id)
 		for n := eraseAtOnce; n == eraseAtOnce; {
 			var err error
 			if n, err = l.eraseSome(id); err != nil {

@@ -225,8 +225,9 @@ func TestDelete(t *testing.T) {
 	if err := l.Hold(t.Context(), Hold{Session: ids[0]}); err != nil {
 		t.Fatal(err)
 	}
+	both := map[string]Custodian{"log": l, "socket": served(t, l).(Custodian)}
 	for session, want := range map[string]error{ids[0]: ErrHeld, running.ID(): ErrNotEnded, "0000000000000000": ErrNoSession} {
-		for name, c := range map[string]Custodian{"log": l, "socket": served(t, l).(Custodian)} {
+		for name, c := range both {
 			if err := c.Delete(t.Context(), session, "ada", "why"); !errors.Is(err, want) {
 				t.Errorf("%s, %s: %v, want %v", name, session, err, want)
 			}

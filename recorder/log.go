@@ -58,7 +58,7 @@ type Options struct {
 	OpenArchive func(ctx context.Context, url string) (Archive, error)
 
 	segment int            // sessions of a segment of the index; if zero, segmentSessions, else at most as many
-	still   bool           // in tests: nothing is rewritten
+	still   bool           // in tests: each append is a block in the database, and stays one
 	stepped func(step int) // in tests: is called behind each step of rewriting and archiving, if not nil
 }
 
@@ -86,6 +86,9 @@ type Log struct {
 	o       Options
 	tree    *tree
 	commits commits
+	journal *journal
+	tails   tails
+	memory  slab        // of what sessions record
 	failed  atomic.Bool // the last commit has failed
 	space   func() (free int64, err error)
 	fault   atomic.Pointer[func() error] // makes commits fail, in tests
@@ -143,6 +146,7 @@ func Open(o Options) (*Log, error) {
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
 	l := &Log{db: db, o: o, live: map[string]*Recording{}, closing: make(chan struct{})}
+	l.tails.of, l.tails.bell = map[string]*tail{}, newBell()
 	l.space, l.flush = l.freeSpace, func() error { return guarded(db.Sync) }
 	l.rewrites.bell, l.archiving.bell = newBell(), newBell()
 	l.archives.opener = o.OpenArchive
@@ -163,7 +167,11 @@ func Open(o Options) (*Log, error) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
-	if err := errors.Join(l.undoRewrites(), l.recover()); err != nil {
+	if l.journal, err = openJournal(o.Dir, key); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open log %s: journal: %w", o.Dir, err)
+	}
+	if err := l.restore(); err != nil {
 		if !errors.Is(err, ErrUnavailable) {
 			db.Close()
 			return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
@@ -174,6 +182,7 @@ func Open(o Options) (*Log, error) {
 		l.working.Go(func() { l.every(syncInterval, l.syncNow) })
 	}
 	if !o.still {
+		l.working.Go(l.keepJournal)
 		l.working.Go(l.rewriteAll)
 		l.working.Go(func() { l.every(collectInterval, l.collectNow) })
 	}
@@ -270,9 +279,12 @@ func (l *Log) Close() error {
 	l.working.Wait()
 	archives := l.archives.close()
 	if l.unreadable.Load() { // it would try for ever; what it has not merged is in its files, as after a kill
-		return nil
+		return l.journal.close()
 	}
-	if err := l.db.Close(); err != nil {
+	if err := l.drainAll(true); err != nil {
+		l.o.Log.Warn("a part of what was recorded stays in the journal", "error", err)
+	}
+	if err := errors.Join(l.journal.close(), l.db.Close()); err != nil {
 		return fmt.Errorf("close log: %w", err)
 	}
 	return archives
@@ -342,6 +354,9 @@ func blockKey(id string, n uint32, again byte) []byte {
 // it tries with a small write.
 func (l *Log) Ready() error {
 	if l.failed.Load() {
+		if err := l.journal.ready(); err != nil {
+			return fmt.Errorf("%w: journal: %w", ErrUnavailable, err)
+		}
 		if err := l.commit(write{[]byte("h"), []byte(time.Now().UTC().Format(time.RFC3339))}); err != nil {
 			return err
 		}
@@ -356,6 +371,7 @@ func (l *Log) Ready() error {
 			l.unrecovered.Store(true)
 			return err
 		}
+		l.tails.bell.ring()
 	}
 	if err := l.need(0); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -379,7 +395,7 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	}
 	s.Keep = max(s.Keep, 0)
 	s.State = Running
-	r := &Recording{log: l, began: s.Start}
+	r := &Recording{log: l, began: s.Start, tail: &tail{session: s.ID}, encoding: encoding{memory: &l.memory}}
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
 	r.session, r.chain = s, chain{head: firstHash(s.ID)}
 	if l.KeepsOriginals() {
@@ -408,14 +424,16 @@ func (l *Log) Start(s Session) (*Recording, error) {
 type Recording struct {
 	log   *Log
 	began time.Time // its start, with the monotonic clock
+	tail  *tail
 
 	mu      sync.Mutex
 	session Session
 	chain   chain   // to the last record
-	blocks  int     // so many
 	open    [2]bool // by direction: more of a frame is to come
 	err     error   // of an append; sticky, for what is on record behind it is uncertain
 	sealer  *sealer // of originals; nil: none are kept
+
+	encoding encoding // of what is being appended
 
 	changed chan struct{} // closed at the next append, or at the end; nil: nobody waits
 }
@@ -463,22 +481,18 @@ func (r *Recording) Append(frames ...Frame) error {
 			f.rest, r.open[f.Direction] = r.open[f.Direction], f.More
 		}
 	}
-	e := encode(r.session.Start, r.chain, frames)
-	defer e.free() // Badger has copied them when the commit is made
+	e := &r.encoding
+	e.encode(r.session.Start, r.chain, frames)
+	defer clear(e.blocks) // what is drained shall be free
 	if e.chain.next < r.chain.next {
 		r.err = fmt.Errorf("%w: the recording has as many records as can be counted", ErrUnavailable)
 		return r.err
 	}
-	writes := make([]write, len(e.blocks))
-	for i, b := range e.blocks {
-		writes[i] = write{blockKey(r.session.ID, b.Number, 0), b.Bytes}
-	}
-	if err := r.log.commit(writes...); err != nil {
+	if err := r.log.enter(r.tail, e.blocks); err != nil {
 		r.err = err
 		return err
 	}
 	r.chain = e.chain
-	r.blocks += len(e.blocks)
 	for i := range frames {
 		r.session.count(&frames[i])
 	}
@@ -504,13 +518,14 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 // finish writes the end. If that fails the recording stays among the live ones,
 // and Ready writes it when the log is available again. r.mu is held.
 func (r *Recording) finish() error {
-	if err := r.log.finish(r.session, r.blocks > 1); err != nil {
+	if err := r.log.finish(r.session, r.tail.isSmall()); err != nil {
 		r.log.late.Store(true)
 		return err
 	}
 	r.log.mu.Lock()
 	delete(r.log.live, r.session.ID)
 	r.log.mu.Unlock()
+	r.log.tails.bell.ring()
 	return nil
 }
 
@@ -534,8 +549,8 @@ func (l *Log) finishLate() error {
 }
 
 // finish writes a session that runs no longer, and makes it a leaf of the tree. Then
-// its blocks are rewritten if it has several.
-func (l *Log) finish(s Session, several bool) error {
+// its blocks are rewritten if several are small.
+func (l *Log) finish(s Session, small bool) error {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return err
@@ -551,7 +566,7 @@ func (l *Log) finish(s Session, several bool) error {
 	if s.Keep > 0 {
 		writes = append(writes, write{dueKey(&s), []byte{}})
 	}
-	if several {
+	if small {
 		writes = append(writes, write{rewriteKey(s.ID), []byte{}})
 		defer l.rewrites.bell.ring()
 	}
@@ -561,6 +576,20 @@ func (l *Log) finish(s Session, several bool) error {
 	t.size++
 	l.index.ends(s.ID)
 	return nil
+}
+
+// restore brings what the last process has left to its end.
+func (l *Log) restore() error {
+	if err := l.undoRewrites(); err != nil {
+		return err
+	}
+	if err := l.loadJournal(); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if err := l.drainAll(true); err != nil {
+		return err
+	}
+	return l.recover()
 }
 
 // recover marks the sessions that the last process left running.
@@ -587,11 +616,13 @@ func (l *Log) recover() error {
 		}
 		s.State, s.Reason, s.End = Interrupted, "the broker died", s.Start
 		s.C2S, s.S2C, s.Blocked, s.Masked, s.Approved, s.Originals, s.Findings, s.Observed = Count{}, Count{}, 0, 0, 0, 0, nil, nil
-		chain, blocks := chain{head: firstHash(id)}, 0
+		chain, small := chain{head: firstHash(id)}, 0
 		r := blockReader{start: s.Start, chain: &chain}
 		err = l.blocks(context.Background(), id, 0, func(n uint32, b []byte) (bool, error) {
-			blocks++
 			h, err := readHeader(b)
+			if h.size < smallSize {
+				small++
+			}
 			if chain.next = n; err == nil {
 				chain.head = h.before // also if what is in front of it is damaged: that is for verify to name
 			}
@@ -609,7 +640,7 @@ func (l *Log) recover() error {
 			return err
 		}
 		s.Records, s.Head = int64(chain.next), hex.EncodeToString(chain.head[:])
-		if err := l.finish(s, blocks > 1); err != nil {
+		if err := l.finish(s, small > 1); err != nil {
 			return err
 		}
 		l.o.Log.Warn("a session was interrupted by the end of the broker", "session", id)

@@ -7,8 +7,7 @@
 //	err = rec.End("ended", "closed")
 //
 // Once Append has returned nil, kill -9 cannot take the frames away: they are
-// in the kernel's memory of a mapped file. A loss of power may take the last
-// seconds, because they are not flushed to the disk each time.
+// written to the journal (journal.go). What a loss of power may take, [Sync] says.
 //
 // The log is a Badger database, which one process holds at a time. That process
 // answers others through a socket ([ServeSocket]); [OpenSource] takes whichever

@@ -436,7 +436,7 @@ func TestDamagedPart(t *testing.T) {
 }
 
 func TestDamagedBlock(t *testing.T) {
-	l := open(t, Options{Dir: t.TempDir()})
+	l := open(t, Options{Dir: t.TempDir(), still: true})
 	r := start(t, l)
 	for i := range 5 {
 		if err := r.Append(Frame{Bytes: fmt.Appendf(nil, "frame %d", i)}); err != nil {
@@ -613,7 +613,7 @@ var parted = []Frame{
 }
 
 func writeParted(t *testing.T) (*Log, *Recording) {
-	l := open(t, Options{Dir: t.TempDir()})
+	l := open(t, Options{Dir: t.TempDir(), still: true})
 	r := start(t, l)
 	for _, f := range parted {
 		if err := r.Append(f); err != nil {
@@ -621,6 +621,13 @@ func writeParted(t *testing.T) (*Log, *Recording) {
 		}
 	}
 	return l, r
+}
+
+// encode makes the blocks of frames.
+func encode(start time.Time, c chain, frames []Frame) *encoding {
+	e := &encoding{memory: new(slab)}
+	e.encode(start, c, frames)
+	return e
 }
 
 // TestParts replays frames that were recorded in parts, and counts them.
@@ -637,6 +644,25 @@ func TestParts(t *testing.T) {
 	}
 	if s, err := l.session(r.ID()); err != nil || s.S2C != (Count{2, 41 + 23 + 9}) || s.C2S != (Count{1, 9}) || s.Masked != 1 {
 		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// TestLongFrames records frames that take up blocks to about the last byte, alone and
+// behind others.
+func TestLongFrames(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	for n := range 4 {
+		for _, more := range []int{-1, 0, 1, recordHead} {
+			long := bytes.Repeat([]byte("x"), max(n*(blockSize-recordHead)+more, 0))
+			r := start(t, l)
+			if err := r.Append(Frame{Bytes: long}, Frame{Bytes: []byte("a")}, Frame{Bytes: long}); err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			if err := Replay(t.Context(), &out, l, r.ID(), View{}); err != nil || out.String() != string(long)+"\na\n"+string(long)+"\n" {
+				t.Errorf("%d bytes: got %d, %v", len(long), out.Len(), err)
+			}
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,8 +16,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// While a session runs, each append is a block of its own, and small ones hardly
-// compress. When it has ended, they are rewritten into large ones. The records stay
+// A session that was long beside others comes to the database in small blocks, which
+// hardly compress. When it has ended, they are rewritten into large ones. The records stay
 // as they are and hang on the same chain, whose head is in the session's record and
 // that in the tree: so the end need not wait for it, and nothing that was changed in
 // the log becomes good by being rewritten. What does not hang on the chain stays as it
@@ -61,7 +62,7 @@ func (l *Log) Settle(ctx context.Context) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		left := false
+		left := slices.ContainsFunc(l.tails.all(), func(t *tail) bool { return !l.isLive(t.session) })
 		err := l.keys(rewriteKey(""), func(string) bool { left = true; return false })
 		if err != nil || !left {
 			return err
@@ -70,6 +71,7 @@ func (l *Log) Settle(ctx context.Context) error {
 			return ErrUnavailable
 		}
 		l.rewrites.bell.ring()
+		l.tails.bell.ring()
 		select {
 		case <-tick.C:
 		case <-l.closing:
@@ -132,6 +134,11 @@ func (l *Log) rewrite(id string) error {
 	case err != nil:
 		return err
 	}
+	if t := l.tails.get(id); t != nil {
+		if err := l.drain(t, 0, reencoder()); err != nil {
+			return err
+		}
+	}
 	at := chain{head: firstHash(id)}
 	for done := false; !done; {
 		began := time.Now()
@@ -143,16 +150,25 @@ func (l *Log) rewrite(id string) error {
 		if err != nil {
 			return err
 		}
-		if l.rewrites.hurry.Load() {
-			continue
-		}
-		select { // sessions that run need the processor
-		case <-time.After(time.Since(began)):
-		case <-l.closing:
+		if !l.rest(began) {
 			return nil
 		}
 	}
 	return l.commit(write{rewriteKey(id), nil})
+}
+
+// rest waits for as long as has been worked, for sessions that run need the processor. It
+// returns false if the log is being closed.
+func (l *Log) rest(began time.Time) bool {
+	if l.rewrites.hurry.Load() {
+		return !l.closed()
+	}
+	select {
+	case <-time.After(time.Since(began)):
+		return true
+	case <-l.closing:
+		return false
+	}
 }
 
 // A run is blocks of a session that become one.
@@ -283,28 +299,50 @@ func (l *Log) blocks(ctx context.Context, session string, from uint32, f func(n 
 	return l.blockKeys(ctx, session, from, func(_ []byte, n uint32, b []byte) (bool, error) { return f(n, b) })
 }
 
-// blockKeys is blocks, with their keys; those that are archived have none.
+// blockKeys is blocks, with their keys; those that are in the journal only, or archived,
+// have none.
 func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func(key []byte, n uint32, b []byte) (bool, error)) error {
 	s, err := l.session(session)
 	if err != nil && !errors.Is(err, ErrDamaged) {
 		return err
 	}
-	for goOn := true; goOn; from++ {
+	tail := l.tails.get(session).read() // before the database is looked at: that has what is in it no more
+	end := uint32(math.MaxUint32)
+	if len(tail) > 0 {
+		end = tail[0].Number
+	}
+	next, goOn := from, true
+	for from < end {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		var away *archived
 		err := l.view(func(txn *badger.Txn) (err error) {
 			if away, err = archivedIn(txn, session); away == nil && err == nil {
-				from, goOn, err = blocksIn(ctx, txn, session, from, f)
+				next, goOn, err = blocksIn(ctx, txn, session, from, end, f)
 			}
 			return err
 		})
 		if away != nil {
 			return l.fetch(ctx, away, from, func(n uint32, b []byte) (bool, error) { return f(nil, n, b) })
 		}
+		if err != nil || !goOn {
+			return err
+		}
 		// Badger ends a scan at a block of a table that it cannot read.
-		if err != nil || int64(from) >= s.Records || from == math.MaxUint32 {
+		if int64(next) >= s.Records {
+			break
+		}
+		from = next + 1
+	}
+	for _, b := range tail {
+		if h, err := readHeader(b.Bytes); err == nil && b.Number+h.count <= next {
+			continue // another that has come to the database since has it, too
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if goOn, err := f(nil, b.Number, b.Bytes); err != nil || !goOn {
 			return err
 		}
 	}
@@ -321,57 +359,31 @@ func isLost(b []byte) bool { return bytes.HasPrefix(b, []byte(lostMark)) }
 
 var unreadable = lost("cannot be read")
 
-// blocksIn is blockKeys at one moment, as far as tables can be read. It returns the
-// record that would be next, and whether f has asked for more.
-func blocksIn(ctx context.Context, txn *badger.Txn, session string, from uint32, f func(key []byte, n uint32, b []byte) (bool, error)) (next uint32, more bool, err error) {
-	prefix := blockPrefix(session)
-	unseen, err := valueOf(txn, rewriteKey(session))
+// blocksIn is blockKeys at one moment, of what begins before a record, as far as tables
+// can be read. It returns the record that would be next, and whether f has asked for
+// more.
+func blocksIn(ctx context.Context, txn *badger.Txn, session string, from, end uint32, f func(key []byte, n uint32, b []byte) (bool, error)) (next uint32, more bool, err error) {
+	blocks, err := openBlocks(txn, session)
 	if err != nil {
 		return from, false, err
 	}
-	// each calls f with the items from a key on that are blocks, and are in their place.
-	each := func(it *badger.Iterator, start []byte, f func(key []byte, n uint32, b []byte) (bool, error)) error {
-		for it.Seek(start); it.Valid(); it.Next() {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			key := it.Item().Key()
-			at := key[len(prefix):]
-			if len(at) != 5 || string(at) == string(unseen) {
-				continue
-			}
-			var (
-				goOn bool
-				err  error
-			)
-			n := binary.BigEndian.Uint32(at)
-			if it.Item().Value(func(b []byte) error { goOn, err = f(key, n, b); return nil }) != nil {
-				goOn, err = f(key, n, unreadable)
-			}
-			if err != nil || !goOn {
-				return err
-			}
-		}
-		return nil
-	}
-	start := blockKey(session, from, 0)
+	start := from
 	if from > 0 { // it may be in the middle of a block
-		it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: true})
-		err := each(it, blockKey(session, from, 0xff), func(key []byte, n uint32, b []byte) (bool, error) {
+		err := blocks.each(ctx, from, true, func(_ []byte, n uint32, b []byte) (bool, error) {
 			if h, err := readHeader(b); err == nil && n+h.count > from {
-				start = append([]byte(nil), key...)
+				start = n
 			}
 			return false, nil
 		})
-		it.Close()
 		if err != nil {
 			return from, false, err
 		}
 	}
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, PrefetchValues: true, PrefetchSize: 4})
-	defer it.Close()
 	next, more = from, true
-	err = each(it, start, func(key []byte, n uint32, b []byte) (bool, error) {
+	err = blocks.each(ctx, start, false, func(key []byte, n uint32, b []byte) (bool, error) {
+		if n >= end {
+			return false, nil
+		}
 		count := uint32(1)
 		if h, err := readHeader(b); err == nil {
 			count = h.count
@@ -382,4 +394,52 @@ func blocksIn(ctx context.Context, txn *badger.Txn, session string, from uint32,
 		return more, err
 	})
 	return next, more, err
+}
+
+// A sessionBlocks is what the database has of a session's blocks at one moment.
+type sessionBlocks struct {
+	txn    *badger.Txn
+	id     string
+	unseen []byte // behind the prefix of the block that is not in its place
+}
+
+func openBlocks(txn *badger.Txn, session string) (sessionBlocks, error) {
+	unseen, err := valueOf(txn, rewriteKey(session))
+	return sessionBlocks{txn, session, unseen}, err
+}
+
+// each calls f with the blocks whose first record is that one or behind it, or, backwards,
+// in front of it, until f returns false.
+func (s sessionBlocks) each(ctx context.Context, from uint32, backwards bool, f func(key []byte, n uint32, b []byte) (bool, error)) error {
+	o := badger.IteratorOptions{Prefix: blockPrefix(s.id), Reverse: backwards}
+	start := blockKey(s.id, from, 0)
+	if backwards {
+		start[len(start)-1] = 0xff
+	} else {
+		o.PrefetchValues, o.PrefetchSize = true, 4
+	}
+	it := s.txn.NewIterator(o)
+	defer it.Close()
+	for it.Seek(start); it.Valid(); it.Next() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		key := it.Item().Key()
+		at := key[len(o.Prefix):]
+		if len(at) != 5 || string(at) == string(s.unseen) {
+			continue
+		}
+		var (
+			goOn bool
+			err  error
+		)
+		n := binary.BigEndian.Uint32(at)
+		if it.Item().Value(func(b []byte) error { goOn, err = f(key, n, b); return nil }) != nil {
+			goOn, err = f(key, n, unreadable)
+		}
+		if err != nil || !goOn {
+			return err
+		}
+	}
+	return nil
 }

@@ -381,6 +381,9 @@ func TestRewriteCorpus(t *testing.T) {
 			if err := r.Append(Frame{Direction: d, Time: r.session.Start.Add(at), Bytes: line}); err != nil {
 				t.Fatal(err)
 			}
+			for l.tails.held.Load() > 2*rewriteSize { // they did not come faster than blocks are made
+				time.Sleep(time.Millisecond)
+			}
 		})
 		_, o.live = blocksOf(t, l, o.id)
 		if err := r.End(Ended, "closed"); err != nil {

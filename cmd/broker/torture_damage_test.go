@@ -134,11 +134,17 @@ func (w *torture) replays() map[string][]byte {
 	return all
 }
 
-// turnBits changes up to 8 bytes in a row, where there are any but zeros.
+// turnBits changes up to 8 bytes in a row, where there are any but zeros: in the journal, or
+// in Badger's files.
 func (w *torture) turnBits(dir string) (name string, at int64) {
+	journal, err := filepath.Glob(filepath.Join(dir, "journal", "*"))
+	w.must(err)
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
 	w.must(err)
-	files = slices.DeleteFunc(files, func(name string) bool { return filepath.Base(name) == "LOCK" })
+	files = slices.DeleteFunc(files, func(name string) bool { return filepath.Base(name) == "LOCK" || filepath.Base(name) == "journal" })
+	if len(journal) > 0 && w.IntN(2) == 0 {
+		files = journal
+	}
 	for range 1000 {
 		name := files[w.IntN(len(files))]
 		f, err := os.OpenFile(name, os.O_RDWR, 0)

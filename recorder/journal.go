@@ -1,0 +1,377 @@
+package recorder
+
+import (
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// What sessions record goes to the journal first: one write to a file, where a
+// transaction takes hand-offs between goroutines, and faults on pages of mapped files.
+// From there it comes to the database in large blocks, see tail.go.
+//
+// The journal is files journal/<number>-<name> in the log's folder: 8 digits, and 16
+// random bytes in hexadecimal, by which a file is told from all others. A file is
+// entries, one behind the other:
+//
+//	4 bytes  length of what is behind the checksum, little-endian
+//	4 bytes  CRC-32C of the name (16 bytes), the entry's offset in the file (8 bytes,
+//	         big-endian), the length as above, and what is behind the checksum
+//	…        16 bytes the session's id, 4 bytes the number of the block's first record,
+//	         big-endian, and the block, not compressed
+//
+// In a log that is encrypted, what is behind the checksum is sealed by AES-256-GCM. The
+// key is HKDF-SHA-256 of the log's, with the name as salt and journalLabel as info; the
+// nonce is 4 bytes 0 and the offset.
+//
+// So nobody who sends frames can make an entry, for he does not know the name, and
+// where one is damaged the next is found behind it, though what says how long it was is
+// lost. An entry that was not written to its end is the last of its file, and was never
+// acknowledged.
+
+const (
+	journalLabel = "mcp-broker journal 1"
+	// journalSize is how long a file of the journal becomes, in bytes: no entry begins
+	// behind that.
+	journalSize = 16 << 20
+
+	saltSize   = 16         // the random bytes of a name
+	entryHead  = 8          // length and checksum
+	entryPlace = idSize + 4 // session and number
+	// maxEntry is longer than what any entry has behind its head.
+	maxEntry = entryPlace + blockSize + 128
+)
+
+// A journal is written by many goroutines.
+type journal struct {
+	dir string
+	key []byte // of the log; nil: it is not encrypted
+
+	mu    sync.Mutex
+	file  *journalFile   // that is written to; nil: the next entry begins one
+	files []*journalFile // all that are there, oldest first
+	last  int            // the number of the last one
+	buf   []byte
+
+	written int64 // bytes, in all files,
+	dirty   []*journalFile
+
+	flush struct {
+		sync.Mutex // in front of mu
+		sync.Cond
+		upTo    int64 // of them are on the disk
+		running bool  // in a goroutine, and the others wait
+		broken  error // what the disk has is not known any more
+	}
+}
+
+// A journalFile is one file.
+type journalFile struct {
+	number  int
+	path    string
+	sum     uint32      // of the name
+	aead    cipher.AEAD // nil: entries are not encrypted
+	file    *os.File    // nil: it is not written to any more
+	stays   bool        // its name does, after a loss of power; for who flushes
+	size    int64
+	entries int // that the database does not have
+}
+
+// openJournal finds what a dead process has left.
+func openJournal(dir string, key []byte) (*journal, error) {
+	j := &journal{dir: filepath.Join(dir, "journal"), key: key}
+	j.flush.L = &j.flush.Mutex
+	if err := os.MkdirAll(j.dir, 0o700); err != nil {
+		return nil, err
+	}
+	names, err := os.ReadDir(j.dir) // sorted
+	for _, e := range names {
+		if f := j.named(e.Name()); f != nil {
+			j.files, j.last = append(j.files, f), max(j.last, f.number)
+		}
+	}
+	return j, err
+}
+
+// named returns the file of that name, or nil if it is none of the journal's.
+func (j *journal) named(name string) *journalFile {
+	number, hexadecimal, _ := strings.Cut(name, "-")
+	n, err := strconv.Atoi(number)
+	salt, wrong := hex.DecodeString(hexadecimal)
+	if err != nil || wrong != nil || len(salt) != saltSize {
+		return nil
+	}
+	f := &journalFile{number: n, path: filepath.Join(j.dir, name), sum: crc32.Checksum(salt, castagnoli)}
+	if j.key != nil {
+		key, err := hkdf.Key(sha256.New, j.key, salt, journalLabel, keySize)
+		if err != nil {
+			panic(err) // only a length that cannot be
+		}
+		f.aead = newAEAD(key)
+	}
+	return f
+}
+
+// begin begins the next file. mu is held.
+func (j *journal) begin() error {
+	var salt [saltSize]byte
+	rand.Read(salt[:])
+	j.last++
+	f := j.named(fmt.Sprintf("%08d-%x", j.last, salt))
+	var err error
+	if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+		return err
+	}
+	if err := reserve(f.file, journalSize+maxEntry); err != nil {
+		return errors.Join(err, f.file.Close(), os.Remove(f.path))
+	}
+	j.file, j.files = f, append(j.files, f)
+	return nil
+}
+
+// add writes blocks behind all others, or none of them. It returns the file, and what must
+// be flushed so that no loss of power takes them.
+func (j *journal) add(session string, blocks []Block) (f *journalFile, upTo int64, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.file != nil && j.file.size >= journalSize {
+		j.file = nil
+	}
+	if j.file == nil {
+		if err := j.begin(); err != nil {
+			return nil, 0, err
+		}
+	}
+	f = j.file
+	e := j.buf[:0]
+	for _, b := range blocks {
+		e = f.seal(e, f.size+int64(len(e)), session, b)
+	}
+	if j.buf = e; cap(e) > blockSize/4 { // of a rare big one
+		j.buf = nil
+	}
+	if !slices.Contains(j.dirty, f) {
+		j.dirty = append(j.dirty, f)
+	}
+	if _, err := f.file.Write(e); err != nil {
+		j.file = nil // what came next might be behind half an entry
+		return nil, 0, errors.Join(err, f.file.Truncate(f.size))
+	}
+	f.size += int64(len(e))
+	j.written += int64(len(e))
+	f.entries += len(blocks)
+	return f, j.written, nil
+}
+
+// seal appends an entry for that offset to dst.
+func (f *journalFile) seal(dst []byte, at int64, session string, b Block) []byte {
+	head := len(dst)
+	dst = append(dst, make([]byte, entryHead)...)
+	dst = binary.BigEndian.AppendUint32(append(dst, session...), b.Number)
+	dst = append(dst, b.Bytes...)
+	if f.aead != nil {
+		text := dst[head+entryHead:]
+		dst = f.aead.Seal(dst[:head+entryHead], nonceOf(uint64(at)), text, nil)
+	}
+	room, body := dst[head:head+entryHead], dst[head+entryHead:]
+	sum := f.sumAt(room, at)
+	binary.LittleEndian.PutUint32(room, uint32(len(body)))
+	binary.LittleEndian.PutUint32(room[4:], checksumOf(sum, room[:4], body))
+	return dst
+}
+
+// sumAt is the checksum of the name and an offset. room is 8 bytes that are overwritten.
+func (f *journalFile) sumAt(room []byte, at int64) uint32 {
+	binary.BigEndian.PutUint64(room, uint64(at))
+	return crc32.Update(f.sum, castagnoli, room)
+}
+
+// checksumOf goes on with sum, over an entry's length and what is behind the checksum.
+func checksumOf(sum uint32, length, body []byte) uint32 {
+	return crc32.Update(crc32.Update(sum, castagnoli, length), castagnoli, body)
+}
+
+// read calls f with the entries of a file, and wrong with what is none.
+func (f *journalFile) read(entry func(session string, b Block), wrong func(from, to int)) error {
+	all, err := os.ReadFile(f.path)
+	if err != nil {
+		return err
+	}
+	bad := -1 // since there
+	for at := 0; at < len(all); {
+		session, b, n := f.open(int64(at), all[at:])
+		if n == 0 {
+			if bad < 0 {
+				bad = at
+			}
+			at++
+			continue
+		}
+		if bad >= 0 {
+			wrong(bad, at)
+			bad = -1
+		}
+		entry(session, b)
+		at += n
+	}
+	if bad >= 0 {
+		wrong(bad, len(all))
+	}
+	return nil
+}
+
+// open opens the entry that b begins with, at that offset. It returns its length, 0 if
+// there is none.
+func (f *journalFile) open(at int64, b []byte) (session string, block Block, n int) {
+	if len(b) < entryHead+entryPlace {
+		return "", block, 0
+	}
+	size := int64(binary.LittleEndian.Uint32(b))
+	if size < entryPlace || size > maxEntry || size > int64(len(b)-entryHead) {
+		return "", block, 0
+	}
+	n = entryHead + int(size)
+	body := b[entryHead:n:n]
+	if checksumOf(f.sumAt(make([]byte, 8), at), b[:4], body) != binary.LittleEndian.Uint32(b[4:]) {
+		return "", block, 0
+	}
+	if f.aead != nil {
+		var err error
+		if body, err = f.aead.Open(nil, nonceOf(uint64(at)), body, nil); err != nil || len(body) < entryPlace {
+			return "", block, 0
+		}
+	}
+	return string(body[:idSize]), Block{binary.BigEndian.Uint32(body[idSize:]), body[entryPlace:]}, n
+}
+
+// sync brings what has been written to the disk, up to there. One goroutine does that for
+// all who wait for it.
+func (j *journal) sync(upTo int64) error {
+	f := &j.flush
+	f.Lock()
+	defer f.Unlock()
+	for f.upTo < upTo && f.broken == nil {
+		if f.running {
+			f.Wait()
+			continue
+		}
+		f.running = true
+		f.Unlock()
+		runtime.Gosched() // those who have waited together for the last time write again
+		written, err := j.syncNow()
+		f.Lock()
+		f.running, f.upTo, f.broken = false, written, err
+		f.Broadcast()
+	}
+	return f.broken
+}
+
+func (j *journal) syncNow() (written int64, err error) {
+	j.mu.Lock()
+	written, dirty := j.written, j.dirty
+	j.dirty = nil
+	j.mu.Unlock()
+	for _, f := range dirty {
+		if e := datasync(f.file); !errors.Is(e, os.ErrClosed) { // that was removed meanwhile: the database has all
+			err = errors.Join(err, e)
+		}
+		if !f.stays {
+			err = errors.Join(err, syncFolder(j.dir))
+			f.stays = true
+		}
+	}
+	return written, err
+}
+
+// syncAll is sync of all that has been written.
+func (j *journal) syncAll() error {
+	j.mu.Lock()
+	written := j.written
+	j.mu.Unlock()
+	return j.sync(written)
+}
+
+// ready returns nil if something can be written, or why not.
+func (j *journal) ready() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.file != nil {
+		return nil
+	}
+	return j.begin()
+}
+
+// older returns the number up to which files are older than the last n.
+func (j *journal) older(n int) int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.last - n
+}
+
+// release says that the database has a block of a file.
+func (j *journal) release(f *journalFile) {
+	j.mu.Lock()
+	f.entries--
+	j.mu.Unlock()
+}
+
+// done returns the files of which the database has all that is written; with end, the
+// one that is written to may be among them, and the next entry begins another.
+func (j *journal) done(end bool) (files []*journalFile) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, f := range j.files {
+		if f.entries == 0 && (f != j.file || end) {
+			files = append(files, f)
+		}
+	}
+	if slices.Contains(files, j.file) {
+		j.file = nil
+	}
+	return files
+}
+
+// remove removes files that are done.
+func (j *journal) remove(files []*journalFile) error {
+	for _, f := range files {
+		if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		is := func(other *journalFile) bool { return other == f }
+		j.mu.Lock()
+		j.files, j.dirty = slices.DeleteFunc(j.files, is), slices.DeleteFunc(j.dirty, is)
+		j.mu.Unlock()
+		if f.file != nil {
+			f.file.Close()
+		}
+	}
+	return nil
+}
+
+// close ends the writing.
+func (j *journal) close() error {
+	err := j.syncAll()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, f := range j.files {
+		if f.file != nil {
+			err = errors.Join(err, f.file.Close())
+		}
+	}
+	j.file, j.dirty = nil, nil
+	return err
+}

@@ -1,0 +1,438 @@
+package recorder
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"example.com/broker/codec"
+)
+
+// killed returns a copy of a log's folder, as kill -9 would leave it now.
+func killed(t testing.TB, l *Log) (dir string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "log")
+	if err := os.CopyFS(dir, os.DirFS(l.o.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// journalFiles returns the files of a log's journal.
+func journalFiles(t testing.TB, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "journal", "*-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// keys of journals.
+var journalKeys = map[string][]byte{"plain": nil, "encrypted": bytes.Repeat([]byte{7}, keySize)}
+
+// writeJournal returns a file of a journal, and where its entries begin and end.
+func writeJournal(t testing.TB, dir string, key []byte, blocks ...Block) (f *journalFile, ends []int) {
+	t.Helper()
+	j, err := openJournal(dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ends = []int{0}
+	for _, b := range blocks {
+		if f, _, err = j.add("0123456789abcdef", []Block{b}); err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, int(f.size))
+	}
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	return f, ends
+}
+
+// readJournal returns what is in a file, "!" for what is none.
+func readJournal(t testing.TB, f *journalFile) (got []string) {
+	t.Helper()
+	err := f.read(func(session string, b Block) { got = append(got, fmt.Sprintf("%s %d %q", session, b.Number, b.Bytes)) },
+		func(int, int) { got = append(got, "!") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// TestJournalDamaged cuts a file of the journal everywhere, and damages each of its bytes:
+// all entries but those come back.
+func TestJournalDamaged(t *testing.T) {
+	for name, key := range journalKeys {
+		t.Run(name, func(t *testing.T) {
+			f, ends := writeJournal(t, t.TempDir(), key, Block{0, []byte("first")}, Block{3, bytes.Repeat([]byte("second "), 20)}, Block{4, nil}, Block{9, []byte("last")})
+			good, err := os.ReadFile(f.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := readJournal(t, f)
+			if len(all) != 4 || !strings.HasSuffix(all[0], ` 0 "first"`) || !strings.HasSuffix(all[3], ` 9 "last"`) {
+				t.Fatalf("got %q", all)
+			}
+			put := func(b []byte) {
+				if err := os.WriteFile(f.path, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for n := range good {
+				put(good[:n])
+				whole, _ := slices.BinarySearch(ends, n+1)
+				want := slices.Clone(all[:whole-1])
+				if !slices.Contains(ends, n) {
+					want = append(want, "!")
+				}
+				if got := readJournal(t, f); !slices.Equal(got, want) {
+					t.Fatalf("cut at %d: got %q, want %q", n, got, want)
+				}
+				bad := bytes.Clone(good)
+				bad[n] ^= 0x41
+				put(bad)
+				want = slices.Clone(all)
+				want[whole-1] = "!"
+				if got := readJournal(t, f); !slices.Equal(got, want) {
+					t.Fatalf("damaged at %d: got %q, want %q", n, got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestJournalForged checks that an entry in a frame is none, though that of the frame is
+// damaged.
+func TestJournalForged(t *testing.T) {
+	dir := t.TempDir()
+	other := (&journal{}).named("00000001-000102030405060708090a0b0c0d0e0f")
+	forged := other.seal(nil, entryHead+entryPlace, "0123456789abcdef", Block{0, []byte("forged")})
+	f, _ := writeJournal(t, dir, nil, Block{0, forged}, Block{1, []byte("last")})
+	b, err := os.ReadFile(f.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[2] ^= 1 // of the length
+	if err := os.WriteFile(f.path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := readJournal(t, f); len(got) != 2 || got[0] != "!" || !strings.HasSuffix(got[1], `1 "last"`) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// FuzzJournal checks that what is read of a file are the entries that were written to it,
+// whatever else is in it.
+func FuzzJournal(f *testing.F) {
+	f.Add([]byte{}, []byte("a"), []byte{1, 2, 3})
+	f.Add([]byte{40, 0, 0, 0, 0, 0, 0, 0}, []byte(nil), bytes.Repeat([]byte{0}, 100))
+	f.Fuzz(func(t *testing.T, before, block, behind []byte) {
+		if len(block) > blockSize {
+			return
+		}
+		for name, key := range journalKeys {
+			j := &journal{dir: t.TempDir(), key: key}
+			file := j.named("00000001-000102030405060708090a0b0c0d0e0f")
+			b := file.seal(bytes.Clone(before), int64(len(before)), "0123456789abcdef", Block{7, block})
+			if err := os.WriteFile(file.path, append(b, behind...), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			want := fmt.Sprintf("0123456789abcdef 7 %q", block)
+			if got := readJournal(t, file); !slices.Contains(got, want) || len(slices.DeleteFunc(got, func(s string) bool { return s == "!" })) != 1 {
+				t.Errorf("%s: got %q, want %q", name, got, want)
+			}
+		}
+	})
+}
+
+// add appends frames, each by itself.
+func (r *Recording) add(t testing.TB, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		if err := r.Append(Frame{Direction: codec.S2C, Bytes: []byte(text)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// undrained keeps what a session records from coming to the database until the test ends.
+func undrained(t testing.TB, r *Recording) {
+	r.tail.draining.Lock()
+	t.Cleanup(r.tail.draining.Unlock) // before the log is closed
+}
+
+// TestJournalKilled kills a broker when sessions run, have ended, were drained, rewritten
+// and deleted, and their entries are in the journal: each record comes once, and proofs
+// hold.
+func TestJournalKilled(t *testing.T) {
+	l, verifier := openSigned(t, Options{})
+	running, ended, drained, deleted := start(t, l), start(t, l), start(t, l), start(t, l)
+	for i := range 20 {
+		for _, r := range []*Recording{running, ended, drained, deleted} {
+			r.add(t, fmt.Sprintf("%s %d", r.ID(), i))
+		}
+		if i == 10 {
+			if err := l.drain(running.tail, 0, reencoder()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before := killed(t, l) // its journal has all
+	undrained(t, running)
+	undrained(t, ended)
+	for _, r := range []*Recording{ended, drained, deleted} {
+		if err := r.End(Ended, "closed"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.drain(drained.tail, 0, reencoder()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Delete(t.Context(), deleted.ID(), "ada", "why"); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string][]string{}
+	for _, r := range []*Recording{running, ended, drained} {
+		if want[r.ID()] = frames(t, l, r.ID()); len(want[r.ID()]) != 20 {
+			t.Fatalf("%d frames", len(want[r.ID()]))
+		}
+	}
+	proof, err := l.Proof(t.Context(), ended.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := killed(t, l)
+	for _, path := range journalFiles(t, before) { // as if none had been removed
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "journal", filepath.Base(path)), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := l.o
+	o.Dir = dir
+	for range 2 { // the second has nothing to do
+		l := open(t, o)
+		for id, want := range want {
+			if got := frames(t, l, id); !slices.Equal(got, want) {
+				t.Errorf("%d frames came back, want %d: %q", len(got), len(want), got)
+			}
+		}
+		if blocks, err := l.someIDs(blockPrefix(deleted.ID())); err != nil || len(blocks) > 0 {
+			t.Errorf("what is deleted is there again: %q, %v", blocks, err)
+		}
+		if r := verified(t, l, verifier, nil); len(r.Faults) > 0 || r.Sessions != 3 {
+			t.Errorf("%+v", r)
+		}
+		if now, err := l.Proof(t.Context(), ended.ID()); err != nil || !bytes.Equal(now.Record, proof.Record) {
+			t.Errorf("the record is another one, %v", err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if files := journalFiles(t, dir); len(files) > 0 {
+			t.Errorf("%q are left", files)
+		}
+	}
+}
+
+// TestJournalDamage damages an entry of the journal of a broker that was killed: it is
+// named, and the rest can be read.
+func TestJournalDamage(t *testing.T) {
+	l, verifier := openSigned(t, Options{})
+	r, other := start(t, l), start(t, l)
+	r.add(t, "0", "1", "damaged", "3")
+	other.add(t, "x")
+	r.add(t, "4")
+	dir := killed(t, l)
+	file := journalFiles(t, dir)[0]
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[bytes.Index(b, []byte("damaged"))] ^= 1
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var told bytes.Buffer
+	o := l.o
+	o.Dir, o.Log = dir, slog.New(slog.NewTextHandler(&told, nil))
+	l = open(t, o)
+	if got, want := fmt.Sprint(frames(t, l, r.ID())), "[s2c delivered 0 s2c delivered 1 error recording is damaged: block 2, behind frame 2: is missing, and so is every one before block 3 s2c delivered 3 s2c delivered 4]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got := fmt.Sprint(frames(t, l, other.ID())); got != "[s2c delivered x]" {
+		t.Errorf("the other session: %s", got)
+	}
+	if got := verified(t, l, verifier, nil); len(got.Faults) != 1 || got.Faults[0].Session != r.ID() || got.Faults[0].Block != 2 {
+		t.Errorf("%+v", got)
+	}
+	if !strings.Contains(told.String(), filepath.Base(file)) {
+		t.Errorf("nobody is told of it: %s", &told)
+	}
+}
+
+// TestJournalEncrypted checks that what is in the journal of a log that is encrypted
+// cannot be read, and comes back.
+func TestJournalEncrypted(t *testing.T) {
+	for by, want := range map[string]bool{"": true, secretFile(t): false} {
+		l := open(t, Options{Dir: filepath.Join(t.TempDir(), "log"), Encryption: by})
+		r := start(t, l)
+		undrained(t, r)
+		r.add(t, marker, marker)
+		dir := killed(t, l)
+		if got := holds(t, filepath.Dir(dir), marker); got != want {
+			t.Errorf("encrypted by %q: what is recorded can be read: %t", by, got)
+		}
+		o := l.o
+		o.Dir = dir
+		if got := frames(t, open(t, o), r.ID()); len(got) != 2 || got[1] != "s2c delivered "+marker {
+			t.Errorf("got %q", got)
+		}
+	}
+}
+
+// TestJournalArchived archives a session whose entries are in the journal still: it moves
+// when the database has all of it, and when the broker is killed then, comes once.
+func TestJournalArchived(t *testing.T) {
+	l, f, verifier := openArchiving(t, Options{})
+	l.o.still = false
+	r := start(t, l)
+	r.add(t, "a", "b")
+	before := killed(t, l) // its journal has all
+	r.tail.draining.Lock()
+	if err := r.End(Ended, "closed"); err != nil {
+		t.Fatal(err)
+	}
+	if err := archiveAt(t, l, time.Hour); err != nil || len(f.objects()) > 0 {
+		t.Errorf("%q moved before the database had all, %v", f.objects(), err)
+	}
+	r.tail.draining.Unlock()
+	if err := l.drain(r.tail, 0, reencoder()); err != nil {
+		t.Fatal(err)
+	}
+	if err := archiveAt(t, l, time.Hour); err != nil || len(f.objects()) != 1 {
+		t.Fatalf("%q moved, %v", f.objects(), err)
+	}
+	o := l.o
+	o.Dir = killed(t, l)
+	path := journalFiles(t, before)[0]
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(o.Dir, "journal", filepath.Base(path)), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, o)
+	if n := localBlocks(t, l, r.ID()); n > 0 {
+		t.Errorf("%d blocks are in the database again", n)
+	}
+	if got := fmt.Sprint(frames(t, l, r.ID())); got != "[s2c delivered a s2c delivered b]" {
+		t.Errorf("got %s", got)
+	}
+	if r := verified(t, l, verifier, nil); len(r.Faults) > 0 || r.Sessions != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestTailRead reads a session of which a part is in the database and the rest is not,
+// from each record on.
+func TestTailRead(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	r := start(t, l)
+	var want []string
+	for i := range 30 {
+		r.add(t, fmt.Sprint(i))
+		want = append(want, fmt.Sprintf("s2c delivered %d", i))
+		if i == 10 || i == 20 {
+			if err := l.drain(r.tail, 0, reencoder()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for from := range uint32(30) {
+		next := from
+		err := l.blocks(t.Context(), r.ID(), from, func(n uint32, b []byte) (bool, error) {
+			h, err := readHeader(b)
+			if err != nil || next < n || next >= n+h.count {
+				t.Errorf("from %d: record %d is not in block %d, of %d, %v", from, next, n, h.count, err)
+			}
+			next = n + h.count
+			return true, nil
+		})
+		if err != nil || next != 30 {
+			t.Errorf("from %d: read up to %d, %v", from, next, err)
+		}
+	}
+	if got := frames(t, l, r.ID()); !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+	if n, _ := blocksOf(t, l, r.ID()); n != 2+9 {
+		t.Errorf("%d blocks", n)
+	}
+}
+
+// TestJournalBounded records much in one session, beside one with a single frame: that
+// keeps no file of the journal from being removed.
+func TestJournalBounded(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	small, large := start(t, l), start(t, l)
+	small.add(t, "small")
+	noise := make([]byte, 256<<10)
+	for i := range (journalAge + 4) * journalSize / len(noise) {
+		makeNoise(noise, byte(i))
+		if err := large.Append(Frame{Bytes: noise}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for l.tails.get(small.ID()) != nil || len(journalFiles(t, l.o.Dir)) > journalAge+1 {
+		l.tails.bell.ring()
+	}
+	if held := l.tails.held.Load(); held > 3*rewriteSize {
+		t.Errorf("%d bytes are in memory", held)
+	}
+	if got := fmt.Sprint(frames(t, l, small.ID())); got != "[s2c delivered small]" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestJournalFails checks that a log whose journal cannot be written refuses all, until it
+// is opened again, and loses nothing that it had.
+func TestJournalFails(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, Options{Dir: dir})
+	r := start(t, l)
+	r.add(t, "a")
+	l.journal.file.file.Close()
+	if err := r.Append(Frame{Bytes: []byte("b")}); !errors.Is(err, ErrUnavailable) || !errors.Is(err, os.ErrClosed) {
+		t.Errorf("append: %v", err)
+	}
+	if err := l.Ready(); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("ready: %v", err)
+	}
+	if _, err := l.Start(Session{}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a new session: %v", err)
+	}
+	if got := fmt.Sprint(frames(t, l, r.ID())); got != "[s2c delivered a]" {
+		t.Errorf("got %s", got)
+	}
+	l.Close()
+	l = open(t, Options{Dir: dir})
+	if got := fmt.Sprint(frames(t, l, r.ID())); got != "[s2c delivered a]" {
+		t.Errorf("opened again: got %s", got)
+	}
+	start(t, l).add(t, "c")
+}

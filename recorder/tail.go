@@ -1,0 +1,419 @@
+package recorder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// A tail is what the journal has of a session and the database does not. It is in memory,
+// too, from where it is read. It comes to the database, as large blocks,
+//
+//   - when there is enough for one,
+//   - when the session has ended,
+//   - when it is in one of the oldest files of the journal, so that those can go,
+//   - when the log is opened or closed.
+//
+// That is done in the background, at half the speed of a processor; where it falls behind,
+// it takes all, compresses less, and in the end whoever records does it himself. A block is in the database before it leaves the tail, and readers look at
+// the tail first: so they see each once, in one of the two.
+type tail struct {
+	session string
+
+	draining sync.Mutex // held while blocks of it go to the database; in front of mu
+
+	mu     sync.Mutex
+	blocks []tailBlock
+	size   int // of them, in bytes
+	small  int // blocks in the database that shall be brought together
+}
+
+type tailBlock struct {
+	Block
+	file *journalFile
+}
+
+const (
+	// journalAge is how many files of the journal what does not come together to a
+	// large block may stay in.
+	journalAge = 4
+	// heldLimit is how many bytes all tails may have before whoever records waits.
+	heldLimit = (journalAge + 2) * journalSize
+	// smallSize is how long the records of a block must be for it to stay as it is.
+	smallSize = rewriteSize / 4
+)
+
+// tails are those that are not empty, by session.
+type tails struct {
+	sync.Mutex
+	of map[string]*tail
+
+	held      atomic.Int64 // bytes
+	relieving sync.Mutex   // held by one of those who wait because that is too much
+	bell      bell         // some can be drained
+}
+
+// all returns all tails.
+func (t *tails) all() []*tail {
+	t.Lock()
+	defer t.Unlock()
+	return slices.Collect(maps.Values(t.of))
+}
+
+// largest returns the largest tail that is not being drained, or nil.
+func (t *tails) largest() (largest *tail) {
+	most := 0
+	for _, t := range t.all() {
+		if !t.draining.TryLock() {
+			continue
+		}
+		t.mu.Lock()
+		if t.size > most {
+			largest, most = t, t.size
+		}
+		t.mu.Unlock()
+		t.draining.Unlock()
+	}
+	return largest
+}
+
+// get returns the tail of a session, or nil.
+func (t *tails) get(session string) *tail {
+	t.Lock()
+	defer t.Unlock()
+	return t.of[session]
+}
+
+// add puts a block at the end of a tail. It returns how much there is of that now.
+func (t *tails) add(to *tail, b tailBlock) (size int) {
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	if len(to.blocks) == 0 {
+		t.Lock()
+		t.of[to.session] = to
+		t.Unlock()
+	}
+	to.blocks, to.size = append(to.blocks, b), to.size+len(b.Bytes)
+	t.held.Add(int64(len(b.Bytes)))
+	return to.size
+}
+
+// take takes the first n blocks off a tail.
+func (t *tails) take(from *tail, n int) []tailBlock {
+	from.mu.Lock()
+	defer from.mu.Unlock()
+	gone := from.blocks[:n]
+	from.blocks = append([]tailBlock(nil), from.blocks[n:]...) // readers may have the others
+	for _, b := range gone {
+		from.size -= len(b.Bytes)
+		t.held.Add(-int64(len(b.Bytes)))
+	}
+	if len(from.blocks) == 0 {
+		t.Lock()
+		delete(t.of, from.session)
+		t.Unlock()
+	}
+	return gone
+}
+
+// read returns the blocks that are in a tail now.
+func (t *tail) read() []tailBlock {
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.blocks
+}
+
+// isIn reports whether the tail has anything in files of the journal up to a number.
+func (t *tail) isIn(number int) bool {
+	b := t.read()
+	return len(b) > 0 && b[0].file.number <= number
+}
+
+// isSmall reports whether there are blocks of the session that shall be brought together.
+func (t *tail) isSmall() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.small > 1
+}
+
+// enter puts blocks of a session on record, in the journal: all of them, or none.
+func (l *Log) enter(t *tail, blocks []Block) error {
+	if err := l.relieve(t); err != nil {
+		return err
+	}
+	length := 0
+	for _, b := range blocks {
+		length += len(b.Bytes) + entryHead + entryPlace
+	}
+	err := l.writable(length)
+	var f *journalFile
+	if err == nil {
+		f, err = l.journalize(t.session, blocks)
+	}
+	if err := l.written(err); err != nil {
+		return err
+	}
+	size := 0
+	for _, b := range blocks {
+		size = l.tails.add(t, tailBlock{b, f})
+	}
+	if size >= rewriteSize {
+		l.tails.bell.ring()
+	}
+	if l.o.still {
+		return l.drain(t, 0, encoder())
+	}
+	return nil
+}
+
+// relieve drains the largest tail, or one that is about to become longer, where the
+// background has fallen behind.
+func (l *Log) relieve(t *tail) error {
+	if l.tails.held.Load() > heldLimit {
+		l.tails.relieving.Lock()
+		defer l.tails.relieving.Unlock()
+		if largest := l.tails.largest(); l.tails.held.Load() > heldLimit && largest != nil {
+			return l.drain(largest, 0, encoder())
+		}
+		return nil
+	}
+	t.mu.Lock()
+	size := t.size
+	t.mu.Unlock()
+	if size > 2*rewriteSize {
+		return l.drain(t, rewriteSize, encoder())
+	}
+	return nil
+}
+
+// journalize writes blocks, and flushes them if that is done always.
+func (l *Log) journalize(session string, blocks []Block) (*journalFile, error) {
+	f, upTo, err := l.journal.add(session, blocks)
+	if err != nil {
+		err = fmt.Errorf("journal: %w", err)
+		if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+			err = l.cannotWrite(err)
+		}
+		return nil, err
+	}
+	if l.o.Sync == SyncAlways {
+		if err := l.journal.sync(upTo); err != nil {
+			return nil, l.cannotFlush(err)
+		}
+	}
+	return f, nil
+}
+
+// drain brings what is in a tail to the database, until it has no more bytes than that.
+func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
+	t.draining.Lock()
+	defer t.draining.Unlock()
+	j := joins.Get().(*join)
+	defer joins.Put(j)
+	for {
+		t.mu.Lock()
+		blocks, size := t.blocks, t.size
+		t.mu.Unlock()
+		if len(blocks) == 0 || size <= left {
+			return nil
+		}
+		if l.o.still {
+			blocks = blocks[:1]
+		}
+		block, n, err := j.first(blocks, z)
+		if err != nil {
+			return err
+		}
+		if err := l.commit(write{blockKey(t.session, block.Number, 0), block.Bytes}); err != nil {
+			return err
+		}
+		if len(j.records) < smallSize {
+			t.mu.Lock()
+			t.small++
+			t.mu.Unlock()
+		}
+		for _, b := range l.tails.take(t, n) {
+			l.journal.release(b.file)
+		}
+	}
+}
+
+// A join is the memory in which blocks of a tail become one.
+type join struct{ records, block []byte }
+
+var joins = sync.Pool{New: func() any { return new(join) }}
+
+// first makes one block of the first of a tail, as many as there is room for, and returns
+// how many those are. It is valid until the next.
+func (j *join) first(blocks []tailBlock, z *zstd.Encoder) (b Block, n int, err error) {
+	var before hash
+	count := uint32(0)
+	j.records = j.records[:0]
+	for ; n < len(blocks) && blocks[n].Number == blocks[0].Number+count; n++ { // behind a gap, another begins
+		h, err := readHeader(blocks[n].Bytes)
+		if err != nil {
+			return b, 0, err
+		}
+		if n == 0 {
+			before = h.before
+		} else if len(j.records)+h.size > rewriteSize {
+			break
+		}
+		j.records = append(j.records, blocks[n].Bytes[h.length+4:]...)
+		count += h.count
+	}
+	j.block = sealBlock(j.block[:0], z, before, count, j.records)
+	return Block{blocks[0].Number, j.block}, n, nil
+}
+
+// discard drops what is in the tail of a session that is deleted.
+func (l *Log) discard(session string) {
+	t := l.tails.get(session)
+	if t == nil {
+		return
+	}
+	t.draining.Lock()
+	defer t.draining.Unlock()
+	for _, b := range l.tails.take(t, len(t.read())) {
+		l.journal.release(b.file)
+	}
+}
+
+// drainAll drains the tails for which that must be, and removes files of the journal that
+// are not needed any more. With all, every tail must.
+func (l *Log) drainAll(all bool) error {
+	old := l.journal.older(journalAge)
+	for _, t := range l.tails.all() {
+		began, hurry, z := time.Now(), all, reencoder()
+		if l.tails.held.Load() > heldLimit/2 {
+			hurry, z = true, encoder()
+		}
+		left := rewriteSize
+		ended := !l.isLive(t.session)
+		if all || ended || t.isIn(old) {
+			left = 0
+		}
+		if err := l.drain(t, left, z); err != nil {
+			return err
+		}
+		if ended && !hurry && !l.rest(began) {
+			return nil
+		}
+	}
+	return l.tidyJournal(all)
+}
+
+// tidyJournal removes files of the journal of which the database has all.
+func (l *Log) tidyJournal(end bool) error {
+	done := l.journal.done(end)
+	if len(done) == 0 {
+		return nil
+	}
+	if err := l.flush(); err != nil { // or a loss of power might take what neither has
+		return l.written(l.cannotFlush(err))
+	}
+	return l.journal.remove(done)
+}
+
+// keepJournal drains what can be, until the log is closed.
+func (l *Log) keepJournal() {
+	for {
+		var retry <-chan time.Time
+		if err := l.drainAll(false); err != nil {
+			l.o.Log.Warn("the journal cannot be brought to the database now", "error", err)
+			retry = time.After(retryTime)
+		}
+		select {
+		case <-l.tails.bell:
+		case <-retry:
+		case <-l.closing:
+			return
+		}
+	}
+}
+
+// loadJournal takes what a dead process has left in the journal for the tails.
+func (l *Log) loadJournal() error {
+	type place struct {
+		tail *tail
+		next uint32 // record that the database or the tail does not have
+		end  int64  // of the session
+	}
+	places := map[string]place{}
+	for _, f := range l.journal.files {
+		var failed error
+		err := f.read(func(session string, b Block) {
+			h, err := readHeader(b.Bytes)
+			if err != nil || failed != nil {
+				return
+			}
+			p, known := places[session]
+			if !known {
+				p.tail = &tail{session: session}
+				if p.next, p.end, failed = l.stored(session); failed != nil {
+					return
+				}
+			}
+			if b.Number >= p.next && int64(b.Number) < p.end {
+				f.entries++
+				l.tails.add(p.tail, tailBlock{b, f})
+				p.next = b.Number + h.count
+			}
+			places[session] = p
+		}, func(from, to int) {
+			l.o.Log.Error("the journal is damaged, or its end was not written", "file", f.path, "from", from, "to", to)
+		})
+		if err := errors.Join(err, failed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stored returns the number behind the last record of a session that the database has, and
+// how many records the session has, as far as that is known. Of one that is not on
+// record, or is archived, it has all.
+func (l *Log) stored(session string) (next uint32, end int64, err error) {
+	s, err := l.session(session)
+	switch {
+	case errors.Is(err, ErrNoSession):
+		return math.MaxUint32, 0, nil
+	case err != nil && !errors.Is(err, ErrDamaged):
+		return 0, 0, err
+	}
+	end = math.MaxInt64
+	if s.State != Running && err == nil {
+		end = s.Records
+	}
+	err = l.view(func(txn *badger.Txn) error {
+		if away, err := archivedIn(txn, session); away != nil || err != nil {
+			next = math.MaxUint32
+			return err
+		}
+		b, err := openBlocks(txn, session)
+		if err != nil {
+			return err
+		}
+		return b.each(context.Background(), math.MaxUint32, true, func(_ []byte, n uint32, b []byte) (bool, error) {
+			next = n + 1
+			if h, err := readHeader(b); err == nil {
+				next = n + h.count
+			}
+			return false, nil
+		})
+	})
+	return next, end, err
+}
