@@ -196,12 +196,12 @@ func (f *flow) blob(o *longObject, p place) bool {
 	if o.media && !field {
 		return f.untouched(0)
 	}
-	n := 0
+	n, read := 0, 0
 	for n == 0 {
 		b := f.w.rest()
 		b = b[:min(len(b), defaultFrame)]
 		ended := f.w.err != nil
-		switch n = f.scan(b, 0); {
+		switch n, read = f.scan(b, 0, read); {
 		case n == 0 && len(b) == defaultFrame && m.Leave:
 			return f.untouched(0)
 		case n == 0 && len(b) == defaultFrame:

@@ -677,9 +677,10 @@ type cleanTexts [64]struct {
 	text [48]byte
 }
 
-func (c *cleanTexts) slot(text []byte) int {
+func (c *cleanTexts) slot(text []byte) uint32 {
 	n := len(text)
-	return (n*31 + int(text[0])*7 + int(text[n/2]) + int(text[n-1-n/8])*3 + int(text[n-1])*5) % len(c)
+	some := uint32(text[0]) | uint32(text[n/2])<<8 | uint32(text[n-1-n/8])<<16 | uint32(text[n-1])<<24
+	return (some*0x9e3779b1 + uint32(n)*0x85ebca6b) >> 26 // all of the 64 that they are
 }
 
 func (c *cleanTexts) has(text []byte) bool {

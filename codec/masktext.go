@@ -255,57 +255,69 @@ func (m *Masker) back(base, first int) {
 	}
 }
 
-// stride is how many bytes put goes over at a time.
-const stride = 4 << 10
-
 // put turns offsets in the text of a string into offsets in the JSON where the
 // string stands as raw from start on. A part of an escape counts as all of it.
 func put(spans []span, raw []byte, start int, escaped bool) {
+	start++
 	if !escaped {
 		for i := range spans {
-			spans[i].start += start + 1
-			spans[i].end += start + 1
+			spans[i].start += start
+			spans[i].end += start
 		}
 		return
 	}
-	at, decoded := 1, 0 // the same place in raw and in the text
-	blocks := at        // from here on
-	// advance goes to the escape or byte that the offset to lies in, or starts with.
-	advance := func(to int, behind bool) int {
-		for decoded < to {
-			if inBlocks && to-decoded > stride && at >= blocks {
-				var text [stride]byte
-				i, n := unquoteBlocks(text[:], raw[at:min(len(raw)-1, at+stride)])
-				at += i
-				decoded += n
-				blocks = at + aBlock // here is what it leaves to us
-				continue
-			}
-			if raw[at] != '\\' {
-				n := bytes.IndexByte(raw[at:at+to-decoded], '\\')
-				if n < 0 {
-					n = to - decoded
-				}
-				at += n
-				decoded += n
-				continue
-			}
-			size, n := 2, 1
-			if raw[at+1] == 'u' {
-				var r rune
-				r, size = unescape(raw[at:])
-				n = utf8.RuneLen(r)
-			}
-			if !behind && decoded+n > to {
-				break
-			}
-			at += size
-			decoded += n
-		}
-		return start + at
-	}
+	b := beside{raw: raw[1 : len(raw)-1]}
 	for i := range spans {
-		spans[i].start = advance(spans[i].start, false)
-		spans[i].end = advance(spans[i].end, true)
+		spans[i].start = start + b.to(spans[i].start, false)
+		spans[i].end = start + b.to(spans[i].end, true)
 	}
+}
+
+// A beside is a place in the inside of a string, and the same one in the text that it
+// stands for.
+type beside struct {
+	raw     []byte
+	at      int // in raw
+	decoded int // in the text
+	blocks  int // from here on, raw is gone over in blocks
+}
+
+// stride is how many bytes a beside goes over at a time.
+const stride = 4 << 10
+
+// to goes on to the escape or byte of raw that the byte decoded of the text lies in, or
+// starts with; or behind it. It returns where in raw that is.
+func (b *beside) to(decoded int, behind bool) int {
+	for b.decoded < decoded {
+		raw, left := b.raw[b.at:], decoded-b.decoded
+		if inBlocks && left > stride && b.at >= b.blocks {
+			var text [stride]byte
+			i, n := unquoteBlocks(text[:], raw[:min(len(raw), stride)])
+			b.at += i
+			b.decoded += n
+			b.blocks = b.at + aBlock // here is what it leaves to us
+			continue
+		}
+		if raw[0] != '\\' {
+			n := bytes.IndexByte(raw[:left], '\\')
+			if n < 0 {
+				n = left
+			}
+			b.at += n
+			b.decoded += n
+			continue
+		}
+		size, n := 2, 1
+		if raw[1] == 'u' {
+			var r rune
+			r, size = unescape(raw)
+			n = utf8.RuneLen(r)
+		}
+		if !behind && b.decoded+n > decoded {
+			break
+		}
+		b.at += size
+		b.decoded += n
+	}
+	return b.at
 }
