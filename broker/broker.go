@@ -508,7 +508,7 @@ const turnedAwayFrame = 64 << 10
 
 // heldFrame is how long a server's frame may be before a session asks whether it
 // may pass while it arrives, in bytes.
-const heldFrame = 512 << 10
+const heldFrame = 128 << 10
 
 // answerAll answers every request with refusal, for a moment and a few frames.
 func (b *Broker) answerAll(ctx context.Context, c *client, r *lineReader, rec Recording, session string, refusal *Refusal) {

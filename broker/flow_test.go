@@ -10,9 +10,11 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"example.com/broker/broker/agent"
+	"example.com/broker/broker/identity"
 	"example.com/broker/broker/policy"
 	"example.com/broker/codec"
 	"example.com/broker/codec/detect"
@@ -371,4 +373,66 @@ func TestFlowCancelledBefore(t *testing.T) {
 	if line, _ := f.in.ReadString('\n'); line != `{"jsonrpc":"2.0","id":2,"result":{}}`+"\n" {
 		t.Errorf("first comes %.100q", line)
 	}
+}
+
+// An end is one side of a connection in memory that can be half-closed.
+type end struct {
+	net.Conn // has the rest
+	*io.PipeReader
+	*io.PipeWriter
+	closed chan struct{} // when our direction has been
+}
+
+func (e end) Read(p []byte) (int, error)       { return e.PipeReader.Read(p) }
+func (e end) Write(p []byte) (int, error)      { return e.PipeWriter.Write(p) }
+func (e end) CloseWrite() error                { close(e.closed); return e.PipeWriter.Close() }
+func (e end) Close() error                     { return errors.Join(e.PipeReader.Close(), e.PipeWriter.Close()) }
+func (e end) SetReadDeadline(time.Time) error  { return nil }
+func (e end) SetWriteDeadline(time.Time) error { return nil }
+
+// TestAnswerAfterInput checks that a server whose client has ended its input is told so
+// when the last answer has come, and not later.
+func TestAnswerAfterInput(t *testing.T) {
+	log, err := recorder.Open(recorder.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	p, err := policy.Compile([]policy.Rule{allowAll})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := New(Options{Policy: p, Log: log})
+	synctest.Test(t, func(t *testing.T) {
+		fromClient, asked := io.Pipe()
+		answers, toClient := io.Pipe()
+		fromServer, server := io.Pipe()
+		calls, toServer := io.Pipe()
+		a := &admission{identity: identity.Identity{Subject: "ada"}, server: "cat"}
+		a.terms = p.Decide(a.identity, a.server)
+		c := end{PipeReader: fromClient, PipeWriter: toClient, closed: make(chan struct{})}
+		up := end{PipeReader: fromServer, PipeWriter: toServer, closed: make(chan struct{})}
+		s := b.newSession("s", a, &client{Conn: c, peer: stream.Peer{Addr: &net.TCPAddr{}}}, unrecorded{}, slog.New(slog.DiscardHandler))
+		s.open = func(context.Context) (agent.Conn, error) { return up, nil }
+		if err := s.reach(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error)
+		go func() { done <- s.run(t.Context(), &lineReader{Reader: codec.NewReader(c, codec.Limits{})}) }()
+		go io.Copy(io.Discard, answers)
+		go io.Copy(io.Discard, calls)
+		io.WriteString(asked, call(1))
+		asked.Close()
+		synctest.Wait()
+		start := time.Now()
+		io.WriteString(server, `{"jsonrpc":"2.0","id":1,"result":{}}`+"\n")
+		<-up.closed
+		if late := time.Since(start); late > 0 {
+			t.Errorf("the server is told %v after its answer", late)
+		}
+		server.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }

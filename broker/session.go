@@ -88,6 +88,7 @@ type session struct {
 	fromServer ledger // requests of the server
 	calls      calls  // those that wait for an approval
 	observed   observed
+	ending     atomic.Bool // the client has ended its input: run waits for the answers
 	answered   chan struct{}
 	began      time.Time    // by the monotonic clock
 	active     atomic.Int64 // when the last frame passed, in ns since began: the wall clock may be set
@@ -213,8 +214,8 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 	go func() { ends <- end{codec.S2C, s.serve(ctx)} }()
 
 	var (
-		inputEnded, inputClosed bool // by the client; towards the server
-		hold, last, drain       <-chan time.Time
+		inputClosed       bool // towards the server
+		hold, last, drain <-chan time.Time
 	)
 	closeInput := func() {
 		if !inputClosed {
@@ -230,13 +231,13 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 			running--
 			switch {
 			case errors.Is(e.err, errServerInput): // its last answers may be on their way
-				inputEnded = true
+				s.ending.Store(true)
 				closeInput()
 				drain = time.After(drainTime)
 			case e.err != nil:
 				cancel(e.err)
 			case e.direction == codec.C2S:
-				inputEnded = true
+				s.ending.Store(true)
 				hold, last = time.After(holdTime), time.After(lastTime)
 			case running > 0: // nobody is left to talk to
 				cancel(errServerClosed)
@@ -249,7 +250,7 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 		case <-last:
 			cancel(errServerLate)
 		}
-		if inputEnded && drain == nil && s.fromClient.waiting() == 0 {
+		if s.ending.Load() && drain == nil && s.fromClient.waiting() == 0 {
 			closeInput()
 			drain = time.After(drainTime)
 			if s.upstream() == nil { // it waits for nothing any more
@@ -625,8 +626,11 @@ func (s *session) forget(l *ledger, f *codec.Frame) {
 	}
 }
 
-// note tells run that a request is gone.
+// note tells run that a request is gone, if it waits for that.
 func (s *session) note() {
+	if !s.ending.Load() {
+		return
+	}
 	select {
 	case s.answered <- struct{}{}:
 	default:
@@ -859,12 +863,12 @@ func (s *session) keepBack(v *view, line []byte) error {
 	return s.toClient.queueChanged(came, nil, recorder.Blocked, append(masked, '\n')[:len(masked)])
 }
 
-// filterTools leaves out of an answer to tools/list what the policy refuses
-// whatever the arguments.
+// filterTools appends an answer to tools/list to dst without what the policy refuses
+// whatever the arguments, and says how many that are. With none, dst is of no use.
 func (s *session) filterTools(dst []byte, f *codec.Frame, t *policy.Terms) ([]byte, int) {
 	tools := codec.Member(f.Result, "tools")
 	if len(tools) == 0 || tools[0] != '[' {
-		return append(dst, f.Line...), 0
+		return dst, 0
 	}
 	var name []byte
 	out, dropped := codec.Filter(dst, f, tools, func(tool []byte) bool {

@@ -33,6 +33,7 @@ func (f *flow) skipString() bool {
 }
 
 func (f *flow) endString(t *content) bool {
+	t.in.w.release()
 	if t.broken {
 		f.cut = t.raw[t.rawAt:]
 		return false
@@ -48,18 +49,10 @@ type content struct {
 	ended  bool  // the closing quote is next
 	broken bool  // f has a fault in the string
 
-	raw      []byte   // of the string: what is not decided
-	rawAt    int      // where in raw that begins
-	escapes  []escape // in it
-	escapeAt int      // the first of them
-	decoded  int64    // bytes of text that have been read,
-	done     int64    // and those that are decided
-}
-
-// An escape is one in the string.
-type escape struct {
-	at       uint32 // in the text, its lowest bits
-	raw, own uint8  // bytes in the string and in the text
+	raw     []byte // of the string: what is not decided
+	rawAt   int    // where in raw that begins
+	decoded int64  // bytes of text that have been read,
+	done    int64  // and those that are decided
 }
 
 // errCut is the end of a text whose string has a fault.
@@ -114,11 +107,32 @@ func (t *content) cut() bool {
 // stand for. It ends in front of the closing quote, which it notes, and in front
 // of a fault.
 func (t *content) unquote(dst, b []byte, more bool) (i, n int, fault string) {
+	blocks := 3 // from here on, it is read in blocks
+	if !inBlocks {
+		blocks = len(b)
+	}
 	for i < len(b) && n+utf8.UTFMax <= len(dst) {
-		k := plain(b[i:min(len(b), i+len(dst)-n)])
+		if i >= blocks {
+			blocks = i + aBlock
+			if part := b[:min(len(b), i+len(dst)-n)]; len(part) >= blocks {
+				end := stringBlocks(part, i)
+				if end < 0 { // where it is no UTF-8 is to be found
+					blocks = len(b)
+				} else if end >= blocks {
+					read, wrote := unquoteBlocks(dst[n:], b[i:end])
+					i, n = i+read, n+wrote
+					for i < len(b) && b[i]&0xc0 == 0x80 { // a character is not cut
+						i, n = i-1, n-1
+					}
+					blocks = i + aBlock
+				}
+			}
+			continue
+		}
+		k := plain(b[i:min(len(b), i+len(dst)-n, blocks)])
 		n += copy(dst[n:], b[i:i+k])
-		if i += k; i == len(b) || n+utf8.UTFMax > len(dst) {
-			break
+		if i += k; i == len(b) || i >= blocks || n+utf8.UTFMax > len(dst) {
+			continue
 		}
 		c := b[i]
 		if c == '"' {
@@ -140,11 +154,7 @@ func (t *content) unquote(dst, b []byte, more bool) (i, n int, fault string) {
 		if size == 0 {
 			return i, n, "invalid escape or UTF-8 in a string"
 		}
-		own := utf8.EncodeRune(dst[n:n+utf8.UTFMax], r)
-		if c == '\\' {
-			t.escapes = append(t.escapes, escape{uint32(t.decoded) + uint32(n), uint8(size), uint8(own)})
-		}
-		i, n = i+size, n+own
+		i, n = i+size, n+utf8.EncodeRune(dst[n:n+utf8.UTFMax], r)
 	}
 	return i, n, ""
 }
@@ -154,10 +164,6 @@ func (t *content) take(i, n int) {
 	if t.rawAt > len(t.raw)/2 {
 		t.raw = t.raw[:copy(t.raw, t.raw[t.rawAt:])]
 		t.rawAt = 0
-	}
-	if t.escapeAt > len(t.escapes)/2 {
-		t.escapes = t.escapes[:copy(t.escapes, t.escapes[t.escapeAt:])]
-		t.escapeAt = 0
 	}
 	t.raw = append(t.raw, t.f.w.rest()[:i]...)
 	t.f.cost.raw += i
@@ -189,16 +195,13 @@ func oneRune(b []byte) (size int, r rune) {
 
 // own returns the bytes of the string that the next n of the text are.
 func (t *content) own(n int) []byte {
-	size := n
-	t.done += int64(n)
-	for t.escapeAt < len(t.escapes) && int32(t.escapes[t.escapeAt].at-uint32(t.done)) < 0 {
-		e := t.escapes[t.escapeAt]
-		size += int(e.raw) - int(e.own)
-		t.escapeAt++
+	raw := t.raw[t.rawAt:]
+	if t.done += int64(n); t.done < t.decoded {
+		beside := beside{raw: raw}
+		raw = raw[:beside.to(n, true)]
 	}
-	raw := t.raw[t.rawAt : t.rawAt+size]
-	t.rawAt += size
-	t.f.cost.raw -= size
+	t.rawAt += len(raw)
+	t.f.cost.raw -= len(raw)
 	return raw
 }
 
@@ -212,7 +215,7 @@ func (t *content) field() {
 	for first := true; w.more(); first = false {
 		b := w.rest()
 		if first {
-			t.replace(b, span{detector: len(t.f.m.marks) - 1, kind: inText})
+			t.replace(b, span{detector: t.f.m.fieldMark(), kind: inText})
 		} else {
 			t.drop(b)
 		}
@@ -228,7 +231,7 @@ func (t *content) look() {
 		case '"':
 			f.alone()
 		case '{', '[':
-			for f.space() && (f.next() == '{' || f.next() == '[') && f.value(place{states: len(f.m.states)}, 1, false) {
+			for f.space() && (f.next() == '{' || f.next() == '[') && (f.lines() || f.value(place{states: len(f.m.states)}, 1, false)) {
 			}
 		default:
 			f.plain()
@@ -251,6 +254,34 @@ func (t *content) look() {
 		return
 	}
 	f.plain()
+}
+
+// lines takes all objects and arrays that are in the window, one behind the other, and
+// reports whether it has: of JSON lines, many are there at a time.
+func (f *flow) lines() bool {
+	b := f.w.rest()
+	b = b[:min(len(b), readSize, f.sizes.value)]
+	s := f.s
+	s.reset(b)
+	many, end := 0, 0
+	for i := 0; i < len(b) && (b[i] == '{' || b[i] == '['); i = blanks(b, i) {
+		if i = s.fast(i, 1); i < 0 {
+			break
+		}
+		many++
+		end = i
+	}
+	if many < 2 {
+		return false
+	}
+	f.look(end, func(m *Masker) {
+		outer := m.hint(m.b, 0)
+		for i := 0; i < end && !m.hints.quiet(m); {
+			i = skipSpace(m.b, m.walk(i, place{states: len(m.states)}))
+		}
+		m.unhint(outer)
+	})
+	return true
 }
 
 // alone takes a string that is all of a text, and leaves any other.
@@ -373,7 +404,7 @@ func (m *Masker) longString(start, end int) {
 	c := collector{at: start}
 	f := flow{m: m, s: &m.check, sizes: m.sizes, to: &c, layer: m.layer, cost: &cost{}, w: window{buf: m.b[start:end:end], err: io.EOF}}
 	if !f.str(place{states: len(m.states)}) { // it is JSON, so that it costs too much
-		c.replace(m.b[c.at:end-1], span{detector: len(m.marks) - 1, kind: inText})
+		c.replace(m.b[c.at:end-1], span{detector: m.fieldMark(), kind: inText})
 	}
 	m.spans = append(m.spans, c.spans...)
 }

@@ -529,11 +529,18 @@ func (s *scanner) fastString(i int) int { return s.stringOf(i, fewChars) }
 // stringOf reads the string at i, which is probably of more than n bytes, or else
 // has escapes or what is beyond ASCII.
 func (s *scanner) stringOf(i, n int) int {
+	end, _ := s.stringFrom(i+1, n)
+	return end
+}
+
+// stringFrom is stringOf for what a string is from i on. Of one that goes on behind the
+// end of what there is, and has no fault so far, it returns how far it has been read:
+// another call can go on there.
+func (s *scanner) stringFrom(i, n int) (end, read int) {
 	b := s.b
 	s.half = false
-	i++
-	blocks := i + n // from here on
-	if !inBlocks || len(b) < aBlock || i < 3 {
+	blocks := max(i+n, 3) // from here on
+	if !inBlocks || len(b) < aBlock {
 		blocks = len(b)
 	}
 	for {
@@ -549,39 +556,49 @@ func (s *scanner) stringOf(i, n int) int {
 		}
 		if i >= blocks {
 			if i = stringBlocks(b, i); i < 0 {
-				return -1
+				return -1, 0
 			}
 			if len(b)-i < aBlock {
 				blocks = len(b)
 			}
 		}
 		if i >= len(b) {
-			return -1
+			return -1, i
 		}
 		switch c := b[i]; {
 		case c == '"':
-			return i + 1
+			return i + 1, 0
 		case c == '\\':
+			start := i
 			if i++; i < len(b) && simpleEscape[b[i]] {
 				i++
 				continue
 			}
 			if i = s.fastEscape(i); i < 0 {
-				return -1
+				return -1, cutAt(b, start)
 			}
 			blocks = max(blocks, min(i+fewChars, len(b))) // it is seldom alone
 		case c < 0x20:
-			return -1
+			return -1, 0
 		case c < 0x80:
 			i++ // the stop was a borrow, or b is at its end
 		default:
 			n := runeLen(b[i:])
 			if n == 0 {
-				return -1
+				return -1, cutAt(b, i)
 			}
 			i += n
 		}
 	}
+}
+
+// cutAt returns i, where an escape or a character cannot be read, if b may have been cut
+// in it, and 0 if there is a fault.
+func cutAt(b []byte, i int) int {
+	if len(b)-i < longestEscape {
+		return i
+	}
+	return 0
 }
 
 // fastEscape reads \uXXXX from the u on.

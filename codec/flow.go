@@ -140,34 +140,39 @@ func (f *flow) next() byte { return f.w.buf[f.w.at] }
 const longestEscape = 12
 
 // scan returns the length of the value at the start of b, 0 if it goes on
-// behind b, and -1 if there is a fault in it.
-func (f *flow) scan(b []byte, depth int) int {
+// behind b, and -1 if there is a fault in it. Of a string that goes on, it says how
+// much it has read, to be told when there is more of it; of any other value 0.
+func (f *flow) scan(b []byte, depth, read int) (n, seen int) {
 	s := f.s
 	s.reset(b)
-	if n := s.fast(0, depth); n > 0 {
-		return n
+	if b[0] == '"' {
+		if n, seen = s.stringFrom(max(read, 1), fewChars); n > 0 || seen > 0 {
+			return max(n, 0), seen
+		}
+	} else if n := s.fast(0, depth); n > 0 {
+		return n, 0
 	}
 	s.reset(b)
 	s.lax, s.depth = !f.strict, depth
 	ok := s.value()
 	switch {
 	case ok && s.fault.code == 0:
-		return s.i
+		return s.i, 0
 	case !ok && s.fault.code == CodeParse && s.fault.offset+longestEscape >= len(b):
-		return 0
+		return 0, 0
 	}
-	return -1
+	return -1, 0
 }
 
 // complete returns the length of the value that begins here, or 0 if it is too
 // long to be looked at as a whole.
 func (f *flow) complete(depth int) (n int, ok bool) {
-	for {
+	for read := 0; ; {
 		b := f.w.rest()
 		b = b[:min(len(b), f.sizes.value)]
 		ended := f.w.err != nil
 		if len(b) > 0 {
-			n = f.scan(b, depth)
+			n, read = f.scan(b, depth, read)
 			closes := b[0] == '"' || b[0] == '{' || b[0] == '[' // it says where it ends
 			switch {
 			case n > 0 && (closes || n < len(b) || ended && len(b) < f.sizes.value):

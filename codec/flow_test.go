@@ -192,12 +192,14 @@ func TestFlow(t *testing.T) {
 	found := text[:len(text)/2] + " ada@example.com " + text[len(text)/2:]
 	rows := strings.Repeat(`{"id":17,"name":"Widget","note":"upper\nfloor"},`, 30<<10)
 	rows = `[` + rows + `{"card":4111111111111111,"name":"x"}]`
+	lines := strings.ReplaceAll(rows[1:len(rows)-1], "},{", "}\n{")
 	quote := func(s string) string { return string(must(json.Marshal(s))) }
 	for _, tt := range []struct{ name, in, want string }{
 		{"text", quote(text), quote(text)},
 		{"text with an address", `{"content":[{"type":"text","text":` + quote(found) + `}]}`, `{"content":[{"type":"text","text":` + strings.Replace(quote(found), "ada@example.com", "[masked:email]", 1) + `}]}`},
 		{"rows", `{"structuredContent":` + rows + `}`, `{"structuredContent":` + strings.Replace(rows, "4111111111111111", "0", 1) + `}`},
 		{"rows in a text", `{"content":[{"text":` + quote(rows) + `}]}`, `{"content":[{"text":` + strings.Replace(quote(rows), "4111111111111111", "0", 1) + `}]}`},
+		{"lines in a text", quote(lines), strings.Replace(quote(lines), "4111111111111111", "0", 1)},
 		{"rows in a text in a text", quote(quote(rows)), strings.Replace(quote(quote(rows)), "4111111111111111", "0", 1)},
 		{"text in rows in a text", quote(`{"a":` + quote(found) + `}`), strings.Replace(quote(`{"a":`+quote(found)+`}`), "ada@example.com", "[masked:email]", 1)},
 		{"almost JSON", quote(`{"a":[` + rows + `], ada@example.com`), strings.NewReplacer("ada@example.com", "[masked:email]", "4111111111111111", "0").Replace(quote(`{"a":[` + rows + `], ada@example.com`))},
@@ -412,11 +414,12 @@ func BenchmarkFlow(b *testing.B) {
 		layers = strings.Repeat("[", 100) + string(must(json.Marshal(layers))) + strings.Repeat("]", 100)
 	}
 	quoted := string(must(json.Marshal(strings.Repeat(clean, 2<<20/len(clean)))))
+	lines := string(must(json.Marshal(strings.Repeat(`{"id":17,"name":"amber basin","city":"cedar","plan":"delta","orders":412,"total":9912.40}`+"\n", 2<<20/90))))
 	for _, tt := range []struct {
 		name, result string
 		masked       bool
 	}{
-		{"rows", "[" + rows + "," + rows + "]", false}, {"rows-masked", "[" + rows + "," + rows + "]", true}, {"text-masked", quoted, true},
+		{"rows", "[" + rows + "," + rows + "]", false}, {"rows-masked", "[" + rows + "," + rows + "]", true}, {"text-masked", quoted, true}, {"lines-masked", lines, true},
 		{"depth-20", nested(20), false}, {"depth-120", nested(120), false}, {"layers-4", layers, true},
 		{"escapes-120", strings.Repeat(`[{"\n":1},`, 120) + rows + strings.Repeat("]", 120), false},
 	} {

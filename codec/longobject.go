@@ -134,7 +134,7 @@ func (f *flow) mark(m *Masker, o *longObject, name []byte) bool {
 			return true // in a string, names may be there twice
 		}
 		o.numbered++
-		m.spans[len(m.spans)-1].n = o.numbered
+		m.spans[len(m.spans)-1].n = int32(o.numbered)
 	}
 }
 
@@ -196,12 +196,12 @@ func (f *flow) blob(o *longObject, p place) bool {
 	if o.media && !field {
 		return f.untouched(0)
 	}
-	n := 0
+	n, read := 0, 0
 	for n == 0 {
 		b := f.w.rest()
 		b = b[:min(len(b), defaultFrame)]
 		ended := f.w.err != nil
-		switch n = f.scan(b, 0); {
+		switch n, read = f.scan(b, 0, read); {
 		case n == 0 && len(b) == defaultFrame && m.Leave:
 			return f.untouched(0)
 		case n == 0 && len(b) == defaultFrame:

@@ -58,6 +58,7 @@ type Masker struct {
 	spans    []span // a stack: the text that is looked at has its own on top
 	hints    hints  // where in b something may be
 	text     []byte // that is looked at
+	markless [2]int // from one offset in text to in front of the other no mark begins
 	found    func(detector, start, end int)
 	near     func(at int)
 	name     []byte     // decoded
@@ -75,12 +76,12 @@ type Masker struct {
 }
 
 // A span is what is replaced in a text.
-type span struct {
+type span struct { // of which there may be one every few bytes
 	start, end int
-	detector   int
-	length     int // of the finding that the detector's name is from
+	length     int   // of the finding that the detector's name is from
+	n          int32 // of a name: its number, if it has one; of a blob: its place in blobs
+	detector   int16
 	kind       kind
-	n          int // of a name: its number, if it has one; of a blob: its place in blobs
 }
 
 // A kind says what takes a span's place.
@@ -97,7 +98,7 @@ const (
 // A blob is base64 in which something was masked.
 type blob struct {
 	text      []byte
-	detectors []int // of its findings
+	detectors []int16 // of its findings
 }
 
 const (
@@ -188,7 +189,10 @@ func (m *Masker) appendFindings(found []Finding, s span, offset int) []Finding {
 	return found
 }
 
-func (m *Masker) detector(i int) string {
+// fieldMark returns the detector that fields are found by.
+func (m *Masker) fieldMark() int16 { return int16(len(m.marks) - 1) }
+
+func (m *Masker) detector(i int16) string {
 	mark := m.marks[i]
 	return mark[len("[masked:") : len(mark)-1]
 }
@@ -460,7 +464,7 @@ func (m *Masker) element(i, n int, p place) int {
 
 // field masks what a field rule names.
 func (m *Masker) field(start, end int, k kind) {
-	m.spans = append(m.spans, span{start: start, end: end, detector: len(m.marks) - 1, length: end - start, kind: k})
+	m.spans = append(m.spans, span{start: start, end: end, detector: m.fieldMark(), length: end - start, kind: k})
 }
 
 // object walks the members of the object at i, but for those that are opaque.
@@ -585,7 +589,7 @@ func (m *Masker) blob(h held) {
 		b.detectors = append(b.detectors, s.detector)
 	}
 	m.blobs = append(m.blobs, b)
-	m.spans = append(m.spans[:base], span{start: h.start + 1, end: h.end - 1, detector: b.detectors[0], length: len(raw), kind: inBlob, n: len(m.blobs) - 1})
+	m.spans = append(m.spans[:base], span{start: h.start + 1, end: h.end - 1, detector: b.detectors[0], length: len(raw), kind: inBlob, n: int32(len(m.blobs) - 1)})
 }
 
 // memberName looks at the name m.b[start:end] of a member, and reports 1 if
@@ -650,7 +654,7 @@ func (m *Masker) distinct(i, first int) {
 				break
 			}
 			n++
-			m.spans[s.last].n = n
+			m.spans[s.last].n = int32(n)
 		}
 	}
 }
@@ -673,9 +677,10 @@ type cleanTexts [64]struct {
 	text [48]byte
 }
 
-func (c *cleanTexts) slot(text []byte) int {
+func (c *cleanTexts) slot(text []byte) uint32 {
 	n := len(text)
-	return (n*31 + int(text[0])*7 + int(text[n/2]) + int(text[n-1-n/8])*3 + int(text[n-1])*5) % len(c)
+	some := uint32(text[0]) | uint32(text[n/2])<<8 | uint32(text[n-1-n/8])<<16 | uint32(text[n-1])<<24
+	return (some*0x9e3779b1 + uint32(n)*0x85ebca6b) >> 26 // all of the 64 that they are
 }
 
 func (c *cleanTexts) has(text []byte) bool {
@@ -765,14 +770,25 @@ const maxDigits = 40
 // appendInteger appends an integer that is written with a fraction or an exponent
 // as its digits: the client reads 4.111e3 as 4111.
 func appendInteger(dst, raw []byte) []byte {
-	if len(raw) > maxDigits || raw[0] == '-' || !bytes.ContainsAny(raw, ".eE") {
+	if len(raw) > maxDigits || raw[0] == '-' {
 		return dst
 	}
-	mantissa, exp := raw, 0
-	if n := bytes.IndexAny(raw, "eE"); n >= 0 {
-		mantissa = raw[:n]
-		digits := bytes.TrimLeft(raw[n+1:], "+-")
-		for _, c := range digits {
+	n := 0
+	for n < len(raw) && raw[n] <= '9' && raw[n] >= '0' {
+		n++
+	}
+	if n == len(raw) {
+		return dst
+	}
+	for n < len(raw) && raw[n]|0x20 != 'e' {
+		n++
+	}
+	mantissa, exp := raw[:n], 0
+	if n < len(raw) {
+		for _, c := range raw[n+1:] {
+			if c == '+' || c == '-' {
+				continue
+			}
 			if exp = 10*exp + int(c-'0'); exp > maxDigits {
 				return dst
 			}
@@ -822,7 +838,7 @@ func (m *Masker) again(start, end int, p place) {
 func (m *Masker) str(start, end int, p place) {
 	raw := m.b[start:end]
 	if p.field {
-		if m.text = raw[1 : len(raw)-1]; len(m.text) > 0 && !m.inMark(0, len(m.text)) {
+		if m.text, m.markless = raw[1:len(raw)-1], [2]int{}; len(m.text) > 0 && !m.inMark(0, len(m.text)) {
 			m.field(start+1, end-1, inText)
 		}
 		return

@@ -119,7 +119,7 @@ func (m *Masker) scan(text, name []byte) bool {
 // find has the finder look at text, which is the value of the member of that
 // name (nil if it is of none).
 func (m *Masker) find(text, name []byte) {
-	m.text = text
+	m.text, m.markless = text, [2]int{}
 	m.finder.Find(text, m.found)
 	if name != nil {
 		m.finder.Under(name, text, m.found)
@@ -140,13 +140,16 @@ func (m *Masker) note(detector, start, end int) {
 		end++
 	}
 	if !m.inMark(start, end) {
-		m.spans = append(m.spans, span{start: start, end: end, detector: detector, length: end - start})
+		m.spans = append(m.spans, span{start: start, end: end, detector: int16(detector), length: end - start})
 	}
 }
 
 // inMark reports whether m.text[start:end] is part of a mark.
 func (m *Masker) inMark(start, end int) bool {
 	from := max(0, start-m.longest)
+	if m.noMark(from, start) {
+		return false
+	}
 	n := bytes.LastIndexByte(m.text[from:start+1], '[')
 	if n < 0 {
 		return false
@@ -169,10 +172,32 @@ func (m *Masker) inMark(start, end int) bool {
 	return false
 }
 
+// noMark reports that no mark begins in m.text[from:to+1]. It looks ahead, for the
+// next finding is near.
+func (m *Masker) noMark(from, to int) bool {
+	known := &m.markless
+	if from < known[0] || from > known[1] {
+		*known = [2]int{from, from}
+	}
+	if to >= known[1] {
+		ahead := m.text[known[1]:min(len(m.text), to+aroundMark)]
+		n := bytes.IndexByte(ahead, '[')
+		if n < 0 {
+			n = len(ahead)
+		}
+		known[1] += n
+	}
+	return to < known[1]
+}
+
 // merge sorts m.spans[base:] and makes one of those that overlap.
 func (m *Masker) merge(base int) {
 	spans := m.spans[base:]
-	if len(spans) < 2 {
+	apart := 1
+	for apart < len(spans) && spans[apart-1].start <= spans[apart-1].end && spans[apart-1].end <= spans[apart].start {
+		apart++
+	}
+	if apart >= len(spans) { // as they mostly are, and may be thousands
 		return
 	}
 	if inOrder := func(a, b span) int { return cmp.Or(a.start-b.start, b.end-a.end) }; !slices.IsSortedFunc(spans, inOrder) {
@@ -230,57 +255,69 @@ func (m *Masker) back(base, first int) {
 	}
 }
 
-// stride is how many bytes put goes over at a time.
-const stride = 4 << 10
-
 // put turns offsets in the text of a string into offsets in the JSON where the
 // string stands as raw from start on. A part of an escape counts as all of it.
 func put(spans []span, raw []byte, start int, escaped bool) {
+	start++
 	if !escaped {
 		for i := range spans {
-			spans[i].start += start + 1
-			spans[i].end += start + 1
+			spans[i].start += start
+			spans[i].end += start
 		}
 		return
 	}
-	at, decoded := 1, 0 // the same place in raw and in the text
-	blocks := at        // from here on
-	// advance goes to the escape or byte that the offset to lies in, or starts with.
-	advance := func(to int, behind bool) int {
-		for decoded < to {
-			if inBlocks && to-decoded > stride && at >= blocks {
-				var text [stride]byte
-				i, n := unquoteBlocks(text[:], raw[at:min(len(raw)-1, at+stride)])
-				at += i
-				decoded += n
-				blocks = at + aBlock // here is what it leaves to us
-				continue
-			}
-			if raw[at] != '\\' {
-				n := bytes.IndexByte(raw[at:at+to-decoded], '\\')
-				if n < 0 {
-					n = to - decoded
-				}
-				at += n
-				decoded += n
-				continue
-			}
-			size, n := 2, 1
-			if raw[at+1] == 'u' {
-				var r rune
-				r, size = unescape(raw[at:])
-				n = utf8.RuneLen(r)
-			}
-			if !behind && decoded+n > to {
-				break
-			}
-			at += size
-			decoded += n
-		}
-		return start + at
-	}
+	b := beside{raw: raw[1 : len(raw)-1]}
 	for i := range spans {
-		spans[i].start = advance(spans[i].start, false)
-		spans[i].end = advance(spans[i].end, true)
+		spans[i].start = start + b.to(spans[i].start, false)
+		spans[i].end = start + b.to(spans[i].end, true)
 	}
+}
+
+// A beside is a place in the inside of a string, and the same one in the text that it
+// stands for.
+type beside struct {
+	raw     []byte
+	at      int // in raw
+	decoded int // in the text
+	blocks  int // from here on, raw is gone over in blocks
+}
+
+// stride is how many bytes a beside goes over at a time.
+const stride = 4 << 10
+
+// to goes on to the escape or byte of raw that the byte decoded of the text lies in, or
+// starts with; or behind it. It returns where in raw that is.
+func (b *beside) to(decoded int, behind bool) int {
+	for b.decoded < decoded {
+		raw, left := b.raw[b.at:], decoded-b.decoded
+		if inBlocks && left > stride && b.at >= b.blocks {
+			var text [stride]byte
+			i, n := unquoteBlocks(text[:], raw[:min(len(raw), stride)])
+			b.at += i
+			b.decoded += n
+			b.blocks = b.at + aBlock // here is what it leaves to us
+			continue
+		}
+		if raw[0] != '\\' {
+			n := bytes.IndexByte(raw[:left], '\\')
+			if n < 0 {
+				n = left
+			}
+			b.at += n
+			b.decoded += n
+			continue
+		}
+		size, n := 2, 1
+		if raw[1] == 'u' {
+			var r rune
+			r, size = unescape(raw)
+			n = utf8.RuneLen(r)
+		}
+		if !behind && b.decoded+n > decoded {
+			break
+		}
+		b.at += size
+		b.decoded += n
+	}
+	return b.at
 }

@@ -52,7 +52,14 @@ func (o *outline) look(b []byte, start, short int64) bool {
 			continue
 		}
 		if o.inString {
-			if i += plain(b[i:]); i == len(b) {
+			if i += plain(b[i:]); i < len(b) && b[i] == '\\' && inBlocks { // which is seldom alone
+				end, done := endBlocks(b, i)
+				if done {
+					end--
+				}
+				i = end
+			}
+			if i == len(b) {
 				break
 			}
 			o.inString, o.escaped = b[i] != '"', b[i] == '\\'

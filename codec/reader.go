@@ -19,8 +19,8 @@ type Limits struct {
 const defaultFrame = 32 << 20
 
 const (
-	firstBuffer = 4 << 10  // an idle session holds this much
-	bigBuffer   = 64 << 10 // what is kept after a big frame has passed
+	firstBuffer = 4 << 10  // what lines are read into at first,
+	bigBuffer   = 64 << 10 // and where they come faster
 )
 
 // ErrLong is returned for a line that is longer than Limits.Held: it can be taken
@@ -37,6 +37,9 @@ type Reader struct {
 	// buf[:start] is read, buf[start:] is not yet; no newline in buf[start:scanned].
 	buf            []byte
 	start, scanned int
+
+	long  longLine // what Long has said of the line under way
+	first [1]byte  // of a line: a Reader that waits for one holds no buffer
 
 	skip *idScanner // of the line that is too large and being discarded; nil if none is
 	err  error      // sticky
@@ -58,14 +61,11 @@ func NewReader(r io.Reader, l Limits) *Reader {
 // line over the limit is discarded and yields an [*Error] with code 413, and
 // with the request's id where it could be read; the next call goes on behind it.
 func (r *Reader) Next() ([]byte, error) {
+	r.long = longLine{}
 	if poison {
 		for i := range r.buf[:r.start] {
 			r.buf[i] = '#'
 		}
-	}
-	if r.start == len(r.buf) && cap(r.buf) > bigBuffer {
-		releaseBuffer(r.buf)
-		r.buf, r.start, r.scanned = nil, 0, 0
 	}
 	for {
 		if i := bytes.IndexByte(r.buf[r.scanned:], '\n'); i >= 0 {
@@ -84,10 +84,14 @@ func (r *Reader) Next() ([]byte, error) {
 		if len(r.buf)-r.start > r.limit || r.skip != nil {
 			r.discard()
 		}
-		if r.err != nil {
+		switch {
+		case r.err != nil:
 			return r.rest()
+		case r.start == len(r.buf) && r.skip == nil:
+			r.begin()
+		default:
+			r.fill()
 		}
-		r.fill()
 	}
 }
 
@@ -105,6 +109,7 @@ func (r *Reader) readLine(p []byte, wait func() error) (n int, err error) {
 			return 0, r.err
 		}
 		if r.buf = r.buf[:0]; cap(r.buf) > bigBuffer {
+			releaseBuffer(r.buf)
 			r.buf = nil
 		}
 		r.start, r.scanned = 0, 0
@@ -195,14 +200,29 @@ func (r *Reader) grow(size int) {
 	releaseBuffer(old)
 }
 
-// buffers are those that nobody needs, by the power of two that they hold, in bytes: 8 KiB
-// to 2 MiB. Large frames come now and then, and each would need new ones.
+// buffers are those that nobody needs, by the power of two that they hold, in bytes:
+// firstBuffer to maxBuffer. Most sessions wait most of their time; and large frames come now
+// and then. Each would need new ones.
 var buffers [22]sync.Pool
 
+// boxes hold no buffer: a pool takes pointers, and each buffer would need a new one.
+var boxes = sync.Pool{New: func() any { return new([]byte) }}
+
+const maxBuffer = 1 << (len(buffers) - 1)
+
+// class returns where in buffers those of a size are, if they are kept.
+func class(size int) (i int, ok bool) {
+	i = bits.TrailingZeros(uint(size))
+	return i, size >= firstBuffer && size == 1<<i && size <= maxBuffer
+}
+
 func acquireBuffer(size int) []byte {
-	if class := bits.TrailingZeros(uint(size)); size > firstBuffer && size == 1<<class && class < len(buffers) {
-		if b, ok := buffers[class].Get().(*[]byte); ok {
-			return (*b)[:0]
+	if i, ok := class(size); ok {
+		if box, ok := buffers[i].Get().(*[]byte); ok {
+			b := *box
+			*box = nil
+			boxes.Put(box)
+			return b[:0]
 		}
 	}
 	return make([]byte, 0, size)
@@ -210,8 +230,23 @@ func acquireBuffer(size int) []byte {
 
 // releaseBuffer takes a buffer that nobody looks into any more.
 func releaseBuffer(b []byte) {
-	if size := cap(b); size > firstBuffer && size == 1<<bits.TrailingZeros(uint(size)) && size < 1<<len(buffers) {
-		buffers[bits.TrailingZeros(uint(size))].Put(&b)
+	if i, ok := class(cap(b)); ok {
+		box := boxes.Get().(*[]byte)
+		*box = b
+		buffers[i].Put(box)
+	}
+}
+
+// begin waits for a line to begin.
+func (r *Reader) begin() {
+	size := firstBuffer
+	if len(r.buf) > firstBuffer/2 {
+		size = bigBuffer
+	}
+	releaseBuffer(r.buf)
+	r.buf, r.start, r.scanned = nil, 0, 0
+	if n := r.read(r.first[:]); n > 0 {
+		r.buf = append(acquireBuffer(size), r.first[0])
 	}
 }
 
@@ -229,20 +264,21 @@ func (r *Reader) fill() {
 		r.grow(max(size, firstBuffer))
 	}
 	// One byte stays free: the newline of a line that ends with the stream.
+	n := r.read(r.buf[len(r.buf) : cap(r.buf)-1])
+	r.buf = r.buf[:len(r.buf)+n]
+	// A buffer that one read fills is too small for the peer's pace.
+	if n > 0 && len(r.buf) == cap(r.buf)-1 && cap(r.buf) < bigBuffer {
+		r.grow(bigBuffer)
+	}
+}
+
+// read reads at least a byte, unless there are no more.
+func (r *Reader) read(p []byte) (n int) {
 	for range 100 {
-		n, err := r.rd.Read(r.buf[len(r.buf) : cap(r.buf)-1])
-		r.buf = r.buf[:len(r.buf)+n]
-		if err != nil {
-			r.err = err
-			return
-		}
-		if n > 0 {
-			// A buffer that one read fills is too small for the peer's pace.
-			if len(r.buf) == cap(r.buf)-1 && cap(r.buf) < bigBuffer {
-				r.grow(bigBuffer)
-			}
-			return
+		if n, r.err = r.rd.Read(p); n > 0 || r.err != nil {
+			return n
 		}
 	}
 	r.err = io.ErrNoProgress
+	return 0
 }

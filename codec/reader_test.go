@@ -136,3 +136,48 @@ func TestReaderGivesMemoryBack(t *testing.T) {
 		t.Errorf("the buffer keeps %d bytes behind a big frame", cap(r.buf))
 	}
 }
+
+// TestReaderWaits checks that who waits for a line holds no buffer, and gets all that has
+// come with its beginning.
+func TestReaderWaits(t *testing.T) {
+	in, out := io.Pipe()
+	waiting := make(chan int)
+	r := NewReader(nil, Limits{})
+	r.rd = readFunc(func(p []byte) (int, error) {
+		waiting <- cap(r.buf)
+		return in.Read(p)
+	})
+	lines := make(chan string)
+	go func() {
+		for {
+			line, err := r.Next()
+			if err != nil {
+				close(lines)
+				return
+			}
+			lines <- string(line)
+		}
+	}()
+	for _, text := range []string{"{}", "", strings.Repeat("x", 100<<10)} {
+		if held := <-waiting; held != 0 {
+			t.Errorf("a buffer of %d bytes is held for the next line", held)
+		}
+		go io.WriteString(out, text+"\n")
+		for got := ""; got == ""; {
+			select {
+			case <-waiting: // for the rest of it
+			case line := <-lines:
+				if got = line + "\n"; line != text {
+					t.Fatalf("got a line of %d bytes, want %d", len(line), len(text))
+				}
+			}
+		}
+	}
+	<-waiting
+	out.Close()
+	<-lines
+}
+
+type readFunc func(p []byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }

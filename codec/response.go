@@ -10,8 +10,18 @@ import (
 // that is long for its result, as far as can be told, and the id that it answers,
 // if that is in front of the result. [Parser.Flow] can take it.
 func (r *Reader) Long() (id []byte, ok bool) {
-	_, id, ok = longResult(&scanner{}, r.buf[r.start:])
-	return id, ok
+	p := AcquireParser()
+	defer p.Release()
+	if r.long.result, r.long.id, ok = longResult(&p.s, r.buf[r.start:]); !ok {
+		r.long.result = 0
+	}
+	return r.long.id, ok
+}
+
+// A longLine is what is known of a response that is long for its result.
+type longLine struct {
+	result int    // where it begins; 0: it is none, or nobody has asked
+	id     []byte // if it is in front of the result
 }
 
 // longResult returns the offset of the result that the beginning of a frame goes
@@ -74,12 +84,14 @@ const maxTail = 64 << 10
 // would cost too much: then r is behind it. rest is what has arrived of either
 // and was not delivered.
 func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(Part) error) (f *Frame, rest []byte, err error) {
-	at, id, ok := longResult(&p.s, r.buf[r.start:])
-	id = bytes.Clone(id)
-	if !ok {
+	if r.long.result == 0 {
+		r.Long()
+	}
+	at, id := r.long.result, bytes.Clone(r.long.id)
+	if at == 0 {
 		return nil, nil, errors.New("codec: not a long response")
 	}
-	out := &parts{m: m, deliver: deliver}
+	out := &parts{m: m, deliver: deliver, size: firstPart}
 	flow := flow{m: m, s: &p.s, sizes: defaultSizes, to: out, strict: true, gone: true, refused: refused, cost: &cost{}}
 	flow.w.size = flow.sizes.value + 2*readSize
 	flow.w.read = func(b []byte) (int, error) {
@@ -96,6 +108,7 @@ func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(Part) e
 		}
 		defer m.forget()
 	}
+	defer flow.w.release()
 	flow.w.need(at + 1)
 	frame := append(bytes.Clone(flow.w.rest()[:at]), emptied[flow.w.rest()[at]]...)
 	flow.keep(at)
@@ -128,7 +141,7 @@ func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(Part) e
 	f, err = p.Parse(frame, S2C)
 	if err != nil {
 		out.flush()
-		return nil, flow.w.rest(), err
+		return nil, bytes.Clone(flow.w.rest()), err
 	}
 	flow.keep(len(flow.w.rest()))
 	if out.flush(); out.err != nil {
@@ -146,13 +159,18 @@ type Part struct {
 	Came []byte
 }
 
-// partSize is about how many bytes are delivered at a time.
-const partSize = 128 << 10
+// How many bytes are delivered at a time, about: a client shall see soon that its answer
+// comes, so that the first part is small, and each twice as large as the one before.
+const (
+	firstPart = 8 << 10
+	partSize  = 128 << 10
+)
 
 // parts take what becomes of a frame, and deliver it.
 type parts struct {
 	m        *Masker
 	deliver  func(Part) error
+	size     int // of a part
 	out      []byte
 	findings []Finding
 	came     []byte // in the place of out, if the Masker is asked for it
@@ -164,7 +182,7 @@ type parts struct {
 func (p *parts) keep(b []byte) {
 	p.passed += len(b)
 	for len(b) > 0 {
-		n := min(len(b), max(partSize-len(p.out), 1))
+		n := min(len(b), max(p.size-len(p.out), 1))
 		p.out = append(p.out, b[:n]...)
 		p.arrived(b[:n])
 		b = b[n:]
@@ -206,7 +224,7 @@ func (p *parts) changes(b []byte) {
 		return
 	}
 	for len(b) > 0 {
-		n := min(len(b), max(partSize-len(p.came), 1))
+		n := min(len(b), max(p.size-len(p.came), 1))
 		p.changed = true
 		p.arrived(b[:n])
 		b = b[n:]
@@ -215,7 +233,7 @@ func (p *parts) changes(b []byte) {
 }
 
 func (p *parts) full() {
-	if len(p.out) >= partSize || len(p.came) >= partSize {
+	if len(p.out) >= p.size || len(p.came) >= p.size {
 		p.flush()
 	}
 }
@@ -231,6 +249,7 @@ func (p *parts) flush() error {
 			part.Came = p.came
 		}
 		p.err = p.deliver(part)
+		p.size = min(2*p.size, partSize)
 	}
 	p.out, p.findings, p.came, p.changed = p.out[:0], p.findings[:0], p.came[:0], false
 	return p.err

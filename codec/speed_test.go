@@ -223,18 +223,12 @@ func BenchmarkMask(b *testing.B) {
 }
 
 // BenchmarkMaskWorst is of texts that are made to be slow: of what begins a value,
-// over and over, or of values that are none in the end.
+// over and over, of values that are none in the end, or of nothing but values; and of
+// JSON with much in it to decide and little to read.
 func BenchmarkMaskWorst(b *testing.B) {
-	for _, tt := range []struct{ name, text string }{
-		{"digits", "1234567890"}, {"digits-apart", "1 22 333 4444 "}, {"signs", "@"}, {"addresses-in-urls", "/a@b.cd"}, {"colons", "::"}, {"base-16", "1:a:"}, {"versions", "1.2.3."},
-		{"base64", "kD3/x+Zq8SKAb0eyJT7"}, {"eyJ", "eyJ"}, {"two-thirds-of-a-token", "eyJhbGciOiJIUzI1NiJ9.eyJhbGciOiJIUzI1NiJ9 "}, {"dashes", "-"},
-		{"open-keys", "-----BEGIN PRIVATE KEY-----a-b-c-"}, {"name-and-blanks", "password" + strings.Repeat(" ", 24)}, {"name-and-mark", "key="},
-		{"names-in-a-value", strings.Repeat("key=", 40) + " "}, {"names-in-quotes", `"secret": "`}, {"same-values", "token=aaaaaaaaaaaaaaaaaaaaaaaa "}, {"words-as-values", "access_key = correct.horse.battery "},
-		{"prefixes", "sk-ant-ghp_hf_xoxb-AKIA"}, {"unended", "ABSKm+h+"}, {"users-in-urls", "http://a:"}, {"options", "--user=1:"}, {"elements", `<add key="password"value="1bb 1abbbbaa"/`},
-		{"keywords", "adafruit asana bitbucket discord "}, {"tokens", "glft-7J93w--__50_5__B_L_a "}, {"keys-found", "SNYK_TOKEN = aff5Ef0e-AF7b-0DA5-E8a3-D0ECfEdf7A8f "},
-	} {
-		b.Run(tt.name, func(b *testing.B) {
-			line := textFrame(256<<10, strings.Repeat(tt.text, 1+4096/len(tt.text)))
+	const size = 256 << 10
+	worst := func(name string, line []byte) {
+		b.Run(name, func(b *testing.B) {
 			f := parsed(b, line)
 			m := newMasker(detect.Names()...)
 			var out []byte
@@ -247,6 +241,54 @@ func BenchmarkMaskWorst(b *testing.B) {
 			ratio(b, "×json.Valid", work, len(line), func() { json.Valid(line) }, len(line))
 		})
 	}
+	for _, tt := range []struct{ name, text string }{
+		{"digits", "1234567890"}, {"digits-apart", "1 22 333 4444 "}, {"signs", "@"}, {"addresses-in-urls", "/a@b.cd"}, {"colons", "::"}, {"base-16", "1:a:"}, {"versions", "1.2.3."},
+		{"base64", "kD3/x+Zq8SKAb0eyJT7"}, {"eyJ", "eyJ"}, {"two-thirds-of-a-token", "eyJhbGciOiJIUzI1NiJ9.eyJhbGciOiJIUzI1NiJ9 "}, {"dashes", "-"},
+		{"open-keys", "-----BEGIN PRIVATE KEY-----a-b-c-"}, {"name-and-blanks", "password" + strings.Repeat(" ", 24)}, {"name-and-mark", "key="},
+		{"names-in-a-value", strings.Repeat("key=", 40) + " "}, {"names-in-quotes", `"secret": "`}, {"same-values", "token=aaaaaaaaaaaaaaaaaaaaaaaa "}, {"words-as-values", "access_key = correct.horse.battery "},
+		{"prefixes", "sk-ant-ghp_hf_xoxb-AKIA"}, {"unended", "ABSKm+h+"}, {"users-in-urls", "http://a:"}, {"options", "--user=1:"}, {"elements", `<add key="password"value="1bb 1abbbbaa"/`},
+		{"keywords", "adafruit asana bitbucket discord "}, {"tokens", "glft-7J93w--__50_5__B_L_a "}, {"keys-found", "SNYK_TOKEN = aff5Ef0e-AF7b-0DA5-E8a3-D0ECfEdf7A8f "},
+		{"names-as-values", "key=auth=creds="}, {"short-keys-found", "key=q7Zx9Lm2Pw4a "}, {"short-keys-allowed", "key=q7Zx9Lm2Padd- "}, {"passwords-found", "pwd=a1b2c3d4 "}, {"digests", "key=d41d8cd98f00b204e9800998ecf8427e "},
+		{"passwords-in-urls", "x://a:b1@"}, {"bearers", "basic kD3x+Zq8SKAb0eyJT "}, {"cards", "4111111111111111 "}, {"cards-in-groups", "4111 1111 1111 1111 "}, {"groups", "4111 "}, {"numbers-of-accounts", "DE89370400440532013001 "}, {"codes-of-countries", "DE89 "},
+		{"telephones", "+442079460958 "}, {"pluses", "+44 20 7"}, {"security-numbers", "123-45-6789 "}, {"nine-digits", "ssn123456789 "}, {"addresses", "a@b.cd "}, {"addresses-of-ipv4", "1.2.3.4 "}, {"addresses-of-ipv6", "a::1 "},
+		{"domains", "a@" + strings.Repeat("b.", 120) + " "}, {"marks", "[masked:secrets]key="}, {"umlauts", "ä@ö.de "}, {"control", "\x01"}, {"quotes", `"`},
+	} {
+		worst(tt.name, textFrame(size, strings.Repeat(tt.text, 1+4096/len(tt.text))))
+	}
+	nested := `["a"]`
+	for range 16 {
+		nested = "[" + string(must(json.Marshal(nested))) + "]"
+	}
+	for _, tt := range []struct{ name, member string }{
+		{"empty-strings", `""`}, {"short-strings", `"ab"`}, {"short-numbers", `1`}, {"empty-objects", `{}`}, {"short-members", `{"a":1}`}, {"escapes", `"\u0041\u0062\u0031"`}, {"escaped-names", `{"\u0061b":"c"}`},
+		{"addresses-in-strings", `"a@b.cd"`}, {"addresses-as-names", `{"a@b.cd":1}`}, {"cards-as-numbers", `4111111111111111`}, {"exponents", `1e5`}, {"names-of-secrets", `{"key":"q7Zx9Lm2Pw4a"}`},
+		{"json-in-strings", `"[1]"`}, {"nearly-json-in-strings", `"[1"`}, {"strings-in-strings", `"\"a\""`}, {"layers", nested},
+		{"blobs", `{"mimeType":"text/plain","blob":"YUBiLmNk"}`}, {"images", `{"type":"image","data":"YUBiLmNk"}`},
+	} {
+		n := size / (len(tt.member) + 1)
+		worst(tt.name, answer(`{"structuredContent":{"all":[`+strings.Repeat(tt.member+",", n)+tt.member+`]}}`))
+		if tt.member[0] == '"' && !strings.Contains(tt.member, `\`) {
+			worst(tt.name+"-that-differ", answer(`{"structuredContent":{"all":[`+differing(tt.member, n)+`]}}`))
+		}
+	}
+	var names strings.Builder
+	for i := range 14_000 {
+		fmt.Fprintf(&names, `"a%d@b.cd":1,`, i)
+	}
+	worst("names-masked", answer(`{"structuredContent":{`+strings.TrimSuffix(names.String(), ",")+`}}`))
+	deep := strings.Repeat("[", 100) + strings.Repeat("]", 100)
+	worst("deep", answer(`{"structuredContent":[`+strings.TrimSuffix(strings.Repeat(deep+",", size/len(deep)), ",")+`]}`))
+	long := "[" + strings.Repeat(`"key=",`, size/10)
+	worst("json-that-breaks-off", answer(`{"content":[{"type":"text","text":`+string(must(json.Marshal(long)))+`}]}`))
+}
+
+// differing returns n strings like member, each with another number in it.
+func differing(member string, n int) string {
+	var all []byte
+	for i := range n {
+		all = fmt.Appendf(all, "%s%d\",", member[:len(member)-1], i)
+	}
+	return string(all[:len(all)-1])
 }
 
 func must[T any](v T, err error) T {

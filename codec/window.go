@@ -1,5 +1,7 @@
 package codec
 
+import "math/bits"
+
 // A window is the part of a text that is in memory.
 type window struct {
 	read   func(p []byte) (int, error) // at least a byte, or an error; io.EOF at the end
@@ -12,6 +14,12 @@ type window struct {
 }
 
 const readSize = 64 << 10
+
+// release gives back the memory of a window that nobody looks into any more.
+func (w *window) release() {
+	releaseBuffer(w.buf)
+	w.buf, w.at = nil, 0
+}
 
 func (w *window) rest() []byte { return w.buf[w.at:] }
 
@@ -32,7 +40,13 @@ func (w *window) more() bool {
 			w.at -= from
 		} else {
 			// What is longer than this at first is mostly as long as it may be.
-			w.buf = append(make([]byte, 0, max(cap(w.buf)*5/4, w.size, 2*readSize)), w.buf...)
+			size := max(cap(w.buf)*5/4, w.size, 2*readSize)
+			if size < maxBuffer {
+				size = 1 << bits.Len(uint(size-1))
+			}
+			old := w.buf
+			w.buf = append(acquireBuffer(size), old...)
+			releaseBuffer(old)
 		}
 	}
 	n, err := w.read(w.buf[len(w.buf) : len(w.buf)+readSize])

@@ -736,6 +736,13 @@ func BenchmarkAppend(b *testing.B) {
 			})
 		})
 	}
+	b.Run("an answer of 4 KB", func(b *testing.B) {
+		r := start(b, open(b, Options{Dir: b.TempDir()}))
+		answer := bytes.Repeat(frame, 4096/len(frame))
+		for b.Loop() {
+			r.Append(Frame{Direction: codec.S2C, Bytes: answer})
+		}
+	})
 	b.Run("16 frames an append", func(b *testing.B) {
 		r := start(b, open(b, Options{Dir: b.TempDir()}))
 		var sixteen []Frame

@@ -133,7 +133,7 @@ type lineConn struct {
 }
 
 func newLineConn(c stream.Conn) *lineConn {
-	return &lineConn{c, bufio.NewReaderSize(c, 4<<10)}
+	return &lineConn{c, bufio.NewReaderSize(c, 512)}
 }
 
 func (c *lineConn) Read(p []byte) (int, error) {
@@ -182,7 +182,8 @@ func ReadRequest(c stream.Conn) (*Request, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read request: %w", err)
 	}
-	var p codec.Parser
+	p := codec.AcquireParser()
+	defer p.Release()
 	f, err := p.Parse(line, codec.C2S)
 	if err != nil {
 		return nil, fmt.Errorf("read request: %w", err)
@@ -259,7 +260,8 @@ func call(c stream.Conn, method string, params, result any) (stream.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	var p codec.Parser
+	p := codec.AcquireParser()
+	defer p.Release()
 	f, err := p.Parse(line, codec.S2C)
 	if err != nil {
 		return nil, err

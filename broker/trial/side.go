@@ -213,4 +213,4 @@ func (l *long) look(in *io.PipeReader, m *codec.Masker) {
 
 // heldFrame is how long a frame may be before it is looked at while it is read,
 // in bytes.
-const heldFrame = 512 << 10
+const heldFrame = 128 << 10

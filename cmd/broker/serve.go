@@ -270,6 +270,7 @@ func (in *installation) run(ctx context.Context, drain time.Duration) error {
 		running.Go(func() { ends <- in.serveMetrics(serving, in.metrics) })
 	}
 	running.Go(func() { in.watch(serving) })
+	running.Go(func() { giveBack(serving) })
 	if in.oauth != nil {
 		running.Go(func() { in.sweep(serving) })
 	}

@@ -1,8 +1,5 @@
 package detect
 
-// cardGroups are the ways in which card numbers are printed in groups.
-var cardGroups = [][]int{{4, 4, 4, 4, 3}, {4, 4, 4, 4}, {4, 6, 5}, {4, 6, 4}}
-
 // card finds payment card numbers: 13 to 19 digits in one run, or in
 // groups with one kind of separator, with a known issuer's prefix and length
 // and a good check digit. Digits within a longer run, a word, a UUID or a
@@ -20,10 +17,8 @@ func card(text []byte, start, end int) (from, to int) {
 // cardEnd returns the offset behind the card number whose first run of digits is
 // text[start:end], or 0.
 func cardEnd(text []byte, start, end int) int {
-	var digits [19]byte
 	if n := end - start; n >= 13 && n <= 19 {
-		copy(digits[:], text[start:end])
-		if isCard(digits[:n]) && ends(text, end) {
+		if isCard(text[start:end]) && ends(text, end) {
 			return end
 		}
 		return 0
@@ -31,28 +26,59 @@ func cardEnd(text []byte, start, end int) int {
 	if end-start != 4 || end == len(text) || text[end] != ' ' && text[end] != '-' {
 		return 0
 	}
-	for _, groups := range cardGroups {
-		at, n := start, 0
-		for g, size := range groups {
-			if g > 0 {
-				if at == len(text) || text[at] != text[end] {
-					n = 0
-					break
-				}
-				at++
-			}
-			if run(text, at, size+1, digit) != at+size {
-				n = 0
-				break
-			}
-			n += copy(digits[n:], text[at:at+size])
-			at += size
+	// They are printed as 4 4 4 4 3, 4 4 4 4, 4 6 5 and 4 6 4.
+	if to := cardGroup(text, end, end, 4); to > 0 {
+		if to = cardGroup(text, end, to, 4); to == 0 {
+			return 0
 		}
-		if n > 0 && isCard(digits[:n]) && ends(text, at) && !(at+1 < len(text) && text[at] == '-' && is(text[at+1], digit)) {
-			return at
+		if to = cardGroup(text, end, to, 4); to == 0 {
+			return 0
+		}
+		if longer := cardGroup(text, end, to, 3); longer > 0 && isCardIn(text, start, longer) {
+			return longer
+		}
+		if isCardIn(text, start, to) {
+			return to
+		}
+	} else if six := cardGroup(text, end, end, 6); six > 0 {
+		to := cardGroup(text, end, six, 5)
+		if to == 0 {
+			to = cardGroup(text, end, six, 4)
+		}
+		if to > 0 && isCardIn(text, start, to) {
+			return to
 		}
 	}
 	return 0
+}
+
+// cardGroup returns the offset behind the group of n digits that follows at i, behind
+// the same separator as at mark, or 0.
+func cardGroup(text []byte, mark, i, n int) int {
+	to := i + 1 + n
+	if to > len(text) || text[i] != text[mark] || to < len(text) && is(text[to], digit) {
+		return 0
+	}
+	for _, c := range text[i+1 : to] {
+		if !is(c, digit) {
+			return 0
+		}
+	}
+	return to
+}
+
+// isCardIn reports that the groups in text[start:end] are a card number, and that it
+// goes no further.
+func isCardIn(text []byte, start, end int) bool {
+	var digits [19]byte
+	n := 0
+	for _, c := range text[start:end] {
+		if is(c, digit) {
+			digits[n] = c
+			n++
+		}
+	}
+	return isCard(digits[:n]) && ends(text, end) && !(end+1 < len(text) && text[end] == '-' && is(text[end+1], digit))
 }
 
 // ends reports that no word or decimal goes on at i.
@@ -103,13 +129,14 @@ func isCard(d []byte) bool {
 func luhn(d []byte) bool {
 	sum := 0
 	for i := range d {
-		v := int(d[len(d)-1-i] - '0')
+		v := d[len(d)-1-i] - '0'
 		if i%2 == 1 {
-			if v *= 2; v > 9 {
-				v -= 9
-			}
+			v = doubled[v]
 		}
-		sum += v
+		sum += int(v)
 	}
 	return sum%10 == 0
 }
+
+// doubled is the sum of the digits of twice a digit.
+var doubled = [10]byte{0, 2, 4, 6, 8, 1, 3, 5, 7, 9}

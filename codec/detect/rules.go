@@ -63,13 +63,28 @@ type patterns struct {
 // A sought is a program, and what tells that it is not at a place.
 type sought struct {
 	*program
-	bits *heads // with which three bytes it may begin; nil: with fewer
+	bits *heads     // with which three bytes it may begin; nil: with fewer
+	five *longHeads // with which five; nil: with fewer, or too many
 }
 
 // A heads has a bit for the hash of each three bytes, letters' case apart.
 type heads [1 << headBits / 64]uint64
 
 const headBits = 12
+
+// A longHeads is a heads of five bytes.
+type longHeads [1 << longHeadBits / 64]uint64
+
+const longHeadBits = 17
+
+func (h *longHeads) has(hash uint64) bool { return h[hash>>6]>>(hash&63)&1 != 0 }
+
+// longHeadHash returns the hash of five bytes, which are the lowest of k.
+func longHeadHash(k uint64) uint64 {
+	return (k | folding) & 0xffffffffff * longHashMul >> (64 - longHeadBits)
+}
+
+const longHashMul = 0x9e3779b97f4a7c15
 
 func (h *heads) has(hash uint32) bool { return h[hash>>6]>>(hash&63)&1 != 0 }
 
@@ -89,13 +104,17 @@ func (p *patterns) add(q *program) {
 			p.byHead = new(heads)
 		}
 		p.pinned = append(p.pinned, q)
-		if p.byHead != nil && !(&headsOf{bits: p.byHead, left: 1 << 16, longer: true}).from(q.start, 0, 0, true) {
+		if p.byHead != nil && !(&headsOf{bits: p.byHead, left: 1 << 16, size: 3, longer: true}).from(q.start, 0, 0, true) {
 			p.byHead = nil
 		}
 	} else {
 		s := sought{program: q, bits: new(heads)}
-		if h := (&headsOf{bits: s.bits, left: 1 << 16}); !h.from(q.start, 0, 0, false) {
+		if h := (&headsOf{bits: s.bits, left: 1 << 16, size: 3}); !h.from(q.start, 0, 0, false) {
 			s.bits = nil
+		}
+		s.five = new(longHeads)
+		if h := (&headsOf{five: s.five, left: 1 << 17, size: 5}); !h.from(q.start, 0, 0, false) {
+			s.five = nil
 		}
 		p.others = append(p.others, s)
 	}
@@ -167,32 +186,45 @@ func (s *sought) in(m *machine, text []byte) bool {
 	k := three(0, text[0], text[1])
 	for i, c := range text[2:] {
 		k = k>>8 | uint32(c)<<16
-		if s.bits.has(headHash(k)) && s.start.first[text[i]] && m.match(s.program, text, i) {
+		if !s.bits.has(headHash(k)) || !s.start.first[text[i]] {
+			continue
+		}
+		if s.five != nil && (len(text)-i < 5 || !s.five.has(longHeadHash(eightAt(text, i)))) {
+			continue
+		}
+		if m.match(s.program, text, i) {
 			return true
 		}
 	}
 	return false
 }
 
-// headsOf collects the three bytes with which a program can begin. Whether it
+// headsOf collects the size bytes, three or five, with which a program can begin. Whether it
 // matches anywhere is asked, not where: of a run in front, it is enough to see its
 // last byte.
 type headsOf struct {
 	bits   *heads
+	five   *longHeads
+	size   int
 	left   int  // so many steps
 	longer bool // the text does not end within three bytes
 }
 
-// from reports false if there are too many, or fewer than three bytes will do. The
+// from reports false if there are too many, or fewer bytes will do. The
 // n bytes in front of the instruction are those of k; pinned tells that a run may
 // not begin later.
-func (h *headsOf) from(in *inst, k uint32, n int, pinned bool) bool {
+func (h *headsOf) from(in *inst, k uint64, n int, pinned bool) bool {
 	if h.left--; h.left < 0 {
 		return false
 	}
-	if n == 3 {
-		hash := headHash(k)
-		h.bits[hash>>6] |= 1 << (hash & 63)
+	if n == h.size {
+		if h.five != nil {
+			hash := longHeadHash(k)
+			h.five[hash>>6] |= 1 << (hash & 63)
+		} else {
+			hash := headHash(uint32(k))
+			h.bits[hash>>6] |= 1 << (hash & 63)
+		}
 		return true
 	}
 	switch in.op {
@@ -212,8 +244,8 @@ func (h *headsOf) from(in *inst, k uint32, n int, pinned bool) bool {
 		}
 		return true
 	case opText:
-		for i := 0; i < len(in.text) && n < 3; i++ {
-			k |= uint32(in.text[i]) << (8 * n)
+		for i := 0; i < len(in.text) && n < h.size; i++ {
+			k |= uint64(in.text[i]) << (8 * n)
 			n++
 		}
 		return h.from(in.next, k, n, true)
@@ -239,12 +271,12 @@ func (h *headsOf) from(in *inst, k uint32, n int, pinned bool) bool {
 	return h.from(in.next, k, n, true)
 }
 
-func (h *headsOf) each(set *byteSet, k uint32, n int, next *inst) bool {
+func (h *headsOf) each(set *byteSet, k uint64, n int, next *inst) bool {
 	var seen byteSet
 	for c := range set {
 		if f := byte(c) | 0x20; set[c] && !seen[f] {
 			seen[f] = true
-			if !h.from(next, k|uint32(f)<<(8*n), n+1, true) {
+			if !h.from(next, k|uint64(f)<<(8*n), n+1, true) {
 				return false
 			}
 		}

@@ -23,6 +23,7 @@ type search struct {
 	dulls       [16]dull    // by how many different bytes
 	outcomes    []outcome   // by expression
 	knownHolder place       // of placeholders, the same
+	reported    place       // the last one
 	judged      judged      // the last one
 	counts      [256]uint16 // for entropy; zeros between
 }
@@ -40,8 +41,16 @@ type place struct{ text, from, to int }
 
 func (p place) in(text, from, to int) bool { return p.text == text && from <= p.from && p.to <= to }
 
-// A taken place is not looked at again by the same rule.
-type taken struct{ text, end int }
+// A taken place is not looked at again by the same rule. Where another rule has
+// reported the value already, it takes some time to judge it and matters only if the
+// rule would look there again: until then it is in doubt.
+type taken struct {
+	text, end int
+
+	doubt  *expression // that matched there; nil: it is taken
+	slots  []int       // of the match
+	before int         // what end is if it is not
+}
 
 func newSearch(rules *ruleSet) *search {
 	return &search{ruleSet: rules}
@@ -95,6 +104,9 @@ func (s *search) hit(at int, of []entry) {
 				continue
 			}
 			t := s.takenBy(x.rule)
+			if t.doubt != nil && t.text == s.texts && start < t.end {
+				s.decide(t)
+			}
 			if t.text == s.texts && last < t.end {
 				break
 			}
@@ -104,7 +116,7 @@ func (s *search) hit(at int, of []entry) {
 					continue
 				}
 				if !known {
-					s.check(x)
+					s.judge(x)
 				}
 				break
 			}
@@ -113,7 +125,7 @@ func (s *search) hit(at int, of []entry) {
 				continue
 			}
 			if !known && !behind.worthless {
-				behind.worthless = s.check(x)
+				behind.worthless = s.judge(x)
 			}
 			break
 		}
@@ -326,22 +338,54 @@ func (s *search) takenBy(r *rule) *taken {
 	return &s.taken[r.number]
 }
 
+// judge is check, put off where that can be.
+func (s *search) judge(x *expression) (worthless bool) {
+	start, end := s.secretBy(x.rule)
+	p := s.reported
+	if p.text != s.texts || start < p.from || end > p.to || start == end || x.rule.custom != nil {
+		return s.check(x)
+	}
+	t := s.takenBy(x.rule)
+	before := 0
+	switch {
+	case t.text != s.texts:
+	case t.doubt != nil:
+		before = t.before
+	default:
+		before = t.end
+	}
+	*t = taken{text: s.texts, end: s.m.slots[1], doubt: x, slots: append(t.slots[:0], s.m.slots...), before: before}
+	return false
+}
+
+// decide judges what is in doubt.
+func (s *search) decide(t *taken) {
+	x := t.doubt
+	t.end, t.doubt = t.before, nil
+	s.m.slots = append(s.m.slots[:0], t.slots...)
+	s.check(x)
+}
+
+// secretBy returns where in what the machine has matched the secret of r is.
+func (s *search) secretBy(r *rule) (start, end int) {
+	slots := s.m.slots
+	if r.group > 0 {
+		return slots[2*r.group], slots[2*r.group+1]
+	}
+	for g := 2; g+1 < len(slots); g += 2 {
+		if slots[g+1] > slots[g] {
+			return slots[g], slots[g+1]
+		}
+	}
+	return slots[0], slots[1]
+}
+
 // check judges what the machine has matched, and reports it. It returns true if the
 // value is worthless, whatever is in front of it.
 func (s *search) check(x *expression) (worthless bool) {
 	r, slots := x.rule, s.m.slots
-	start, end := slots[0], slots[1]
-	match := [2]int{start, end}
-	if r.group > 0 {
-		start, end = slots[2*r.group], slots[2*r.group+1]
-	} else {
-		for g := 2; g+1 < len(slots); g += 2 {
-			if slots[g+1] > slots[g] {
-				start, end = slots[g], slots[g+1]
-				break
-			}
-		}
-	}
+	start, end := s.secretBy(r)
+	match := [2]int{slots[0], slots[1]}
 	if start < 0 || start == end {
 		return true
 	}
@@ -383,8 +427,10 @@ func (s *search) check(x *expression) (worthless bool) {
 }
 
 func (s *search) report(r *rule, start, end int, match [2]int) {
-	*s.takenBy(r) = taken{s.texts, match[1]}
+	t := s.takenBy(r)
+	t.text, t.end, t.doubt = s.texts, match[1], nil
 	if start >= s.value[0] && end <= s.value[1] {
+		s.reported = place{s.texts, start, end}
 		s.found(start-s.value[0], end-s.value[0])
 	}
 }
@@ -516,21 +562,11 @@ func isIdentifier(value []byte) bool {
 }
 
 // secretNames are what a value may be secret by, though it looks like the name of a thing.
-var secretNames = [][]byte{
-	[]byte("passw"), []byte("secret"), []byte("apikey"), []byte("api_key"), []byte("api-key"), []byte("access_key"), []byte("accesskey"),
-	[]byte("token"), []byte("creds"), []byte("credential"), []byte("private_key"), []byte("auth_key"),
-}
+var secretNames = newWords([]string{
+	"passw", "secret", "apikey", "api_key", "api-key", "access_key", "accesskey", "token", "creds", "credential", "private_key", "auth_key",
+})
 
-func namesSecret(name []byte) bool {
-	var buf [128]byte
-	lower := appendLower(buf[:0], name[:min(len(name), len(buf))])
-	for _, n := range secretNames {
-		if bytes.Contains(lower, n) {
-			return true
-		}
-	}
-	return false
-}
+func namesSecret(name []byte) bool { return secretNames.in(name[:min(len(name), 128)]) }
 
 // under finds the secrets in text, the value of the member of that name in an
 // object, that are secrets by the name: it is read as name: "text".

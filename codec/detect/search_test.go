@@ -2,6 +2,8 @@ package detect
 
 import (
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -13,7 +15,7 @@ func TestPatterns(t *testing.T) {
 	for _, x := range rules.expressions {
 		lists = append(lists, x.rule.allow)
 	}
-	texts := []string{"", "a", "ap", "true", "nullable", "$1", "${HOME}", "%d", "A_B=\nC_D=\n", "x-api-y-api:jar:", "MONKEY_TOKEN", "monkey", "keying", "public-key", "import { a } from 'b'", "AKIAEXAMPLE", "/Users/ada/x", "--mount=type=secret,id=x", "io.jsonwebtoken : x"}
+	texts := []string{"", "a", "ap", "true", "nullable", "$1", "${HOME}", "%d", "A_B=\nC_D=\n", "x-api-y-api:jar:", "MONKEY_TOKEN", "monkey", "keying", "public-key", "import { a } from 'b'", "AKIAEXAMPLE", "/Users/ada/x", "--mount=type=secret,id=x", "io.jsonwebtoken : x", "rapid", "key-up", "x_TOKEN_URL", "csrf_token", "apiid", "pub.key", "A=\nB=\n", "api:jar:"}
 	for _, l := range readCorpus() {
 		texts = append(texts, l.text, l.text[:len(l.text)/2], l.text[len(l.text)/3:])
 	}
@@ -68,6 +70,32 @@ func TestEntropy(t *testing.T) {
 					t.Fatalf("entropy of %q is at most %v: %v, want %v", s.text[from:to], limit, got, want)
 				}
 			}
+		}
+	}
+}
+
+// TestInDoubt has a value that one rule reports and another matches, too, which takes
+// what is behind it only if it finds it a secret itself.
+func TestInDoubt(t *testing.T) {
+	first := "[[rules]]\nid = 'first'\nregex = 'xouter=(\\w{4})'\n"
+	second := "[[rules]]\nid = 'second'\nregex = '(?:outer|inner)=(\\w{4})[^\\n]{0,40}'\n"
+	allow := "[[rules.allowlists]]\nregexes = ['abcd']\n"
+	for _, tt := range []struct{ name, rules, want string }{
+		{"it does", first + second, "abcd"},
+		{"it does, the other order", second + first, "abcd"},
+		{"it does not", first + second + allow, "abcd efgh"},
+		{"it does not, the other order", second + allow + first, "abcd efgh"},
+	} {
+		rules, err := newRuleSet(tt.rules, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := []byte("xouter=abcd inner=efgh\n")
+		var found []string
+		newSearch(rules).find(text, func(start, end int) { found = append(found, string(text[start:end])) })
+		slices.Sort(found)
+		if got := strings.Join(slices.Compact(found), " "); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
 		}
 	}
 }
