@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -245,7 +246,11 @@ func TestWaitingRoom(t *testing.T) {
 			if r.Reason != "OPS-1" || time.Duration(r.Duration) != 30*time.Minute || r.Subject != "ada" {
 				t.Errorf("request is %+v", r)
 			}
-			_, err = p.call("drop", map[string]any{"table": "t"}, nil)
+			// Those who decide may see the request before the room knows of it.
+			waitUntil(t, "a refusal names the request", func() bool {
+				_, err = p.call("drop", map[string]any{"table": "t"}, nil)
+				return !strings.Contains(fmt.Sprint(err), "/access/shop")
+			})
 			p.refused(err, 428, "https://broker.example.com/requests/"+r.ID)
 			r = h.decide(t, true)
 			if text := <-answer; !strings.Contains(text, "is granted for 30m") {

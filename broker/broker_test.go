@@ -40,6 +40,7 @@ type harness struct {
 	listener *stream.Listener
 	link     *agent.Link
 	stopLink func()
+	linkEnd  chan error // what the link ended with, before it was stopped
 	store    grant.Store
 	desk     *grant.Desk
 	auditor  *age.X25519Identity // opens the log's originals
@@ -101,13 +102,22 @@ func newHarness(t testing.TB, limits Limits, rules ...policy.Rule) (h *harness, 
 		Broker: h.listener.Addr().String(), Name: "a", Pin: h.ca.Pin(), Token: token, Dir: filepath.Join(dir, "agent"), Tunnels: 2,
 	}
 	lctx, stopLink := context.WithCancel(ctx)
+	h.linkEnd = make(chan error, 1)
 	var link sync.WaitGroup
 	link.Go(func() {
 		if err := h.link.Run(lctx); err != nil {
-			t.Error(err)
+			h.linkEnd <- err
 		}
 	})
-	h.stopLink = func() { stopLink(); link.Wait() }
+	h.stopLink = func() {
+		stopLink()
+		link.Wait()
+		select {
+		case err := <-h.linkEnd:
+			t.Error(err)
+		default:
+		}
+	}
 	waitUntil(t, "the agent's tunnels are up", func() bool {
 		h.agents.mu.Lock()
 		defer h.agents.mu.Unlock()
@@ -413,6 +423,10 @@ func TestDisabled(t *testing.T) {
 		defer h.agents.mu.Unlock()
 		return h.agents.linked["a"] == nil
 	})
+	// It has come back and learned why: it does not try again.
+	if err := <-h.linkEnd; !strings.Contains(err.Error(), errAgentDisabled.Message) {
+		t.Errorf("the agent ends with: %v", err)
+	}
 	if err := h.desk.Enable(t.Context(), grant.Agent, "a", root); err != nil {
 		t.Fatal(err)
 	}

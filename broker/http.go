@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -64,7 +65,7 @@ func (b *Broker) pages() http.Handler {
 	if b.o.Desk != nil {
 		mux.Handle(recordingsPath+"/", b.recordings())
 		mux.Handle("/", console.New(console.Options{
-			Desk: b.o.Desk, Who: b.who, Login: login, Servers: slices.Sorted(maps.Keys(b.o.Servers)), Log: b.log,
+			Desk: b.o.Desk, Who: b.who, Login: login, Servers: slices.Sorted(maps.Keys(b.o.Servers)), Log: b.log, Recorded: b.recorded,
 			Terms: func(id identity.Identity, server string) *policy.Terms {
 				if _, ok := b.o.Servers[server]; !ok {
 					return &policy.Terms{}
@@ -74,6 +75,36 @@ func (b *Broker) pages() http.Handler {
 		}))
 	}
 	return mux
+}
+
+// recorded says how the log stands.
+func (b *Broker) recorded(ctx context.Context) (console.Recorded, error) {
+	d, err := b.o.Log.Disk()
+	if err != nil {
+		return console.Recorded{}, err
+	}
+	a, err := b.o.Log.Archiving(ctx)
+	if err != nil {
+		return console.Recorded{}, err
+	}
+	r := console.Recorded{
+		Sessions: d.Sessions, Pending: d.Pending, Free: d.Free, Kept: b.o.Log.Reserved(),
+		Bytes:   console.LogBytes{Values: d.Values, Tables: d.Tables, Recent: d.Recent, Other: d.Other},
+		Archive: console.Archive{To: a.To, Sessions: a.Sessions, Undeleted: a.Undeleted},
+	}
+	if err := b.Health(); err != nil {
+		r.Unavailable = err.Error()
+	}
+	if a.Failing != nil {
+		r.Archive.Failing, r.Archive.Error = a.Failing.Since, a.Failing.Error
+	}
+	if c := d.Collected; !c.Time.IsZero() {
+		r.Collected = &console.Collected{Time: c.Time, Files: c.Files}
+		if c.Err != nil {
+			r.Collected.Error = c.Err.Error()
+		}
+	}
+	return r, nil
 }
 
 // who is the caller of a page or of the API, by its client certificate or else

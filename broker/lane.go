@@ -43,6 +43,7 @@ type lane struct {
 	mu     sync.Mutex
 	closed sync.Cond // of mu: under has become false
 	under  bool      // a frame is being delivered in parts: others are queued until its end
+	broken bool      // its end could not be put on record: there is no newline behind it
 	buf    []byte    // the queued frames, a newline behind each
 	frames []recorder.Frame
 	ends   []int // of each frame in buf, behind its newline
@@ -168,7 +169,7 @@ func (l *lane) endLocked(v recorder.Verdict) error {
 	l.under = false
 	l.closed.Broadcast()
 	err := l.rec.Append(recorder.Frame{Direction: l.direction, Verdict: v})
-	if err == nil || v == recorder.Cut { // what comes next, the client must be able to read
+	if l.broken = err != nil; !l.broken {
 		l.write([]byte("\n"))
 	}
 	return cmp.Or(err, l.err)
@@ -228,5 +229,9 @@ func (l *lane) say(line []byte) {
 	l.endLocked(recorder.Cut)
 	l.flushLocked()
 	l.rec.Append(recorder.Frame{Direction: l.direction, Verdict: recorder.Answered, Bytes: line})
+	if l.broken {
+		l.broken = false
+		l.write([]byte("\n"))
+	}
 	l.write(append(line, '\n'))
 }

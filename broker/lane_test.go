@@ -78,6 +78,30 @@ func TestLane(t *testing.T) {
 	}
 }
 
+// TestLaneBroken checks that a client can read why its session ends, where the end of a long
+// frame cannot be put on record, and that nothing else is behind what is.
+func TestLaneBroken(t *testing.T) {
+	for _, v := range []recorder.Verdict{recorder.Delivered, recorder.Cut} {
+		rec := &testRecording{out: &bytes.Buffer{}}
+		l := lane{rec: rec, w: rec, gone: errClientGone}
+		if err := l.part(recorder.Frame{}, recorder.Delivered, []byte(`{"long":1}`), nil); err != nil {
+			t.Fatal(err)
+		}
+		rec.err = recorder.ErrUnavailable
+		if err := l.end(v); !errors.Is(err, recorder.ErrUnavailable) {
+			t.Errorf("%v: %v", v, err)
+		}
+		if got := rec.out.String(); got != `{"long":1}` {
+			t.Errorf("%v: delivered %q, and its end is not on record", v, got)
+		}
+		l.say([]byte("why"))
+		l.say([]byte("again"))
+		if got, want := rec.out.String(), "{\"long\":1}\nwhy\nagain\n"; got != want {
+			t.Errorf("%v: said %q, want %q", v, got, want)
+		}
+	}
+}
+
 func TestLaneDeliversNothingUnrecorded(t *testing.T) {
 	rec := &testRecording{out: &bytes.Buffer{}, err: recorder.ErrUnavailable}
 	l := lane{rec: rec, w: rec, gone: errClientGone}

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/broker/broker/console"
 	"example.com/broker/broker/grant"
 	"example.com/broker/broker/identity"
 	"example.com/broker/broker/policy"
@@ -37,6 +39,24 @@ func (h *harness) browser(t *testing.T, subject string, groups ...string) *http.
 }
 
 func (h *harness) base() string { return "https://" + h.listener.Addr().String() + recordingsPath }
+
+// TestLogPage checks that an admin sees how the log of this broker stands.
+func TestLogPage(t *testing.T) {
+	h, stop := newHarness(t, Limits{}, allowAll)
+	defer stop()
+	for subject, want := range map[string]int{"root": http.StatusOK, "ada": http.StatusForbidden} {
+		r, err := h.browser(t, subject).Get("https://" + h.listener.Addr().String() + "/api/v1/log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got console.Recorded
+		err = json.NewDecoder(r.Body).Decode(&got)
+		r.Body.Close()
+		if r.StatusCode != want || err != nil || (want == http.StatusOK) != (got.Free > 0 && got.Bytes.All() > 0 && got.Unavailable == "") {
+			t.Errorf("%s gets %s, %+v, %v", subject, r.Status, got, err)
+		}
+	}
+}
 
 // TestAuditors checks who may read recordings over HTTP, and that what they get is
 // no page.

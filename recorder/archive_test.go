@@ -598,11 +598,18 @@ func TestArchivedDamaged(t *testing.T) {
 				}
 				return nil
 			}
-			_, err := VerifySession(t.Context(), src, r.ID(), verifier)
-			want := fmt.Sprintf("session %s: %v: read test://%s: no route to host", r.ID(), ErrArchive, path)
-			if !errors.Is(err, ErrArchive) || err.Error() != want {
-				t.Errorf("%s, %s: %v, want %s", name, use, err, want)
+			why := fmt.Sprintf("%v: read test://%s: no route to host", ErrArchive, path)
+			one, err := VerifySession(t.Context(), src, r.ID(), verifier)
+			if err != nil || len(one.Faults) > 0 || !slices.Equal(one.Unverified, []Unverified{{r.ID(), why}}) {
+				t.Errorf("%s, %s: %+v, %v", name, use, one, err)
 			}
+			reads = 0
+			all, err := VerifyLog(t.Context(), src, verifier, nil, nil)
+			if err != nil || len(all.Faults) > 0 || all.Sessions != 2 || !slices.Contains(all.Unverified, Unverified{r.ID(), why}) {
+				t.Errorf("%s, %s: %+v, %v", name, use, all, err)
+			}
+			reads = 0
+			want := fmt.Sprintf("session %s: %s", r.ID(), why)
 			err = Replay(t.Context(), io.Discard, src, r.ID(), View{})
 			if !errors.Is(err, ErrArchive) || errors.Is(err, ErrDamaged) || err.Error() != want {
 				t.Errorf("%s, %s: %v, want %s", name, use, err, want)

@@ -22,6 +22,15 @@ type Disk struct {
 
 	Sessions int64 // on record
 	Pending  int64 // of them: have ended, and their blocks are not rewritten yet
+
+	Collected Collection // the last one; zero: there was none since the log was opened
+}
+
+// A Collection is what a look for dead values has come to.
+type Collection struct {
+	Time  time.Time
+	Files int   // of the value log, that were freed
+	Err   error // why it did not come to its end
 }
 
 // All is what all files of the log take.
@@ -56,6 +65,9 @@ func (l *Log) Disk() (Disk, error) {
 	if err != nil {
 		return d, fmt.Errorf("disk use of %s: %w", l.o.Dir, err)
 	}
+	if c := l.collected.Load(); c != nil {
+		d.Collected = *c
+	}
 	if d.Free, err = l.space(); err != nil {
 		return d, fmt.Errorf("free space: %w", err)
 	}
@@ -82,30 +94,33 @@ const (
 
 // collectNow frees what deleted values take of the disk.
 func (l *Log) collectNow() bool {
-	if err := l.collect(); err != nil {
+	files, err := l.collect()
+	if err != nil {
 		l.o.Log.Warn("the value log cannot be collected now", "error", err)
 	}
+	l.collected.Store(&Collection{Time: time.Now(), Files: files, Err: err})
 	return true
 }
 
-// collect frees files of the value log that are mostly dead.
-func (l *Log) collect() error {
+// collect frees files of the value log that are mostly dead, and returns how many.
+func (l *Log) collect() (files int, err error) {
 	// Badger counts a value as dead when it merges the tables that have its key. Those
 	// are small beside the values, and where little is written, that is not before long.
 	if dead := l.dead.Load(); dead > int64(valueFileSize) {
 		if err := l.db.Flatten(1); err != nil {
-			return err
+			return 0, err
 		}
 		l.dead.Add(-dead)
 	}
 	for !l.closed() {
 		err := l.db.RunValueLogGC(collectRatio)
 		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) { // ErrRejected: it is being closed
-			return nil
+			return files, nil
 		}
 		if err != nil {
-			return err
+			return files, err
 		}
+		files++
 	}
-	return nil
+	return files, nil
 }

@@ -3,6 +3,7 @@ package recorder
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"example.com/broker/codec"
 )
@@ -41,7 +42,7 @@ func TestCollect(t *testing.T) {
 	}
 	// Which tables Badger merges, and so what it learns of dead values, depends on what its
 	// own goroutines have merged before: it may take another look.
-	freed := int64(0)
+	freed, files := int64(0), 0
 	for look := 0; look < 10 && freed < valueFileSize; look++ {
 		for range 8 { // so that there are tables to merge
 			start(t, l)
@@ -51,17 +52,25 @@ func TestCollect(t *testing.T) {
 			l = open(t, Options{Dir: dir})
 		}
 		l.dead.Store(valueFileSize + 1)
-		if err := l.collect(); err != nil {
-			t.Fatal(err)
+		if d, err := l.Disk(); err != nil || !d.Collected.Time.IsZero() {
+			t.Errorf("collected before it was: %+v, %v", d, err)
 		}
+		l.collectNow()
 		after, err := l.Disk()
 		if err != nil {
 			t.Fatal(err)
 		}
+		if c := after.Collected; c.Err != nil || time.Since(c.Time) > time.Hour {
+			t.Errorf("collected: %+v", c)
+		}
+		files += after.Collected.Files
 		freed = before.Values - after.Values
 	}
 	if freed < valueFileSize {
 		t.Errorf("%d of %d bytes were freed", freed, before.Values)
+	}
+	if files == 0 {
+		t.Error("no file was counted")
 	}
 	if got := allOf(t, l, ids[1]); len(got) != len(want) {
 		t.Errorf("another session has %d frames, had %d", len(got), len(want))

@@ -140,14 +140,21 @@ func (e *encryption) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, "."+encryptionFile)
+	return writeFile(filepath.Join(dir, encryptionFile), append(text, '\n'), 0o600)
+}
+
+// writeFile puts text in the place of a file, so that no kill and no loss of power leaves
+// half of it, or takes it away once this has returned.
+func writeFile(path string, text []byte, mode os.FileMode) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path))
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(text, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, encryptionFile))
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		os.Remove(f.Name())
@@ -273,7 +280,15 @@ func rewriting(dir string) string { return dir + ".new" }
 // without encryption if by is empty. Nobody may have the log open. Whenever it is
 // killed, the folder has the log as it was or as it shall be; what else is left of
 // it, the next Open removes. progress is told of bytes now and then; it may be nil.
+//
+// A log that is damaged stays as it is: what cannot be read would be gone with it.
 func Reencrypt(data, by string, progress func(done, of int64)) error {
+	return reencrypt(data, by, progress, func(int) {})
+}
+
+// reencrypt is Reencrypt, which tells stepped, for tests, what it has done: 1 made the
+// folder, 2 and written the key, 3 copied, 4 exchanged, 5 and flushed that.
+func reencrypt(data, by string, progress func(done, of int64), stepped func(int)) error {
 	dir := filepath.Join(data, "log")
 	signs, err := existingKey(data)
 	if err != nil {
@@ -288,6 +303,9 @@ func Reencrypt(data, by string, progress func(done, of int64)) error {
 	if err := l.Close(); err != nil {
 		return err
 	}
+	if !l.journal.empty() {
+		return fmt.Errorf("write log %s anew: a part of what was recorded is in its journal, and cannot be brought to the database now", dir)
+	}
 	key, err := openEncryption(dir, "")
 	if err != nil {
 		return err
@@ -297,6 +315,9 @@ func Reencrypt(data, by string, progress func(done, of int64)) error {
 		return notOpened(dir, err)
 	}
 	defer from.Close()
+	if err := guarded(from.VerifyChecksum); err != nil { // it trips over a block that it cannot read
+		return fmt.Errorf("write log %s anew: %w: a block of a table cannot be read: %w", dir, ErrDamaged, err)
+	}
 	lsm, vlog := from.Size()
 	size := lsm + vlog
 	if free, err := l.freeSpace(); err != nil || free < size+l.o.Free {
@@ -306,6 +327,7 @@ func Reencrypt(data, by string, progress func(done, of int64)) error {
 	if err := errors.Join(os.RemoveAll(to), os.Mkdir(to, 0o700)); err != nil {
 		return err
 	}
+	stepped(1)
 	key = nil
 	if by != "" {
 		var e *encryption
@@ -313,6 +335,7 @@ func Reencrypt(data, by string, progress func(done, of int64)) error {
 			err = e.write(to)
 		}
 	}
+	stepped(2)
 	if err == nil {
 		err = copyLog(from, to, key, func(done int64) {
 			if progress != nil {
@@ -321,11 +344,17 @@ func Reencrypt(data, by string, progress func(done, of int64)) error {
 		})
 	}
 	if err == nil {
+		err = l.holds.copyTo(to)
+	}
+	if err == nil {
+		stepped(3)
 		err = exchange(dir, to)
 	}
 	if err == nil {
+		stepped(4)
 		err = syncFolder(filepath.Dir(dir))
 	}
+	stepped(5)
 	return errors.Join(err, os.RemoveAll(to))
 }
 

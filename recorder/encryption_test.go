@@ -11,9 +11,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // secretFile makes a key in a file.
@@ -207,6 +211,128 @@ func TestReencrypt(t *testing.T) {
 	}
 }
 
+// With this variable set, the test binary writes a log anew, and kills itself in its midst.
+const reencryptVictim = "RECORDER_REENCRYPT_VICTIM"
+
+func beReencryptVictim(arg string) {
+	parts := strings.Split(arg, ",") // data folder, wrapper, step
+	die := func(here bool) {
+		if here {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
+	copied := 0
+	err := reencrypt(parts[0], parts[1], func(int64, int64) {
+		copied++
+		die(parts[2] == fmt.Sprint("copy ", copied))
+	}, func(step int) { die(parts[2] == fmt.Sprint(step)) })
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// TestReencryptKilled kills a process that writes a log anew: the log is as it was, or as
+// it shall be, and what is recorded, held and signed is there.
+func TestReencryptKilled(t *testing.T) {
+	for _, step := range []string{"1", "2", "copy 1", "copy 10", "copy 15", "3", "4", "5"} {
+		t.Run(step, func(t *testing.T) {
+			data, was, by := t.TempDir(), secretFile(t), secretFile(t)
+			if step == "copy 10" {
+				was = "" // which was not encrypted
+			}
+			session := writeMarked(t, data, was)
+			dir := filepath.Join(data, "log")
+			key, err := OpenKey(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			verifier, err := ReadVerifier(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := open(t, Options{Dir: dir, Key: key})
+			if err := l.Hold(t.Context(), Hold{Session: session, By: "grace"}); err != nil {
+				t.Fatal(err)
+			}
+			before := verified(t, l, verifier, nil)
+			want := allOf(t, l, session)
+			l.Close()
+
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), reencryptVictim+"="+strings.Join([]string{data, by, step}, ","))
+			cmd.Stderr = os.Stderr
+			if err, e := cmd.Run(), (*exec.ExitError)(nil); !errors.As(err, &e) || e.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+				t.Fatalf("it is not killed: %v", err)
+			}
+			shall := was
+			if step == "4" || step == "5" {
+				shall = by
+			}
+			if got, err := EncryptedBy(dir); got != shall || err != nil {
+				t.Errorf("it is encrypted by %q, %v; want %q", got, err, shall)
+			}
+			for range 2 { // as it was left, and when it was gone on with
+				l = open(t, Options{Dir: dir, Key: key})
+				if _, err := os.Stat(rewriting(dir)); err == nil {
+					t.Error("what is left of it is still there")
+				}
+				if r := verified(t, l, verifier, before.Seen); len(r.Faults) > 0 || r.Sessions != before.Sessions {
+					t.Errorf("%+v", r)
+				}
+				if got := allOf(t, l, session); !slices.Equal(got, want) {
+					t.Errorf("%d frames are others than the %d before", len(got), len(want))
+				}
+				if err := l.Delete(t.Context(), session, "root", "x"); !errors.Is(err, ErrHeld) {
+					t.Errorf("deletion of what is held: %v", err)
+				}
+				l.Close()
+				if err := Reencrypt(data, by, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if holds(t, data, marker) {
+				t.Error("what was there before is on the disk")
+			}
+		})
+	}
+}
+
+// TestReencryptDamaged checks that a log which cannot be read whole is not written anew.
+func TestReencryptDamaged(t *testing.T) {
+	data := t.TempDir()
+	dir := filepath.Join(data, "log")
+	l := open(t, Options{Dir: dir, still: true})
+	for i := range 50 {
+		r := start(t, l)
+		noise := make([]byte, 900) // which lies in the tables
+		makeNoise(noise, byte(i))
+		if err := errors.Join(r.Append(Frame{Bytes: noise}), r.End(Ended, "")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.Close()
+	tables, _ := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if len(tables) == 0 {
+		t.Fatal("there are no tables")
+	}
+	b, err := os.ReadFile(tables[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(tables[0], b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Reencrypt(data, secretFile(t), nil); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a damaged log: %v", err)
+	}
+	if by, err := EncryptedBy(dir); by != "" || err != nil {
+		t.Errorf("it is another one: %q, %v", by, err)
+	}
+}
+
 // TestKMS plays Google's KMS.
 func TestKMS(t *testing.T) {
 	const name = "projects/p/locations/l/keyRings/r/cryptoKeys/k"
@@ -266,5 +392,71 @@ func TestKMS(t *testing.T) {
 	denied = true
 	if _, err := k.unwrap(wrapped); err == nil || !strings.Contains(err.Error(), "403 PERMISSION_DENIED") {
 		t.Errorf("denied: %v", err)
+	}
+}
+
+// BenchmarkEncryption measures what it costs that a log is encrypted: processor time of a
+// frame of 4 KiB until it is in its large block, and of a MiB that is read back.
+func BenchmarkEncryption(b *testing.B) {
+	answers := make([][]byte, 1<<10) // half of each hardly compresses
+	for n := range answers {
+		noise := make([]byte, 1536)
+		rand.Read(noise)
+		text := fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"result":{"token":"%s","rows":[`, n, base64.StdEncoding.EncodeToString(noise))
+		for row := n; len(text) < 4<<10; row++ {
+			text += fmt.Sprintf(`{"id":%d,"name":"customer %d","city":"Zürich"},`, row, row*7919%100_003)
+		}
+		answers[n] = []byte(text + `{}]}}`)
+	}
+	frame := func(n int) []byte { return answers[n%len(answers)] }
+	used := func() time.Duration {
+		var u syscall.Rusage
+		syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	for _, by := range []string{"", secretFile(b)} {
+		name := "plain"
+		if by != "" {
+			name = "encrypted"
+		}
+		b.Run("append/"+name, func(b *testing.B) {
+			l := open(b, Options{Dir: b.TempDir(), Encryption: by})
+			r, n := start(b, l), 0
+			before := used()
+			for b.Loop() {
+				n++
+				if err := r.Append(Frame{Bytes: frame(n)}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := errors.Join(r.End(Ended, ""), l.Settle(b.Context())); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64((used()-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
+		})
+		b.Run("read/"+name, func(b *testing.B) {
+			l := open(b, Options{Dir: b.TempDir(), Encryption: by})
+			r, size := start(b, l), int64(0)
+			for n := range 4 << 10 {
+				f := frame(n)
+				size += int64(len(f))
+				if err := r.Append(Frame{Bytes: f}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := errors.Join(r.End(Ended, ""), l.Settle(b.Context())); err != nil {
+				b.Fatal(err)
+			}
+			before := used()
+			for b.Loop() {
+				for _, err := range l.Frames(b.Context(), r.ID()) {
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			b.SetBytes(size)
+			b.ReportMetric(float64((used()-before).Nanoseconds())/float64(b.N)/float64(size>>20), "cpu-ns/MiB")
+		})
 	}
 }

@@ -148,8 +148,12 @@ func (l *Log) Find(ctx context.Context, q Query) iter.Seq2[Session, error] {
 			yield(Session{}, err)
 			return
 		}
-		f, err := l.newFinder(&q)
-		if err != nil {
+		if l.unreadable.Load() {
+			yield(Session{}, *l.unwritable.Load())
+			return
+		}
+		var f *finder
+		if err := guarded(func() error { f = l.newFinder(&q); return nil }); err != nil {
 			yield(Session{}, err)
 			return
 		}
@@ -176,7 +180,7 @@ type finder struct {
 	read    int // sessions whose frames were
 }
 
-func (l *Log) newFinder(q *Query) (*finder, error) {
+func (l *Log) newFinder(q *Query) *finder {
 	f := &finder{log: l, q: q}
 	// First these, then the database: what is indexed in between is in both.
 	sets := &l.index.sets
@@ -195,7 +199,7 @@ func (l *Log) newFinder(q *Query) (*finder, error) {
 		}
 	}
 	f.root = f.plan()
-	return f, nil
+	return f
 }
 
 func (f *finder) close() {

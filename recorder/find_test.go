@@ -413,12 +413,9 @@ var costs = []struct {
 // find returns how many sessions are found, and how many keys and sessions were looked at.
 func find(t testing.TB, l *Log, q Query, limit int) (found, visited, read int) {
 	t.Helper()
-	f, err := l.newFinder(&q)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := l.newFinder(&q)
 	defer f.close()
-	err = f.run(t.Context(), func(Session, error) bool { found++; return found != limit })
+	err := f.run(t.Context(), func(Session, error) bool { found++; return found != limit })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -345,6 +345,13 @@ func (j *journal) done(end bool) (files []*journalFile) {
 	return files
 }
 
+// empty reports whether the database has all.
+func (j *journal) empty() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.files) == 0
+}
+
 // remove removes files that are done.
 func (j *journal) remove(files []*journalFile) error {
 	for _, f := range files {

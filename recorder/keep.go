@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -25,7 +27,7 @@ import (
 //
 //	r/<time><session>  the session may be deleted from that time on, in s since 1970
 //	                   (8 bytes big-endian); empty
-//	n/<session>        its Hold in JSON
+//	n/<session>        its Hold in JSON; see holds.go, too
 //	d/<session>        its Deletion in JSON, the leaf
 //	g/<session>        its blocks are being deleted; empty
 //	k                  the clock as it was when sessions were looked for last
@@ -108,15 +110,27 @@ var clockKey = []byte("k")
 // Holds implements [Custodian].
 func (l *Log) Holds(ctx context.Context) iter.Seq2[Hold, error] {
 	return func(yield func(Hold, error) bool) {
-		err := l.scan([]byte("n/"), false, func(_, value []byte) (bool, error) {
+		l.tree.mu.Lock()
+		lost, err := maps.Clone(l.holds.ids), l.holds.err
+		l.tree.mu.Unlock()
+		done := false
+		err = cmp.Or(err, l.scan(holdKey(""), false, func(key, value []byte) (bool, error) {
 			var h Hold
 			if err := cmp.Or(ctx.Err(), json.Unmarshal(value, &h)); err != nil {
 				return false, fmt.Errorf("read holds: %w", err)
 			}
-			return yield(h, nil), nil
-		})
+			delete(lost, h.Session)
+			done = !yield(h, nil)
+			return !done, nil
+		}))
 		if err != nil {
 			yield(Hold{}, err)
+			return
+		}
+		for _, id := range slices.Sorted(maps.Keys(lost)) {
+			if done = done || !yield(Hold{Session: id, Reason: "who holds it, and why, cannot be read"}, nil); done {
+				return
+			}
 		}
 	}
 }
@@ -142,6 +156,9 @@ func (l *Log) Hold(ctx context.Context, h Hold) error {
 	if err := l.tell(ctx, Custody{What: Held, Session: s, By: h.By, Reason: h.Reason}); err != nil {
 		return err
 	}
+	if err := l.holds.set(h.Session, true); err != nil {
+		return err
+	}
 	return l.commit(write{holdKey(h.Session), b})
 }
 
@@ -153,17 +170,20 @@ func (l *Log) Release(ctx context.Context, session, by string) error {
 	}
 	l.tree.mu.Lock()
 	defer l.tree.mu.Unlock()
-	held, err := l.value(holdKey(session))
+	held, err := l.held(session)
 	if err != nil {
 		return err
 	}
-	if held == nil {
+	if !held {
 		return ErrNotHeld
 	}
 	if err := l.tell(ctx, Custody{What: Released, Session: s, By: by}); err != nil {
 		return err
 	}
-	return l.commit(write{holdKey(session), nil})
+	if err := l.commit(write{holdKey(session), nil}); err != nil {
+		return err
+	}
+	return l.holds.set(session, false)
 }
 
 // TellCustody is Options.Custody of a log that is open, and not yet used.
@@ -202,11 +222,11 @@ func (l *Log) deleteRecord(ctx context.Context, session, by, reason string) erro
 	if record == nil {
 		return ErrNoSession
 	}
-	held, err := l.value(holdKey(session))
+	held, err := l.held(session)
 	if err != nil {
 		return err
 	}
-	if held != nil {
+	if held {
 		return ErrHeld
 	}
 	var s Session
@@ -338,6 +358,12 @@ func (l *Log) retainNow() bool {
 func (l *Log) retain(ctx context.Context, now time.Time) (n int, err error) {
 	if err := l.eraseAll(); err != nil {
 		return 0, err
+	}
+	l.tree.mu.Lock()
+	unknown := l.holds.err
+	l.tree.mu.Unlock()
+	if unknown != nil {
+		return 0, unknown
 	}
 	if sure, err := l.clockIsSure(now); err != nil || !sure {
 		return 0, err

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -268,4 +270,110 @@ func TestDelete(t *testing.T) {
 	if r := verified(t, l, verifier, nil); len(r.Faults) < 2 || !strings.Contains(fmt.Sprint(r.Faults), ids[0]+": it is deleted, and its deletion is not in the tree") {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestHoldLost checks that a session whose hold cannot be read is not deleted: of a hold in
+// a block that is damaged, Badger says that there is none.
+func TestHoldLost(t *testing.T) {
+	data := t.TempDir()
+	dir := filepath.Join(data, "log")
+	key, err := OpenKey(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Dir: dir, Key: key, still: true}
+	l := open(t, o)
+	ids := kept(t, l, time.Now().Add(-20*24*time.Hour), 10, 10)
+	if err := l.Hold(t.Context(), Hold{Session: ids[0], By: "grace", Reason: "incident"}); err != nil {
+		t.Fatal(err)
+	}
+	held := func(want string) {
+		t.Helper()
+		var got []string
+		for h, err := range l.Holds(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, h.Session+" "+h.Reason)
+		}
+		if fmt.Sprint(got) != want {
+			t.Errorf("held are %q, want %s", got, want)
+		}
+	}
+	retain := func() error { // when the clock is sure
+		now := time.Now()
+		l.retain(t.Context(), now.Add(-25*time.Hour))
+		l.retain(t.Context(), now.Add(-12*time.Hour))
+		_, err := l.retain(t.Context(), now)
+		return err
+	}
+	if err := l.commit(write{holdKey(ids[0]), nil}); err != nil { // so reads what is in a damaged block
+		t.Fatal(err)
+	}
+	again := func() {
+		t.Helper()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l = open(t, o)
+	}
+	again()
+	held("[" + ids[0] + " who holds it, and why, cannot be read]")
+	if err := l.Delete(t.Context(), ids[0], "root", "x"); !errors.Is(err, ErrHeld) {
+		t.Errorf("deletion: %v", err)
+	}
+	if err := retain(); err != nil {
+		t.Fatal(err)
+	}
+	if got := listed(t, l); !slices.Equal(got, ids[:1]) {
+		t.Errorf("on record are %v, want %v", got, ids[:1])
+	}
+
+	// It goes where the log goes.
+	l.Close()
+	if err := Reencrypt(data, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	held("[" + ids[0] + " who holds it, and why, cannot be read]")
+
+	// If the file itself is damaged, nothing is deleted at all.
+	good, err := os.ReadFile(filepath.Join(dir, holdsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"", string(good[:len(good)-1]), strings.Replace(string(good), ids[0], ids[1], 1)} {
+		if err := os.WriteFile(filepath.Join(dir, holdsFile), []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		again()
+		if err := l.Delete(t.Context(), ids[0], "root", "x"); !errors.Is(err, errHolds) {
+			t.Errorf("deletion with %q: %v", bad, err)
+		}
+		if err := retain(); !errors.Is(err, errHolds) {
+			t.Errorf("retention with %q: %v", bad, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, holdsFile), good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if err := l.Release(t.Context(), ids[0], "grace"); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	held("[]")
+
+	// A log of before there was the file gets one.
+	if err := l.Hold(t.Context(), Hold{Session: ids[0], By: "grace", Reason: "incident"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, holdsFile)); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if text, err := os.ReadFile(filepath.Join(dir, holdsFile)); err != nil || !strings.Contains(string(text), ids[0]) {
+		t.Errorf("the file is %q, %v", text, err)
+	}
+	held("[" + ids[0] + " incident]")
 }

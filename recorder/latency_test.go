@@ -53,7 +53,7 @@ func benchmarkLatency(b *testing.B, mode Sync, rate int) {
 				return
 			case <-tick.C:
 			}
-			if err := l.collect(); err != nil {
+			if _, err := l.collect(); err != nil {
 				b.Error(err)
 			}
 		}

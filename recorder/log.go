@@ -104,6 +104,9 @@ type Log struct {
 	rewrites rewrites
 	dead     atomic.Int64 // bytes of blocks that were deleted since tables were merged for that
 
+	collected atomic.Pointer[Collection] // nil: none yet
+
+	holds     holdSet
 	archives  archives
 	archiving archiving
 
@@ -159,7 +162,7 @@ func Open(o Options) (*Log, error) {
 		l.unwritable.Store(&err)
 		l.fail(err)
 	}
-	if err := l.openArchiving(); err != nil {
+	if err := errors.Join(l.openArchiving(), l.openHolds()); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}

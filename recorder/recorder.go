@@ -234,6 +234,45 @@ const (
 	Approval = "approval"
 )
 
+// String says what the rule says; what was found, it leaves out.
+func (n Note) String() string {
+	text := fmt.Sprintf("rule %s says %s", n.Rule, n.Says)
+	if n.Mode == Observe {
+		text += ", and is only observed"
+	} else if n.Says == Approval {
+		text += ", and there was one"
+	}
+	if n.Reason != "" {
+		text += ": " + n.Reason
+	}
+	return text
+}
+
+// maxNoted bounds what AppendNote puts together of one frame, in findings.
+const maxNoted = 10_000
+
+// AppendNote appends the Note that a record holds to those of the same frame. One that
+// says the same as another becomes one with it: a long frame has a Note for each part.
+func AppendNote(notes []Note, record []byte) []Note {
+	var n Note
+	if json.Unmarshal(record, &n) != nil {
+		return notes
+	}
+	return appendNote(notes, n)
+}
+
+func appendNote(notes []Note, n Note) []Note {
+	for i := range notes {
+		same := &notes[i]
+		if same.Mode == n.Mode && same.Says == n.Says && same.Rule == n.Rule && same.Reason == n.Reason {
+			same.Found = append(same.Found, n.Found[:min(len(n.Found), maxNoted-len(same.Found))]...)
+			return notes
+		}
+	}
+	n.Found = n.Found[:min(len(n.Found), maxNoted)]
+	return append(notes, n)
+}
+
 // String returns the verdict as a word.
 func (v Verdict) String() string {
 	if int(v) < len(verdicts) {

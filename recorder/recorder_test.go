@@ -40,6 +40,10 @@ func TestMain(m *testing.M) {
 		beRewriteVictim(data)
 		return
 	}
+	if arg := os.Getenv(reencryptVictim); arg != "" {
+		beReencryptVictim(arg)
+		return
+	}
 	if data := os.Getenv(archiveVictim); data != "" {
 		beArchiveVictim(data)
 		return

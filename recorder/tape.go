@@ -28,6 +28,7 @@ type Tape struct {
 	frames  []*Taped
 	under   [2]*Taped // by direction: the frame whose parts go on
 	found   [2][]codec.Finding
+	noted   [2][]Note
 	aliases []codec.Alias
 }
 
@@ -38,10 +39,18 @@ type Taped struct {
 	Time      time.Time
 	Length    int64           // in bytes
 	Findings  []codec.Finding // what detectors found in it
+	Notes     []Note          // what rules say of it, though it passed
 	// Part: it has a beginning only, because the rest did not pass, or did not yet.
 	Part bool
 
 	parts []extent
+}
+
+// note adds what is noted of a part of the frame.
+func (t *Taped) note(notes []Note) {
+	for _, n := range notes {
+		t.Notes = appendNote(t.Notes, n)
+	}
 }
 
 // An extent is where a part of a frame is in the file.
@@ -95,7 +104,10 @@ func (t *Tape) Add(f Frame) error {
 			t.found[d] = append(t.found[d], found...)
 		}
 		return nil
-	case Noted, Sealed:
+	case Noted:
+		t.noted[d] = AppendNote(t.noted[d], f.Bytes)
+		return nil
+	case Sealed:
 		return nil
 	case Aliased:
 		var a codec.Alias
@@ -119,6 +131,8 @@ func (t *Tape) Add(f Frame) error {
 		}
 	}
 	to.Findings, t.found[d] = append(to.Findings, t.found[d]...), nil
+	to.note(t.noted[d])
+	t.noted[d] = nil
 	b := f.Bytes
 	for i := range t.aliases {
 		if bytes.Contains(b, t.aliases[i].As) && json.Valid(b) {

@@ -64,3 +64,26 @@ func TestTape(t *testing.T) {
 		t.Errorf("no session: %v", err)
 	}
 }
+
+// TestTapeNotes checks that the notes of a frame's parts are the frame's, and together.
+func TestTapeNotes(t *testing.T) {
+	tape, err := NewTape()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tape.Close()
+	note := []byte(`{"mode":"observe","says":"mask","rule":"r","found":[{"detector":"email","offset":3}]}`)
+	for _, f := range []Frame{
+		{Verdict: Noted, Bytes: note}, {Bytes: []byte(`{"a":`), More: true}, {Verdict: Noted, Bytes: note}, {Bytes: []byte(`1}`)}, {Bytes: []byte(`{}`)},
+	} {
+		if err := tape.Add(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := tape.Frame(0).Notes; len(n) != 1 || len(n[0].Found) != 2 {
+		t.Errorf("the frame has %+v", n)
+	}
+	if n := tape.Frame(1).Notes; len(n) != 0 {
+		t.Errorf("the next one has %+v", n)
+	}
+}

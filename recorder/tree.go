@@ -69,10 +69,10 @@ func makeKey(data string) error {
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(data, verifierFile), []byte(public+"\n"), 0o644); err != nil {
+	if err := writeFile(filepath.Join(data, verifierFile), []byte(public+"\n"), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(data, keyFile), []byte(private+"\n"), 0o600)
+	return writeFile(filepath.Join(data, keyFile), []byte(private+"\n"), 0o600)
 }
 
 // ReadVerifier returns what the signatures of the log in a data folder are

@@ -39,12 +39,25 @@ func (f Fault) String() string {
 
 // A Report is what Verify has looked at, and what it has found.
 type Report struct {
-	Sessions int         `json:"sessions"`
-	Deleted  int         `json:"deleted,omitempty"` // besides: of each, the deletion is in the tree
-	Running  int         `json:"running"`           // of them: not in the tree yet
-	Frames   int64       `json:"frames"`
-	Faults   []Fault     `json:"faults"`
-	Seen     *Checkpoint `json:"-"` // nil: there is none, or it is not signed as it should be
+	Sessions int     `json:"sessions"`
+	Deleted  int     `json:"deleted,omitempty"` // besides: of each, the deletion is in the tree
+	Running  int     `json:"running"`           // of them: not in the tree yet
+	Frames   int64   `json:"frames"`
+	Faults   []Fault `json:"faults"`
+	// Unverified are sessions of which it is not known, because their archive cannot be
+	// reached, whether their frames are as they were.
+	Unverified []Unverified `json:"unverified,omitempty"`
+	Seen       *Checkpoint  `json:"-"` // nil: there is none, or it is not signed as it should be
+}
+
+// An Unverified is a session that could not be verified.
+type Unverified struct {
+	Session string `json:"session"`
+	Why     string `json:"why"`
+}
+
+func (u Unverified) String() string {
+	return fmt.Sprintf("session %s: not verified: %s", u.Session, u.Why)
 }
 
 func (r *Report) fault(session, what string, args ...any) {
@@ -52,7 +65,8 @@ func (r *Report) fault(session, what string, args ...any) {
 }
 
 // VerifySession verifies one session: that its frames are those that were
-// recorded, and, if it has ended, that it is in the tree.
+// recorded, and, if it has ended, that it is in the tree. Where its archive cannot be
+// reached, the Report says so.
 func VerifySession(ctx context.Context, src Source, session, verifier string) (Report, error) {
 	r := Report{Faults: []Fault{}}
 	p, err := src.Proof(ctx, session)
@@ -235,6 +249,10 @@ func (r *Report) session(ctx context.Context, src Source, s Session) error {
 	}
 	v := newCheck(s)
 	for b, err := range src.Blocks(ctx, s.ID) {
+		if errors.Is(err, ErrArchive) {
+			r.Unverified = append(r.Unverified, Unverified{s.ID, err.Error()})
+			return nil
+		}
 		if err != nil {
 			return fmt.Errorf("session %s: %w", s.ID, err)
 		}

@@ -30,13 +30,56 @@ type Options struct {
 	Servers []string // sorted
 	Login   string   // where browsers sign in; empty: nowhere, certificates alone count
 	Log     *slog.Logger
+
+	// Recorded says how the log of recordings stands; may be nil.
+	Recorded func(ctx context.Context) (Recorded, error)
+}
+
+// Recorded is how the log of recordings stands, for who runs the broker. Sizes are in
+// bytes.
+type Recorded struct {
+	Unavailable string     `json:"unavailable,omitempty"` // why no session is taken; empty: they are
+	Sessions    int64      `json:"sessions"`              // on record
+	Pending     int64      `json:"pending"`               // of them: have ended, and are not compressed yet
+	Bytes       LogBytes   `json:"bytes"`
+	Free        int64      `json:"free"`                // on the log's disk
+	Kept        int64      `json:"kept"`                // what must stay free there
+	Collected   *Collected `json:"collected,omitempty"` // nil: not since the broker has started
+	Archive     Archive    `json:"archive"`
+}
+
+// LogBytes is what the log takes of its disk.
+type LogBytes struct {
+	Values int64 `json:"values"` // large blocks
+	Tables int64 `json:"tables"` // all else that is kept
+	Recent int64 `json:"recent"` // what is not in tables yet
+	Other  int64 `json:"other"`
+}
+
+// All is their sum.
+func (b LogBytes) All() int64 { return b.Values + b.Tables + b.Recent + b.Other }
+
+// Collected is the last time that space of deleted blocks was freed.
+type Collected struct {
+	Time  time.Time `json:"time"`
+	Files int       `json:"files"` // that were freed
+	Error string    `json:"error,omitempty"`
+}
+
+// Archive is how moving sessions to an archive stands.
+type Archive struct {
+	To        string    `json:"to,omitempty"`     // empty: none move
+	Sessions  int64     `json:"sessions"`         // in an archive, there or elsewhere
+	Undeleted int64     `json:"undeleted"`        // objects of deleted sessions that are there still
+	Failing   time.Time `json:"failing,omitzero"` // since when it fails; zero: it does not
+	Error     string    `json:"error,omitempty"`
 }
 
 type console struct {
 	Options
 }
 
-// New returns the handler of /api/v1/, /requests, /grants and /access/.
+// New returns the handler of /api/v1/, /requests, /grants, /access/ and /log.
 func New(o Options) http.Handler {
 	c := &console{o}
 	mux := http.NewServeMux()
@@ -55,6 +98,7 @@ func New(o Options) http.Handler {
 	api("GET /api/v1/disabled", c.disabled)
 	api("POST /api/v1/disabled", c.disable)
 	api("DELETE /api/v1/disabled/{kind}/{name...}", c.enable)
+	api("GET /api/v1/log", func(r *http.Request, by identity.Identity) (any, error) { return c.recorded(r, by) })
 	c.pages(mux)
 	return http.NewCrossOriginProtection().Handler(mux)
 }
@@ -226,6 +270,17 @@ func (c *console) askFor(r *http.Request, by identity.Identity, a Ask) (grant.Re
 		By: by, Server: a.Server, Terms: t, Reason: a.Reason, Duration: time.Duration(a.Duration),
 		Source: source.Addr(), BreakGlass: a.BreakGlass,
 	})
+}
+
+// recorded says how the log stands, to admins alone.
+func (c *console) recorded(r *http.Request, by identity.Identity) (Recorded, error) {
+	switch {
+	case c.Recorded == nil:
+		return Recorded{}, grant.ErrNotFound
+	case !c.Desk.Admin(by):
+		return Recorded{}, grant.ErrRight
+	}
+	return c.Recorded(r.Context())
 }
 
 // Decision is the body of an approver's decision.

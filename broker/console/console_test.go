@@ -1,6 +1,7 @@
 package console_test
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -61,7 +62,44 @@ func newHouse(t *testing.T) *house {
 			}
 			return id, nil
 		},
+		Recorded: func(context.Context) (console.Recorded, error) {
+			return console.Recorded{
+				Sessions: 1234, Pending: 5, Free: 3 << 30, Kept: 256 << 20,
+				Bytes:     console.LogBytes{Values: 1536 << 20, Tables: 512 << 20},
+				Collected: &console.Collected{Time: time.Date(2026, 11, 1, 2, 3, 4, 0, time.UTC), Files: 7},
+				Archive:   console.Archive{To: "gs://bucket/p", Sessions: 1000, Undeleted: 2, Failing: time.Date(2026, 11, 2, 0, 0, 0, 0, time.UTC), Error: "out of <reach>"},
+			}, nil
+		},
 	})}
+}
+
+// TestLog checks that admins, and nobody else, are shown how the log stands.
+func TestLog(t *testing.T) {
+	h := newHouse(t)
+	page := h.do("root", "GET", "/log", "")
+	for _, want := range []string{
+		"1234 sessions", "5 sessions", "2.0 GiB: large blocks 1.5 GiB, tables 512.0 MiB", "3.0 GiB, of which 256.0 MiB must stay free",
+		"2026-11-01 02:03:04 UTC</time>: 7 files were freed", "gs://bucket/p", "1000 sessions", "2 objects", "2026-11-02 00:00:00 UTC</time>: out of &lt;reach&gt;",
+	} {
+		if !strings.Contains(page.Body.String(), want) {
+			t.Errorf("not on the page: %s\n%s", want, page.Body)
+		}
+	}
+	var r console.Recorded
+	if w := h.do("root", "GET", "/api/v1/log", ""); json.Unmarshal(w.Body.Bytes(), &r) != nil || r.Free != 3<<30 || r.Archive.Sessions != 1000 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if list := h.do("root", "GET", "/requests", "").Body.String(); !strings.Contains(list, `href="/log"`) {
+		t.Errorf("an admin does not find the page: %s", list)
+	}
+	for _, path := range []string{"/log", "/api/v1/log"} {
+		if w := h.do("grace", "GET", path, ""); w.Code != http.StatusForbidden || strings.Contains(w.Body.String(), "bucket") {
+			t.Errorf("%s, to who is no admin: %d %s", path, w.Code, w.Body)
+		}
+	}
+	if list := h.do("grace", "GET", "/requests", "").Body.String(); strings.Contains(list, `href="/log"`) {
+		t.Errorf("who is no admin is led to it: %s", list)
+	}
 }
 
 // do makes a request as somebody; header has pairs.

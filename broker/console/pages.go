@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"embed"
 	"errors"
+	"fmt"
 	"html/template"
 	"net/http"
 	"net/url"
@@ -22,6 +23,7 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"join":  strings.Join,
 	"at":    func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
 	"lasts": lasts,
+	"size":  size,
 }).ParseFS(files, "pages/*.html"))
 
 // lasts writes a duration as people do: 1h, not 1h0m0s.
@@ -36,6 +38,19 @@ func lasts(d grant.Duration) string {
 	return text
 }
 
+// size writes a number of bytes as people do, in units of 1024.
+func size(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
+	v, i := float64(n), 0
+	for ; v >= 1024 && i < len(units)-1; i++ {
+		v /= 1024
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", v, units[i])
+}
+
 // pages adds the HTML pages to mux.
 func (c *console) pages(mux *http.ServeMux) {
 	page := func(pattern string, do func(r *http.Request, by identity.Identity) (view, error)) {
@@ -47,6 +62,7 @@ func (c *console) pages(mux *http.ServeMux) {
 	page("POST /grants/{id}/revoke", c.revokeForm)
 	page("GET /access/{server}", c.accessPage)
 	page("POST /access/{server}", c.accessForm)
+	page("GET /log", c.logPage)
 	mux.HandleFunc("GET /style.css", func(w http.ResponseWriter, r *http.Request) {
 		http.ServeFileFS(w, r, files, "pages/style.css")
 	})
@@ -64,6 +80,7 @@ type frame struct {
 	Title string
 	By    identity.Identity
 	Visit bool // signed in with a browser, so that one can sign out
+	Admin bool // sees how the log stands
 	Data  any
 }
 
@@ -93,7 +110,7 @@ func (c *console) show(w http.ResponseWriter, r *http.Request, do func(*http.Req
 	}
 	title := strings.TrimSuffix(v.template, ".html")
 	var out bytes.Buffer
-	if err := templates.ExecuteTemplate(&out, v.template, frame{strings.ToUpper(title[:1]) + title[1:], by, err == nil && len(r.TLS.PeerCertificates) == 0, v.data}); err != nil {
+	if err := templates.ExecuteTemplate(&out, v.template, frame{strings.ToUpper(title[:1]) + title[1:], by, err == nil && len(r.TLS.PeerCertificates) == 0, c.Recorded != nil && c.Desk.Admin(by), v.data}); err != nil {
 		c.Log.Error("a page cannot be made", "page", v.template, "error", err)
 		http.Error(w, "this page cannot be shown", http.StatusInternalServerError)
 		return
@@ -166,4 +183,9 @@ func (c *console) accessForm(r *http.Request, by identity.Identity) (view, error
 	}
 	req, err := c.askFor(r, by, a)
 	return view{redirect: "/requests/" + req.ID}, err
+}
+
+func (c *console) logPage(r *http.Request, by identity.Identity) (view, error) {
+	data, err := c.recorded(r, by)
+	return view{template: "log.html", data: data}, err
 }

@@ -68,6 +68,9 @@ func OpenCA(dir string) (*CA, error) {
 	if err := os.Link(name, filepath.Join(dir, caFile)); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make CA: %w", err)
 	}
+	if err := syncFolder(dir); err != nil {
+		return nil, fmt.Errorf("make CA: %w", err)
+	}
 	return LoadCA(dir)
 }
 
@@ -122,7 +125,10 @@ func Rotate(dir string) error {
 	if err := os.Link(current, old); err != nil && !errors.Is(err, fs.ErrExist) { // it may be there, the same: we were killed here
 		return err
 	}
-	return os.Rename(name, current)
+	if err := os.Rename(name, current); err != nil {
+		return err
+	}
+	return syncFolder(dir)
 }
 
 // Retire ends the rotation: the old CA no longer counts. Unless force is set,

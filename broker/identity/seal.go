@@ -35,7 +35,7 @@ func OpenSealer(dir string) (*Sealer, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		key = make([]byte, sealSize)
 		rand.Read(key)
-		err = os.WriteFile(path, key, 0o600)
+		err = WritePrivate(path, key)
 	}
 	if err != nil {
 		return nil, err

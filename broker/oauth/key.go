@@ -18,6 +18,8 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/zitadel/oidc/v3/pkg/op"
+
+	"example.com/broker/broker/identity"
 )
 
 const (
@@ -45,7 +47,7 @@ func openKey(dir string) (*signingKey, error) {
 			return nil, err
 		}
 		text = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-		if err := os.WriteFile(path, text, 0o600); err != nil {
+		if err := identity.WritePrivate(path, text); err != nil {
 			return nil, err
 		}
 	} else if err != nil {

@@ -59,7 +59,11 @@ type Report struct {
 	Changes  []*Change `json:"changes"`  // the gravest first
 	LeftOut  int64     `json:"left_out"` // changes that are in Newly only, because there are too many kinds of them
 	Unread   int64     `json:"unread"`   // delivered frames that could not be judged
-	Damaged  []string  `json:"damaged"`  // sessions with blocks that cannot be read
+	Damaged  []string  `json:"damaged"`  // sessions whose record, or blocks of which, cannot be read; at most 100 are named
+
+	// Unreached are sessions that were not read to their end, because their archive cannot
+	// be reached; at most 100 are named.
+	Unreached []string `json:"unreached"`
 }
 
 // Newly counts what would be otherwise: sessions, calls, and frames.
@@ -130,7 +134,7 @@ type change struct{ of, was, now, rule, mode, reason, server, method, name, subj
 // Run runs a policy over what is in src.
 func Run(ctx context.Context, src recorder.Source, o Options) (*Report, error) {
 	t := &trial{o: o, changes: map[change]*Change{}}
-	t.report = Report{Schema: 1, Since: o.Since, Until: o.Until, Damaged: []string{}}
+	t.report = Report{Schema: 1, Since: o.Since, Until: o.Until, Damaged: []string{}, Unreached: []string{}}
 	t.now.policy, t.was.policy = o.New, o.Old
 	if o.Show != nil {
 		t.show = o.Show()
@@ -146,6 +150,10 @@ func Run(ctx context.Context, src recorder.Source, o Options) (*Report, error) {
 		q.Servers = []string{o.Server}
 	}
 	for s, err := range src.Find(ctx, q) {
+		if errors.Is(err, recorder.ErrDamaged) { // nobody knows whose it was
+			name(&t.report.Damaged, s.ID)
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("list recordings: %w", err)
 		}
@@ -190,6 +198,10 @@ func (t *trial) session(ctx context.Context, src recorder.Source, s *recorder.Se
 			damaged = true
 			v.lost()
 			continue
+		case errors.Is(err, recorder.ErrArchive):
+			name(&t.report.Unreached, s.ID)
+			v.lost()
+			continue
 		case err != nil:
 			return err
 		}
@@ -201,11 +213,18 @@ func (t *trial) session(ctx context.Context, src recorder.Source, s *recorder.Se
 		}
 		v.frame(&f)
 	}
-	if damaged && len(t.report.Damaged) < maxDamaged {
-		t.report.Damaged = append(t.report.Damaged, s.ID)
+	if damaged {
+		name(&t.report.Damaged, s.ID)
 	}
 	v.end()
 	return nil
+}
+
+// name names a session in a list that is bounded.
+func name(list *[]string, session string) {
+	if len(*list) < maxDamaged {
+		*list = append(*list, session)
+	}
 }
 
 // note counts a change in s. It returns nil where there are too many; example

@@ -357,10 +357,16 @@ type fake struct {
 	recorder.Source
 	s      recorder.Session
 	frames []recorder.Frame
+	lost   string // a session whose record is damaged
+	away   error  // that the frames end with
 }
 
 func (f fake) Find(context.Context, recorder.Query) iter.Seq2[recorder.Session, error] {
-	return func(yield func(recorder.Session, error) bool) { yield(f.s, nil) }
+	return func(yield func(recorder.Session, error) bool) {
+		if f.lost == "" || yield(recorder.Session{ID: f.lost}, fmt.Errorf("record: %w", recorder.ErrDamaged)) {
+			yield(f.s, nil)
+		}
+	}
 }
 
 func (f fake) Frames(context.Context, string) iter.Seq2[recorder.Frame, error] {
@@ -374,6 +380,26 @@ func (f fake) Frames(context.Context, string) iter.Seq2[recorder.Frame, error] {
 				return
 			}
 		}
+		if f.away != nil {
+			yield(recorder.Frame{}, f.away)
+		}
+	}
+}
+
+// TestLost checks that a session whose record cannot be read, and one whose archive
+// cannot be reached, are named, and keep no other from being judged.
+func TestLost(t *testing.T) {
+	src := fake{
+		s:      recorder.Session{ID: "s1", Groups: []string{"analysts"}, Server: "bigquery"},
+		frames: []recorder.Frame{{Bytes: []byte(call(3, "drop", "{}"))}},
+		lost:   "s0", away: fmt.Errorf("read: %w", recorder.ErrArchive),
+	}
+	r, err := Run(t.Context(), src, Options{New: compile(t, rule(policy.CallRule{Deny: `tool == "drop"`}))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(r.Damaged, []string{"s0"}) || !slices.Equal(r.Unreached, []string{"s1"}) || r.Newly != (Newly{Refused: 1}) {
+		t.Errorf("damaged %q, unreached %q, newly %+v", r.Damaged, r.Unreached, r.Newly)
 	}
 }
 

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"example.com/broker/broker/identity"
@@ -64,7 +62,7 @@ key and the CA's certificate in one PEM: all that broker connect needs.`,
 			if err != nil {
 				return err
 			}
-			return writePrivate(out, bundle)
+			return identity.WritePrivate(out, bundle)
 		},
 	}
 	addData(cmd, &data)
@@ -161,21 +159,4 @@ func loadCA(data string) (*identity.CA, error) {
 		return nil, hinted{fmt.Errorf("data folder %s: holds no CA", data), "broker serve makes one on its first start"}
 	}
 	return authority, err
-}
-
-// writePrivate writes a file that only its owner may read, whole or not at all.
-func writePrivate(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".broker-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }

@@ -265,7 +265,7 @@ func (d *demonstration) issue(in *installation) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return bundle, writePrivate(d.file("ada.pem"), bundle)
+	return bundle, identity.WritePrivate(d.file("ada.pem"), bundle)
 }
 
 func (d *demonstration) dial(ctx context.Context, in *installation, bundle []byte) (*tapped, error) {

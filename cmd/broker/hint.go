@@ -38,6 +38,8 @@ func hint(err error) string {
 		return "what has an original has been written; recording.originals in broker.yaml keeps them for sessions that begin later"
 	case errors.Is(err, recorder.ErrArchive):
 		return "the log has what is not archived, and knows the rest; broker archive says what fails"
+	case errors.Is(err, errNotAll):
+		return "those that could not are named above; broker archive says whether an archive fails, broker verify what is damaged"
 	case errors.Is(err, errUnverified):
 		return "keep the data folder as it is, and compare it with a copy; what is good can still be replayed"
 	case errors.Is(err, errWouldRefuse):

@@ -68,7 +68,7 @@ func (l logins) store(broker string, bundle []byte) error {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return err
 	}
-	return errors.Join(writePrivate(l.file(broker), bundle), writePrivate(l.lastFile(), []byte(broker+"\n")))
+	return errors.Join(identity.WritePrivate(l.file(broker), bundle), identity.WritePrivate(l.lastFile(), []byte(broker+"\n")))
 }
 
 // remove forgets the certificate for a broker.

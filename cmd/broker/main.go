@@ -25,7 +25,7 @@ func main() {
 }
 
 // run executes the command line and returns the exit status: 0 done, 1 failed,
-// 2 wrong usage.
+// 2 wrong usage, 3 done with what could be read, and something could not.
 func run(ctx context.Context) int {
 	cmd := &cobra.Command{
 		Use:   "broker",
@@ -66,8 +66,14 @@ keeps every frame on record, so that a session can be replayed byte for byte.`,
 	if hint := hint(err); hint != "" {
 		fmt.Fprintln(os.Stderr, "broker: hint:", hint)
 	}
+	if errors.Is(err, errNotAll) {
+		return 3
+	}
 	return 1
 }
+
+// errNotAll is returned where all is well by what could be read, and something could not.
+var errNotAll = errors.New("not all recordings could be read")
 
 // A usageError is a flag's or an argument's value that cannot be.
 type usageError struct{ error }

@@ -26,6 +26,7 @@ var (
 	metricAway    = prometheus.NewDesc("broker_log_archived_sessions", "Sessions on record whose frames are in an archive.", nil, nil)
 	metricFailing = prometheus.NewDesc("broker_archive_failing", "1 if the archive could not be used when it was tried last, 0 if not.", nil, nil)
 	metricUndone  = prometheus.NewDesc("broker_archive_undeleted_objects", "Objects of deleted sessions that are in an archive still.", nil, nil)
+	metricWhen    = prometheus.NewDesc("broker_log_collected_timestamp_seconds", "When space of deleted blocks was last freed; 0: not since the broker has started.", nil, nil)
 	metricKept    = prometheus.NewDesc("broker_log_kept_free_bytes", "What must stay free on it: limits.disk_free.", nil, nil)
 )
 
@@ -55,6 +56,11 @@ func (m metrics) Collect(to chan<- prometheus.Metric) {
 	gauge(metricBytes, float64(d.Recent), "recent")
 	gauge(metricBytes, float64(d.Other), "other")
 	gauge(metricFree, float64(d.Free))
+	when := 0.0
+	if c := d.Collected; !c.Time.IsZero() {
+		when = float64(c.Time.Unix())
+	}
+	gauge(metricWhen, when)
 	gauge(metricKept, float64(m.in.recorder.Reserved()))
 	a, err := m.in.recorder.Archiving(context.Background())
 	if err != nil {

@@ -35,6 +35,7 @@ func TestMetrics(t *testing.T) {
 		`broker_sessions 1`, `broker_ready 1`, `broker_log_sessions 1`, `broker_log_pending_sessions 0`,
 		`broker_log_bytes\{part="recent"\} [1-9].*`, `broker_log_bytes\{part="values"\} [0-9].*`, `broker_log_free_bytes [1-9].*`, `broker_log_kept_free_bytes 2\.68435456e\+08`,
 		`broker_log_archived_sessions 0`, `broker_archive_failing 0`, `broker_archive_undeleted_objects 0`,
+		`broker_log_collected_timestamp_seconds 0`,
 		`go_memstats_mallocs_total [1-9].*`, `process_cpu_seconds_total [0-9].*`,
 	} {
 		if !regexp.MustCompile(`(?m)^` + want + `$`).Match(body) {

@@ -38,7 +38,7 @@ func noteEvent(data, name string, e grant.Event) error {
 	if err != nil {
 		return err
 	}
-	return writePrivate(filepath.Join(dir, name), b)
+	return identity.WritePrivate(filepath.Join(dir, name), b)
 }
 
 // issuedEvent is that broker ca issue has issued a certificate.

@@ -36,7 +36,8 @@ A tool that was left out of a list is not on record.
 What a rule with "mode: observe" would do is listed in brackets, and changes nothing.
 
 Exit status: 0 if nothing that was used would newly be refused or held, 1 if
-something would (0 with --exit-zero), 2 for wrong usage.`,
+something would (0 with --exit-zero), 2 for wrong usage, 3 if nothing would by
+what could be read, and not all recordings could: they are named.`,
 		Example: "  broker policy test new.yaml --since 30d\n  broker policy test new.yaml --against broker.yaml --server bigquery --json",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -102,6 +103,9 @@ func (p *policyTrial) run(ctx context.Context) error {
 	if n := r.Newly.Refused + r.Newly.Held; n > 0 && !p.exitZero {
 		return errWouldRefuse
 	}
+	if len(r.Damaged) > 0 || len(r.Unreached) > 0 {
+		return errNotAll
+	}
 	return nil
 }
 
@@ -111,7 +115,10 @@ var errWouldRefuse = errors.New("some of what was used would be refused or held"
 // warn says what a trial could not look at.
 func (p *policyTrial) warn(r *trial.Report) {
 	if len(r.Damaged) > 0 {
-		fmt.Fprintf(p.err, "broker: warning: %d recordings have damaged blocks, which are left out: %s\n", len(r.Damaged), strings.Join(r.Damaged, ", "))
+		fmt.Fprintf(p.err, "broker: warning: %d recordings are damaged, and what cannot be read is left out: %s\n", len(r.Damaged), strings.Join(r.Damaged, ", "))
+	}
+	if len(r.Unreached) > 0 {
+		fmt.Fprintf(p.err, "broker: warning: %d recordings are in an archive that cannot be reached, and are left out: %s\n", len(r.Unreached), strings.Join(r.Unreached, ", "))
 	}
 	if r.Unread > 0 {
 		fmt.Fprintf(p.err, "broker: warning: %d frames cannot be judged\n", r.Unread)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -53,7 +54,7 @@ func TestScript(t *testing.T) {
 			"appears": appears, "fails": fails, "chown": chown, "env-subst": envSubst,
 			"append": appendFile, "session": session, "until-in": untilIn,
 			"request": idOf("REQUEST"), "grant": idOf("GRANT"), "kill-hard": killHard, "audit-whole": auditWhole, "until-grep": untilGrep, "until-up": untilUp,
-			"age-key": ageKey, "hides": hides, "file-in": fileIn,
+			"age-key": ageKey, "hides": hides, "file-in": fileIn, "status": status,
 		},
 	})
 }
@@ -103,6 +104,15 @@ func fails(ts *testscript.TestScript, _ bool, args []string) {
 	want := ts.ReadFile(args[1])
 	if string(stderr) != want {
 		ts.Fatalf("stderr is\n%swant\n%s", stderr, want)
+	}
+}
+
+// status runs a command, which must end with that exit status: status N COMMAND…
+func status(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || fmt.Sprint(exit.ExitCode()) != args[0] {
+		ts.Fatalf("it ends with %v, want exit status %s", err, args[0])
 	}
 }
 

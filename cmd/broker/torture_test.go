@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"example.com/broker/broker"
 	"example.com/broker/broker/identity"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -401,7 +402,7 @@ func (w *torture) check(loads []*load, died bool) string {
 		got, server := l.got(), servers[l.subject]
 		s, ok := all[l.subject]
 		if !ok {
-			if len(server) > 0 || !unknown(got) {
+			if len(server) > 0 || !unrecorded(got) {
 				w.Fatalf("%s and its server have received %d and %d bytes, and nothing is on record: %.500q", l.subject, len(got), len(server), got)
 			}
 			continue
@@ -416,9 +417,9 @@ func (w *torture) check(loads []*load, died bool) string {
 			if direction == "s2c" && refused && len(received) == len(record)+1 {
 				received = bytes.TrimSuffix(received, []byte("\n")) // that ends a frame which is cut
 			}
+			os.WriteFile(filepath.Join(w.dir, "received."+direction), received, 0o600)
+			os.WriteFile(filepath.Join(w.dir, "replayed."+direction), record, 0o600)
 			if !bytes.HasPrefix(record, received) {
-				os.WriteFile(filepath.Join(w.dir, "received."+direction), received, 0o600)
-				os.WriteFile(filepath.Join(w.dir, "replayed."+direction), record, 0o600)
 				w.Fatalf("session %s of %s: %d bytes of %s were received, and they are no prefix of the %d on record (received.%[4]s, replayed.%[4]s)", s.ID, l.subject, len(received), direction, len(record))
 			}
 			if !died && direction == "s2c" && l.err == nil && len(record) != len(received) {
@@ -440,22 +441,64 @@ func (w *torture) check(loads []*load, died bool) string {
 	return fmt.Sprintf("%d sessions with %d frames: what was received is a prefix of what is on record", n, frames)
 }
 
-// unknown reports whether a client was told nothing but that it is not signed in, as one
-// is whose certificate does not hold at the time of a clock that was set, or that its
-// session cannot be recorded: who is not known, or comes then, leaves no recording.
-func unknown(got []byte) bool {
+// unrecorded reports whether a client was told nothing but what is told without a record:
+// that it is not signed in, as one is whose certificate does not hold at the time of a
+// clock that was set; or that no session can begin, because the broker shuts down or its
+// recorder is not available. Such an answer names no session.
+func unrecorded(got []byte) bool {
 	for line := range bytes.Lines(got) {
-		if !bytes.Contains(line, []byte(`"error":{"code":401,`)) && !bytes.Contains(line, []byte(`"error":{"code":503,"message":"the recorder is not available`)) {
+		var answer struct {
+			Result json.RawMessage
+			Error  struct {
+				Code    int
+				Message string
+				Data    struct{ Session string }
+			}
+		}
+		if json.Unmarshal(line, &answer) != nil || answer.Result != nil || answer.Error.Data.Session != "" {
+			return false
+		}
+		switch e := answer.Error; {
+		case e.Code == broker.CodeNotSignedIn:
+		case e.Code == broker.CodeUnavailable && (e.Message == broker.ErrDraining.Reason || strings.HasPrefix(e.Message, noRecorder)):
+		default:
 			return false
 		}
 	}
 	return true
 }
 
+// noRecorder begins what is told where nothing can be recorded.
+const noRecorder = "the recorder is not available"
+
+// TestUnrecorded holds the law of what may leave no recording against what must.
+func TestUnrecorded(t *testing.T) {
+	for _, tt := range []struct {
+		name, got string
+		want      bool
+	}{
+		{"nothing", "", true},
+		{"not signed in", `{"jsonrpc":"2.0","id":0,"error":{"code":401,"message":"not signed in: x"}}` + "\n", true},
+		{"shutting down, twice", strings.Repeat(`{"jsonrpc":"2.0","id":0,"error":{"code":503,"message":"the broker is shutting down; try again"}}`+"\n", 2), true},
+		{"no recorder", `{"jsonrpc":"2.0","id":0,"error":{"code":503,"message":"the recorder is not available, so nothing may pass; try again later"}}`, true},
+		{"of a session", `{"jsonrpc":"2.0","id":0,"error":{"code":503,"message":"the broker is shutting down; try again","data":{"session":"06h1e89qqaxmyh2r"}}}`, false},
+		{"no agent", `{"jsonrpc":"2.0","id":0,"error":{"code":503,"message":"no agent"}}`, false},
+		{"denied", `{"jsonrpc":"2.0","id":0,"error":{"code":403,"message":"x"}}`, false},
+		{"an answer", `{"jsonrpc":"2.0","id":0,"result":{}}`, false},
+		{"half a frame", `{"jsonrpc":"2.0","id":0,"error":{"code":401`, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := unrecorded([]byte(tt.got)); got != tt.want {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
 // withoutRefusals leaves out how the broker says at the end that it cannot record: that,
 // and the end of the line before it, is alone not on record.
 func withoutRefusals(got []byte) ([]byte, bool) {
-	i := bytes.Index(got, []byte(`"error":{"code":503,"message":"the recorder is not available`))
+	i := bytes.Index(got, []byte(`"error":{"code":503,"message":"`+noRecorder))
 	if i < 0 {
 		return got, false
 	}

@@ -28,9 +28,14 @@ Who can write to the log and has that key can make all of it anew. Keep
 checkpoints elsewhere (--save), and verify that the log goes on from there
 (--since); a copy of log.pub goes with them (--key).
 
+Sessions whose archive cannot be reached are named, and the others verified: exit
+status 3, if nothing is wrong with those, and 1 if something is.
+
+Auditors verify from anywhere (--broker), by a copy of log.pub that they have.
+
 --proof writes a proof that a session is in the tree, with its record, in the
 format of C2SP tlog-proof. --check verifies such a proof, without the log.`,
-		Example: "  broker verify\n  broker verify 06a2n8mwvg5c3k0q --proof session.tlog-proof\n  broker verify --since yesterday.checkpoint --save today.checkpoint --key log.pub",
+		Example: "  broker verify\n  broker verify 06a2n8mwvg5c3k0q --proof session.tlog-proof\n  broker verify --since yesterday.checkpoint --save today.checkpoint --key log.pub\n  broker verify --broker mcp.example.com:8443 --key log.pub",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v.out, v.err = cmd.OutOrStdout(), cmd.ErrOrStderr()
@@ -42,13 +47,15 @@ format of C2SP tlog-proof. --check verifies such a proof, without the log.`,
 				return usagef("--check verifies a proof alone; leave out the rest but --key")
 			case v.proof != "" && v.session == "":
 				return usagef("--proof is of one session; name it")
+			case v.from.client.broker != "" && v.key == "" && v.check == "":
+				return usagef("with --broker, --key says by which key signatures are verified: a copy of the broker's log.pub, not from the broker itself")
 			case v.session != "" && (v.since != "" || v.save != ""):
 				return usagef("--since and --save are for the whole log")
 			}
 			return v.run(cmd.Context())
 		},
 	}
-	addData(cmd, &v.data)
+	v.from.add(cmd)
 	cmd.Flags().BoolVar(&v.json, "json", false, "print the findings as JSON")
 	cmd.Flags().StringVar(&v.key, "key", "", "verify signatures by the key in `FILE` (default log.pub in the data folder)")
 	cmd.Flags().StringVar(&v.since, "since", "", "the log must go on from the checkpoint in `FILE`")
@@ -60,9 +67,10 @@ format of C2SP tlog-proof. --check verifies such a proof, without the log.`,
 
 // A verification is what broker verify is asked for.
 type verification struct {
-	data, session, key, since, save, proof, check string
-	json                                          bool
-	out, err                                      io.Writer
+	from                                    sourceFlags
+	session, key, since, save, proof, check string
+	json                                    bool
+	out, err                                io.Writer
 }
 
 // errUnverified is returned where something is not as it was recorded.
@@ -76,7 +84,7 @@ func (v *verification) run(ctx context.Context) error {
 	if v.check != "" {
 		return v.checkProof(key)
 	}
-	src, err := openSource(v.data)
+	src, err := v.from.open()
 	if err != nil {
 		return err
 	}
@@ -109,6 +117,9 @@ func (v *verification) run(ctx context.Context) error {
 	if len(r.Faults) > 0 {
 		return errUnverified
 	}
+	if len(r.Unverified) > 0 {
+		return errNotAll
+	}
 	if v.save != "" && r.Seen != nil {
 		if err := os.WriteFile(v.save, r.Seen.Note, 0o644); err != nil {
 			return err
@@ -122,7 +133,7 @@ func (v *verification) run(ctx context.Context) error {
 
 func (v *verification) verifier() (string, error) {
 	if v.key == "" {
-		return recorder.ReadVerifier(v.data)
+		return recorder.ReadVerifier(v.from.data)
 	}
 	text, err := os.ReadFile(v.key)
 	if err != nil {
@@ -155,8 +166,15 @@ func (v *verification) print(r recorder.Report) error {
 	for _, f := range r.Faults {
 		fmt.Fprintln(out, f)
 	}
+	for _, u := range r.Unverified {
+		fmt.Fprintln(out, u)
+	}
 	if len(r.Faults) > 0 {
 		return nil
+	}
+	if n := len(r.Unverified); n > 0 {
+		_, err := fmt.Fprintf(out, "%d of %d sessions could not be verified; nothing is wrong with the others\n", n, r.Sessions)
+		return err
 	}
 	what := fmt.Sprintf("%d sessions with %d frames are", r.Sessions, r.Frames)
 	if v.session != "" {

@@ -105,6 +105,7 @@ type frame struct {
 	last      time.Time // of its last
 	findings  []codec.Finding
 	found     int // how many; not all may be in findings
+	notes     []recorder.Note
 
 	bytes []byte // its first, or, where they are written part by part, the next
 	size  int64  // of the whole frame, in bytes
@@ -134,6 +135,15 @@ func (j *joiner) record(f recorder.Frame) error {
 		pending.found += n
 		return nil
 	}
+	if f.Verdict == recorder.Noted {
+		// What is noted while a frame is under way is of its next part: nothing that is
+		// refused comes in between.
+		if under := j.under[f.Direction]; under != nil {
+			pending = under
+		}
+		pending.notes = recorder.AppendNote(pending.notes, f.Bytes)
+		return nil
+	}
 	if !f.Verdict.IsFrame() {
 		return nil
 	}
@@ -147,6 +157,7 @@ func (j *joiner) record(f recorder.Frame) error {
 	}
 	made.findings = append(made.findings, pending.findings[:min(len(pending.findings), maxFindings-len(made.findings))]...)
 	made.found += pending.found
+	made.notes = append(made.notes, pending.notes...)
 	*pending = frame{}
 	made.last = f.Time
 	made.size += int64(len(f.Bytes))
@@ -179,7 +190,7 @@ func (j *joiner) record(f recorder.Frame) error {
 func (j *joiner) pass(f *frame) error {
 	f.more = true
 	err := j.next(f)
-	f.part, f.bytes, f.findings, f.found, f.more = f.part+1, f.bytes[:0], nil, 0, false
+	f.part, f.bytes, f.findings, f.found, f.notes, f.more = f.part+1, f.bytes[:0], nil, 0, nil, false
 	return err
 }
 
@@ -225,6 +236,14 @@ func detectors(findings []codec.Finding) string {
 		}
 	}
 	return strings.Join(names, ", ")
+}
+
+// noteText says what a rule says of a frame, and of what was found in it.
+func noteText(n recorder.Note) string {
+	if found := detectors(n.Found); found != "" {
+		return n.String() + " (" + found + ")"
+	}
+	return n.String()
 }
 
 // isoTime is RFC 3339 with all nine digits, so that times sort as text.

@@ -455,3 +455,48 @@ func TestEmpty(t *testing.T) {
 		}
 	}
 }
+
+// TestNotes checks that every format has what rules say of frames that passed.
+func TestNotes(t *testing.T) {
+	src, session := record(t, recorder.Session{Subject: "ada", Server: "s", Transport: "h2", Client: "192.0.2.9:5"},
+		c2s(recorder.Noted, `{"mode":"observe","says":"deny","rule":"analysts","reason":"destructive <SQL>"}`),
+		c2s(recorder.Delivered, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"drop"}}`),
+		s2c(recorder.Noted, `{"mode":"observe","says":"mask","rule":"analysts","found":[{"detector":"email","offset":3}]}`),
+		more(s2c(recorder.Delivered, `{"jsonrpc":"2.0","id":1,"result":{"a":"x@example.com`)),
+		s2c(recorder.Noted, `{"mode":"observe","says":"mask","rule":"analysts","found":[{"detector":"email","offset":50}]}`),
+		s2c(recorder.Delivered, ` y@example.com"}}`),
+		c2s(recorder.Noted, `{"mode":"enforce","says":"approval","rule":"leads"}`),
+		c2s(recorder.Delivered, `{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"delete"}}`),
+		c2s(recorder.Delivered, `{"jsonrpc":"2.0","method":"notifications/x"}`),
+	)
+	var got []string
+	for line := range strings.Lines(write(t, src, session, "ndjson")) {
+		var f struct{ Notes []recorder.Note }
+		if err := json.Unmarshal([]byte(line), &f); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprint(f.Notes))
+	}
+	want := []string{
+		"[rule analysts says deny, and is only observed: destructive <SQL>]", "[rule analysts says mask, and is only observed]",
+		"[rule leads says approval, and there was one]", "[]",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("ndjson: got %q, want %q", got, want)
+	}
+	for format, texts := range map[string][]string{
+		"html":   {"Rule analysts says deny, and is only observed: destructive &lt;SQL&gt;.", "Rule analysts says mask, and is only observed (email 2).", "Rule leads says approval, and there was one."},
+		"har":    {`frame 1 c2s delivered; rule analysts says deny, and is only observed: destructive \u003cSQL\u003e; frame 2`, "rule analysts says mask, and is only observed (email 2)", "rule leads says approval"},
+		"pcapng": {"c2s rule analysts says deny, and is only observed: destructive <SQL>", "s2c rule analysts says mask, and is only observed (email)", "c2s rule leads says approval"},
+	} {
+		out := write(t, src, session, format)
+		for _, want := range texts {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: no %q", format, want)
+			}
+		}
+		if n := strings.Count(strings.ToLower(out), "rule leads says"); n != 1 {
+			t.Errorf("%s: a note of one frame is there %d times", format, n)
+		}
+	}
+}

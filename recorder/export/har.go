@@ -200,6 +200,9 @@ func becameOf(f *frame) string {
 	if found := detectors(f.findings); found != "" {
 		text += ", findings: " + found
 	}
+	for _, n := range f.notes {
+		text += "; " + noteText(n)
+	}
 	return text
 }
 

@@ -155,6 +155,10 @@ func (x *page) frame(f *frame) error {
 	} else {
 		view.Text = visible(string(shown))
 	}
+	for _, n := range f.notes {
+		text := visible(noteText(n))
+		view.Notes = append(view.Notes, strings.ToUpper(text[:1])+text[1:]+".")
+	}
 	if int64(len(shown)) < f.size {
 		view.Notes = append(view.Notes, fmt.Sprintf("Only the first %d of %d bytes are shown; broker replay writes all.", len(shown), f.size))
 	}

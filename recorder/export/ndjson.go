@@ -29,6 +29,7 @@ type ndjsonFrame struct {
 	Verdict   string          `json:"verdict"`
 	Findings  []codec.Finding `json:"findings,omitempty"`
 	Found     int             `json:"found,omitempty"`
+	Notes     []recorder.Note `json:"notes,omitempty"`
 	Part      *int            `json:"part,omitempty"`
 	More      bool            `json:"more,omitempty"`
 }
@@ -55,7 +56,7 @@ func (x *ndjson) end(recorder.Session) error { return x.joiner.end() }
 func (x *ndjson) frame(f *frame) error {
 	line := ndjsonFrame{
 		V: ndjsonVersion, Session: x.session, N: f.n, Time: f.time.UTC().Format(isoTime),
-		Direction: f.direction.String(), Verdict: f.verdict.String(), Findings: f.findings, More: f.more,
+		Direction: f.direction.String(), Verdict: f.verdict.String(), Findings: f.findings, Notes: f.notes, More: f.more,
 	}
 	if f.found > len(f.findings) {
 		line.Found = f.found

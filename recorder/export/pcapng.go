@@ -72,6 +72,7 @@ type pcapng struct {
 	frames int64
 	under  [2]bool // by direction: a frame is under way
 	found  [2][]codec.Finding
+	notes  [2][]recorder.Note
 }
 
 func newPcapng(w *bufio.Writer) writer {
@@ -154,6 +155,10 @@ func (x *pcapng) record(f recorder.Frame) error {
 		x.found[d], _ = appendFindings(x.found[d], f.Bytes)
 		return nil
 	}
+	if f.Verdict == recorder.Noted {
+		x.notes[d] = recorder.AppendNote(x.notes[d], f.Bytes)
+		return nil
+	}
 	if !f.Verdict.IsFrame() {
 		return nil
 	}
@@ -167,6 +172,10 @@ func (x *pcapng) record(f recorder.Frame) error {
 		x.comments = append(x.comments, d.String()+" findings: "+detectors(x.found[d]))
 		x.found[d] = x.found[d][:0]
 	}
+	for _, n := range x.notes[d] {
+		x.comments = append(x.comments, d.String()+" "+noteText(n))
+	}
+	x.notes[d] = x.notes[d][:0]
 	if over := len(x.comments) - maxComments; over > 0 {
 		x.comments, x.left = x.comments[:maxComments], x.left+over
 	}

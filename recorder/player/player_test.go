@@ -289,3 +289,19 @@ func TestIndent(t *testing.T) {
 		}
 	}
 }
+
+// TestNotes checks that a frame is marked with what rules say of it, and that what they
+// say writes no control sequence.
+func TestNotes(t *testing.T) {
+	m := testModel(t, Options{}, arrived{
+		at(0, codec.C2S, recorder.Noted, `{"mode":"observe","says":"deny","rule":"analysts","reason":"no\u001b[2J"}`),
+		at(0, codec.C2S, recorder.Delivered, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"drop"}}`),
+		at(1, codec.C2S, recorder.Delivered, `{"jsonrpc":"2.0","id":2,"method":"ping"}`),
+	})
+	if got := m.row(0); !strings.Contains(got, `rule analysts says deny, and is only observed: no\u001b[2J`) {
+		t.Errorf("the row is %q", got)
+	}
+	if got := m.row(1); strings.Contains(got, "rule") {
+		t.Errorf("the row of the next frame is %q", got)
+	}
+}

@@ -148,7 +148,7 @@ func (m *model) timeLine(width int) string {
 		switch f := m.tape.Frame(i); {
 		case f.Verdict == recorder.Blocked:
 			marked[at] = style(red, "×")
-		case (f.Verdict != recorder.Delivered || len(f.Findings) > 0) && marked[at] == "":
+		case (f.Verdict != recorder.Delivered || len(f.Findings)+len(f.Notes) > 0) && marked[at] == "":
 			marked[at] = style(yellow, "•")
 		}
 	}
@@ -217,6 +217,13 @@ func marks(f *recorder.Taped) string {
 	}
 	if len(f.Findings) > 0 {
 		add(yellow, "found "+findings(f.Findings))
+	}
+	for _, n := range f.Notes {
+		text := printable(n.String())
+		if len(n.Found) > 0 {
+			text += " (" + findings(n.Found) + ")"
+		}
+		add(cyan, text)
 	}
 	return s
 }
