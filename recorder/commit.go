@@ -3,6 +3,9 @@ package recorder
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -226,6 +229,27 @@ func (l *Log) freeSpace() (int64, error) {
 		return 0, err
 	}
 	return int64(st.Bavail) * int64(st.Bsize), nil
+}
+
+// flushTables is flush, also of the tables that are full and that Badger has not written
+// yet: Sync leaves those out.
+func (l *Log) flushTables() error {
+	err := l.flush()
+	if err != nil {
+		return err
+	}
+	paths, err := filepath.Glob(filepath.Join(l.o.Dir, "*.mem"))
+	for _, path := range paths {
+		f, e := os.Open(path)
+		if errors.Is(e, fs.ErrNotExist) { // it has been written meanwhile
+			continue
+		}
+		if e == nil {
+			e = errors.Join(f.Sync(), f.Close())
+		}
+		err = errors.Join(err, e)
+	}
+	return err
 }
 
 // syncNow flushes what has been recorded, and reports whether that can be done again. The

@@ -45,7 +45,7 @@ import (
 
 const (
 	journalLabel = "mcp-broker journal 1"
-	// journalSize is how long a file of the journal becomes, in bytes: no entry begins
+	// journalSize is how long a file of the journal becomes, in bytes: no append begins
 	// behind that.
 	journalSize = 16 << 20
 
@@ -58,14 +58,17 @@ const (
 
 // A journal is written by many goroutines.
 type journal struct {
-	dir string
-	key []byte // of the log; nil: it is not encrypted
+	dir  string
+	key  []byte // of the log; nil: it is not encrypted
+	bell bell   // is rung when a file begins, for what is in old ones
 
-	mu    sync.Mutex
-	file  *journalFile   // that is written to; nil: the next entry begins one
-	files []*journalFile // all that are there, oldest first
-	last  int            // the number of the last one
-	buf   []byte
+	mu     sync.Mutex
+	file   *journalFile   // that is written to; nil: the next entry begins one
+	files  []*journalFile // all that are there, oldest first
+	last   int            // the number of the last one
+	away   int            // up to that number, files must go soon
+	buf    []byte
+	closed bool
 
 	written int64 // bytes, in all files,
 	dirty   []*journalFile
@@ -85,17 +88,26 @@ type journalFile struct {
 	path    string
 	sum     uint32      // of the name
 	aead    cipher.AEAD // nil: entries are not encrypted
-	file    *os.File    // nil: it is not written to any more
+	file    *os.File    // nil: it is of a process that is dead,
+	loaded  bool        // and what is in it is in tails
 	stays   bool        // its name does, after a loss of power; for who flushes
 	size    int64
-	entries int // that the database does not have
+	entries int             // that the database does not have
+	of      map[string]bool // sessions that have something in it
+	removed bool
 }
 
+// errBegin is returned where a file cannot be begun: what has been written is as it was.
+var errBegin = errors.New("begin a file")
+
 // openJournal finds what a dead process has left.
-func openJournal(dir string, key []byte) (*journal, error) {
-	j := &journal{dir: filepath.Join(dir, "journal"), key: key}
+func openJournal(dir string, key []byte, bell bell) (*journal, error) {
+	j := &journal{dir: filepath.Join(dir, "journal"), key: key, bell: bell}
 	j.flush.L = &j.flush.Mutex
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := syncFolder(dir); err != nil {
 		return nil, err
 	}
 	names, err := os.ReadDir(j.dir) // sorted
@@ -128,18 +140,22 @@ func (j *journal) named(name string) *journalFile {
 
 // begin begins the next file. mu is held.
 func (j *journal) begin() error {
+	if j.closed {
+		return fmt.Errorf("%w: %w", errBegin, os.ErrClosed)
+	}
 	var salt [saltSize]byte
 	rand.Read(salt[:])
-	j.last++
-	f := j.named(fmt.Sprintf("%08d-%x", j.last, salt))
+	f := j.named(fmt.Sprintf("%08d-%x", j.last+1, salt))
 	var err error
 	if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errBegin, err)
 	}
 	if err := reserve(f.file, journalSize+maxEntry); err != nil {
-		return errors.Join(err, f.file.Close(), os.Remove(f.path))
+		return fmt.Errorf("%w: %w", errBegin, errors.Join(err, f.file.Close(), os.Remove(f.path)))
 	}
-	j.file, j.files = f, append(j.files, f)
+	f.of = map[string]bool{}
+	j.file, j.files, j.last = f, append(j.files, f), f.number
+	j.bell.ring()
 	return nil
 }
 
@@ -170,6 +186,9 @@ func (j *journal) add(session string, blocks []Block) (f *journalFile, upTo int6
 	if _, err := f.file.Write(e); err != nil {
 		j.file = nil // what came next might be behind half an entry
 		return nil, 0, errors.Join(err, f.file.Truncate(f.size))
+	}
+	if !f.of[session] {
+		f.of[session] = true
 	}
 	f.size += int64(len(e))
 	j.written += int64(len(e))
@@ -286,7 +305,7 @@ func (j *journal) syncNow() (written int64, err error) {
 	j.dirty = nil
 	j.mu.Unlock()
 	for _, f := range dirty {
-		if e := datasync(f.file); !errors.Is(e, os.ErrClosed) { // that was removed meanwhile: the database has all
+		if e := datasync(f.file); e != nil && !j.isRemoved(f) { // else the database has all
 			err = errors.Join(err, e)
 		}
 		if !f.stays {
@@ -295,6 +314,12 @@ func (j *journal) syncNow() (written int64, err error) {
 		}
 	}
 	return written, err
+}
+
+func (j *journal) isRemoved(f *journalFile) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return f.removed
 }
 
 // syncAll is sync of all that has been written.
@@ -315,11 +340,27 @@ func (j *journal) ready() error {
 	return j.begin()
 }
 
-// older returns the number up to which files are older than the last n.
+// older returns the number up to which files are older than the last n, or must go.
 func (j *journal) older(n int) int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.last - n
+	return max(j.last-n, j.away)
+}
+
+// forget says that files with something of a session must go soon. What comes next is in
+// another.
+func (j *journal) forget(session string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, f := range j.files {
+		if !f.of[session] {
+			continue
+		}
+		if j.away = max(j.away, f.number); f == j.file {
+			j.file = nil
+		}
+		j.bell.ring()
+	}
 }
 
 // release says that the database has a block of a file.
@@ -335,7 +376,7 @@ func (j *journal) done(end bool) (files []*journalFile) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, f := range j.files {
-		if f.entries == 0 && (f != j.file || end) {
+		if f.entries == 0 && (f != j.file || end) && (f.file != nil || f.loaded) {
 			files = append(files, f)
 		}
 	}
@@ -360,6 +401,7 @@ func (j *journal) remove(files []*journalFile) error {
 		}
 		is := func(other *journalFile) bool { return other == f }
 		j.mu.Lock()
+		f.removed = true
 		j.files, j.dirty = slices.DeleteFunc(j.files, is), slices.DeleteFunc(j.dirty, is)
 		j.mu.Unlock()
 		if f.file != nil {
@@ -379,6 +421,6 @@ func (j *journal) close() error {
 			err = errors.Join(err, f.file.Close())
 		}
 	}
-	j.file, j.dirty = nil, nil
+	j.file, j.dirty, j.closed = nil, nil, true
 	return err
 }

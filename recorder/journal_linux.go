@@ -10,7 +10,7 @@ import (
 // reserve has the file system keep room for a file. Writing there is cheaper, and does not
 // fail for want of it.
 func reserve(f *os.File, size int64) error {
-	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+	err := uninterrupted(func() error { return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size) })
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
@@ -23,6 +23,15 @@ func datasync(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	closed := c.Control(func(fd uintptr) { err = unix.Fdatasync(int(fd)) })
+	closed := c.Control(func(fd uintptr) { err = uninterrupted(func() error { return unix.Fdatasync(int(fd)) }) })
 	return errors.Join(closed, err)
+}
+
+// uninterrupted calls f until no signal interrupts it.
+func uninterrupted(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
 }

@@ -41,7 +41,7 @@ var journalKeys = map[string][]byte{"plain": nil, "encrypted": bytes.Repeat([]by
 // writeJournal returns a file of a journal, and where its entries begin and end.
 func writeJournal(t testing.TB, dir string, key []byte, blocks ...Block) (f *journalFile, ends []int) {
 	t.Helper()
-	j, err := openJournal(dir, key)
+	j, err := openJournal(dir, key, newBell())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -399,7 +399,7 @@ func TestJournalBounded(t *testing.T) {
 		}
 	}
 	for l.tails.get(small.ID()) != nil || len(journalFiles(t, l.o.Dir)) > journalAge+1 {
-		l.tails.bell.ring()
+		time.Sleep(time.Millisecond)
 	}
 	if held := l.tails.held.Load(); held > 3*rewriteSize {
 		t.Errorf("%d bytes are in memory", held)
@@ -435,4 +435,192 @@ func TestJournalFails(t *testing.T) {
 		t.Errorf("opened again: got %s", got)
 	}
 	start(t, l).add(t, "c")
+}
+
+// TestJournalMany records in many sessions, of which none ever has enough for a block: files
+// of the journal are removed all the same.
+func TestJournalMany(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	var sessions []*Recording
+	for range 300 {
+		sessions = append(sessions, start(t, l))
+	}
+	noise := make([]byte, 64<<10)
+	for i := range (journalAge + 6) * journalSize / len(noise) {
+		makeNoise(noise, byte(i))
+		if err := sessions[i%len(sessions)].Append(Frame{Bytes: noise}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for len(journalFiles(t, l.o.Dir)) > journalAge+1 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestJournalUndo opens a log in which a rewrite was killed, on a disk that is full: what
+// is in the journal stays there until it can be brought to the database.
+func TestJournalUndo(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	other, r := start(t, l), start(t, l)
+	other.add(t, "x")
+	r.add(t, "a", "b")
+	if err := l.commit(write{rewriteKey(other.ID()), []byte{0, 0, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	o := l.o
+	o.Dir = killed(t, l)
+	o.Free = 1 << 60
+	full, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full.drainAll(false)
+	full.Close()
+	o.Free = 0
+	if got := fmt.Sprint(frames(t, open(t, o), r.ID())); got != "[s2c delivered a s2c delivered b]" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestJournalTorn reads a session whose last block a loss of power has left half written in
+// the database, and whole in the journal.
+func TestJournalTorn(t *testing.T) {
+	for name, torn := range map[string]func(block []byte) []byte{
+		"header":  func([]byte) []byte { return []byte("garbage") },
+		"records": func(b []byte) []byte { return append(b[:len(b)-1:len(b)-1], ^b[len(b)-1]) },
+	} {
+		l := open(t, Options{Dir: t.TempDir()})
+		r := start(t, l)
+		r.add(t, "a", "b")
+		if err := l.commit(write{blockKey(r.ID(), 0, 0), torn(bytes.Clone(r.tail.read()[0].Bytes))}); err != nil {
+			t.Fatal(err)
+		}
+		o := l.o
+		o.Dir = killed(t, l)
+		if got := fmt.Sprint(frames(t, open(t, o), r.ID())); got != "[s2c delivered a s2c delivered b]" {
+			t.Errorf("%s: got %s", name, got)
+		}
+	}
+}
+
+// TestJournalClosed checks that nothing is taken for recorded once the log is closed.
+func TestJournalClosed(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	r := start(t, l)
+	r.add(t, "a")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Append(Frame{Bytes: []byte("b")}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("append: %v", err)
+	}
+	if files := journalFiles(t, l.o.Dir); len(files) > 0 {
+		t.Errorf("%q were begun", files)
+	}
+}
+
+// TestJournalForgets checks that what is deleted is soon in no file of the journal.
+func TestJournalForgets(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	r, other := start(t, l), start(t, l)
+	r.add(t, marker)
+	other.add(t, "stays")
+	if err := r.End(Ended, "closed"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Delete(t.Context(), r.ID(), "ada", "why"); err != nil {
+		t.Fatal(err)
+	}
+	for len(journalFiles(t, l.o.Dir)) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if got := fmt.Sprint(frames(t, l, other.ID())); got != "[s2c delivered stays]" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestJournalPasses checks that a file which cannot be begun now is begun later.
+func TestJournalPasses(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	r := start(t, l)
+	if err := os.Remove(l.journal.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Append(Frame{Bytes: []byte("a")}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("append: %v", err)
+	}
+	if err := l.Ready(); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("ready: %v", err)
+	}
+	if err := os.Mkdir(l.journal.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Ready(); err != nil {
+		t.Errorf("ready: %v", err)
+	}
+	start(t, l).add(t, "b")
+}
+
+// TestJournalFlushes checks that a session ends on record when all that it has recorded is
+// on the disk, and that a file which was removed meanwhile is no failure of a flush.
+func TestJournalFlushes(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	r := start(t, l)
+	r.add(t, "a")
+	if err := r.End(Ended, "closed"); err != nil {
+		t.Fatal(err)
+	}
+	if l.journal.flush.upTo < r.tail.upTo {
+		t.Errorf("of %d bytes, %d are on the disk", r.tail.upTo, l.journal.flush.upTo)
+	}
+	if err := l.drainAll(true); err != nil {
+		t.Fatal(err)
+	}
+	f := &journalFile{path: filepath.Join(l.journal.dir, "1")}
+	f.file, _ = os.Create(f.path)
+	if err := l.journal.remove([]*journalFile{f}); err != nil {
+		t.Fatal(err)
+	}
+	l.journal.dirty = append(l.journal.dirty, f)
+	if err := l.journal.syncAll(); err != nil {
+		t.Error(err)
+	}
+	r = start(t, l)
+	r.add(t, "b")
+	l.journal.dirty = append(l.journal.dirty, f)
+	if err := l.journal.syncAll(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestJournalReencrypt checks that a log of which a part is in the journal, and cannot be
+// brought to the database, is not written anew without that.
+func TestJournalReencrypt(t *testing.T) {
+	data := t.TempDir()
+	key, err := OpenKey(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, Options{Dir: filepath.Join(data, "log"), Key: key})
+	ended := start(t, l)
+	if err := ended.End(Ended, "closed"); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, l)
+	undrained(t, r)
+	r.add(t, "a", "b")
+	if err := l.commit(write{checkpointKey, nil}); err != nil { // so that nothing can be written
+		t.Fatal(err)
+	}
+	other := t.TempDir()
+	if err := os.CopyFS(other, os.DirFS(data)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Reencrypt(other, "", nil); err == nil {
+		t.Error("it was written anew")
+	}
+	l = open(t, Options{Dir: filepath.Join(other, "log"), Key: key})
+	if got := fmt.Sprint(frames(t, l, r.ID())); got != "[s2c delivered a s2c delivered b]" {
+		t.Errorf("got %s", got)
+	}
 }

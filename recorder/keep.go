@@ -293,11 +293,12 @@ func (l *Log) eraseAll() error {
 
 // erase deletes the blocks of sessions.
 func (l *Log) erase(sessions ...string) error {
-	if err := l.flush(); err != nil { // or a loss of power might take the deletions, and not their effect
+	if err := l.flushTables(); err != nil { // or a loss of power might take the deletions, and not their effect
 		return fmt.Errorf("%w: flush to the disk: %w", ErrUnavailable, err)
 	}
 	for _, id := range sessions {
 		l.discard(id)
+		l.journal.forget(id)
 		for n := eraseAtOnce; n == eraseAtOnce; {
 			var err error
 			if n, err = l.eraseSome(id); err != nil {

@@ -170,7 +170,7 @@ func Open(o Options) (*Log, error) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
-	if l.journal, err = openJournal(o.Dir, key); err != nil {
+	if l.journal, err = openJournal(o.Dir, key, l.tails.bell); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: journal: %w", o.Dir, err)
 	}
@@ -521,7 +521,11 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 // finish writes the end. If that fails the recording stays among the live ones,
 // and Ready writes it when the log is available again. r.mu is held.
 func (r *Recording) finish() error {
-	if err := r.log.finish(r.session, r.tail.isSmall()); err != nil {
+	err := r.log.complete(r.tail)
+	if err == nil {
+		err = r.log.finish(r.session, r.tail.isSmall())
+	}
+	if err != nil {
 		r.log.late.Store(true)
 		return err
 	}
@@ -583,11 +587,11 @@ func (l *Log) finish(s Session, small bool) error {
 
 // restore brings what the last process has left to its end.
 func (l *Log) restore() error {
-	if err := l.undoRewrites(); err != nil {
-		return err
-	}
 	if err := l.loadJournal(); err != nil {
 		return fmt.Errorf("journal: %w", err)
+	}
+	if err := l.undoRewrites(); err != nil {
+		return err
 	}
 	if err := l.drainAll(true); err != nil {
 		return err

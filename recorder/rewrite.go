@@ -275,7 +275,7 @@ func (l *Log) replace(id string, r run) error {
 	if l.o.stepped != nil {
 		l.o.stepped(1)
 	}
-	if err := l.flush(); err != nil {
+	if err := l.flushTables(); err != nil {
 		return fmt.Errorf("%w: flush to the disk: %w", ErrUnavailable, err)
 	}
 	writes := make([]write, 0, len(r.keys)+1)

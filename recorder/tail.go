@@ -25,7 +25,8 @@ import (
 //   - when the log is opened or closed.
 //
 // That is done in the background, at half the speed of a processor; where it falls behind,
-// it takes all, compresses less, and in the end whoever records does it himself. A block is in the database before it leaves the tail, and readers look at
+// it does not pause, compresses less, and in the end whoever records does it himself. A
+// block is in the database before it leaves the tail, and readers look at
 // the tail first: so they see each once, in one of the two.
 type tail struct {
 	session string
@@ -34,8 +35,9 @@ type tail struct {
 
 	mu     sync.Mutex
 	blocks []tailBlock
-	size   int // of them, in bytes
-	small  int // blocks in the database that shall be brought together
+	size   int   // of them, in bytes
+	upTo   int64 // what must be flushed of the journal for all that the session has recorded
+	small  int   // blocks in the database that shall be brought together
 }
 
 type tailBlock struct {
@@ -146,7 +148,11 @@ func (t *tail) isIn(number int) bool {
 func (t *tail) isSmall() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.small > 1
+	small := t.small
+	if t.size > 0 && t.size < smallSize { // and that will be one more
+		small++
+	}
+	return small > 1
 }
 
 // enter puts blocks of a session on record, in the journal: all of them, or none.
@@ -161,7 +167,7 @@ func (l *Log) enter(t *tail, blocks []Block) error {
 	err := l.writable(length)
 	var f *journalFile
 	if err == nil {
-		f, err = l.journalize(t.session, blocks)
+		f, err = l.journalize(t, blocks)
 	}
 	if err := l.written(err); err != nil {
 		return err
@@ -170,7 +176,7 @@ func (l *Log) enter(t *tail, blocks []Block) error {
 	for _, b := range blocks {
 		size = l.tails.add(t, tailBlock{b, f})
 	}
-	if size >= rewriteSize {
+	if size >= rewriteSize || l.tails.held.Load() > heldLimit/2 {
 		l.tails.bell.ring()
 	}
 	if l.o.still {
@@ -200,21 +206,39 @@ func (l *Log) relieve(t *tail) error {
 }
 
 // journalize writes blocks, and flushes them if that is done always.
-func (l *Log) journalize(session string, blocks []Block) (*journalFile, error) {
-	f, upTo, err := l.journal.add(session, blocks)
+func (l *Log) journalize(t *tail, blocks []Block) (*journalFile, error) {
+	f, upTo, err := l.journal.add(t.session, blocks)
 	if err != nil {
 		err = fmt.Errorf("journal: %w", err)
-		if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		if !errors.Is(err, errBegin) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 			err = l.cannotWrite(err)
 		}
 		return nil, err
 	}
+	t.mu.Lock()
+	t.upTo = upTo
+	t.mu.Unlock()
 	if l.o.Sync == SyncAlways {
 		if err := l.journal.sync(upTo); err != nil {
 			return nil, l.cannotFlush(err)
 		}
 	}
 	return f, nil
+}
+
+// complete flushes what a session has recorded, before its end is in the database: after a
+// loss of power it would have ended with more than there is.
+func (l *Log) complete(t *tail) error {
+	if l.o.Sync == SyncNone {
+		return nil
+	}
+	t.mu.Lock()
+	upTo := t.upTo
+	t.mu.Unlock()
+	if err := l.journal.sync(upTo); err != nil {
+		return l.written(l.cannotFlush(err))
+	}
+	return nil
 }
 
 // drain brings what is in a tail to the database, until it has no more bytes than that.
@@ -322,7 +346,7 @@ func (l *Log) tidyJournal(end bool) error {
 	if len(done) == 0 {
 		return nil
 	}
-	if err := l.flush(); err != nil { // or a loss of power might take what neither has
+	if err := l.flushTables(); err != nil { // or a loss of power might take what neither has
 		return l.written(l.cannotFlush(err))
 	}
 	return l.journal.remove(done)
@@ -354,6 +378,7 @@ func (l *Log) loadJournal() error {
 	}
 	places := map[string]place{}
 	for _, f := range l.journal.files {
+		f.of = map[string]bool{}
 		var failed error
 		err := f.read(func(session string, b Block) {
 			h, err := readHeader(b.Bytes)
@@ -369,6 +394,7 @@ func (l *Log) loadJournal() error {
 			}
 			if b.Number >= p.next && int64(b.Number) < p.end {
 				f.entries++
+				f.of[session] = true
 				l.tails.add(p.tail, tailBlock{b, f})
 				p.next = b.Number + h.count
 			}
@@ -379,6 +405,7 @@ func (l *Log) loadJournal() error {
 		if err := errors.Join(err, failed); err != nil {
 			return err
 		}
+		f.loaded = true
 	}
 	return nil
 }
@@ -408,8 +435,8 @@ func (l *Log) stored(session string) (next uint32, end int64, err error) {
 			return err
 		}
 		return b.each(context.Background(), math.MaxUint32, true, func(_ []byte, n uint32, b []byte) (bool, error) {
-			next = n + 1
-			if h, err := readHeader(b); err == nil {
+			next = n // of a block that was not written to its end, the journal has the records
+			if h, _, err := openBlock(nil, b); err == nil {
 				next = n + h.count
 			}
 			return false, nil
