@@ -192,7 +192,7 @@ func call(id any) string {
 // its session ends before its time.
 func TestSessionEnds(t *testing.T) {
 	timed := allowAll
-	timed.Duration = 200 * time.Millisecond
+	timed.Duration = time.Second
 	tests := []struct {
 		name   string
 		rule   policy.Rule
