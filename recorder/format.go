@@ -77,10 +77,10 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// The encoders are for EncodeAll. That which takes half the time is for what must be out
-// of memory.
+// The encoders are for EncodeAll. That which takes half the time, and less memory, is for
+// what must be out of memory.
 var (
-	encoder   = newEncoder(zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(rewriteSize))
+	encoder   = newEncoder(zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
 	reencoder = newEncoder(zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(rewriteSize), zstd.WithEncoderConcurrency(1))
 )
 

@@ -491,7 +491,7 @@ func (r *Recording) Append(frames ...Frame) error {
 		r.err = fmt.Errorf("%w: the recording has as many records as can be counted", ErrUnavailable)
 		return r.err
 	}
-	if err := r.log.enter(r.tail, e.blocks); err != nil {
+	if err := r.log.enter(r.tail, e.blocks, r.open[0] || r.open[1]); err != nil {
 		r.err = err
 		return err
 	}

@@ -38,6 +38,8 @@ type tail struct {
 	size   int   // of them, in bytes
 	upTo   int64 // what must be flushed of the journal for all that the session has recorded
 	small  int   // blocks in the database that shall be brought together
+	loose  bool  // some are compressed less than they shall be
+	parts  bool  // a frame is under way that is recorded in parts
 }
 
 type tailBlock struct {
@@ -152,11 +154,23 @@ func (t *tail) isSmall() bool {
 	if t.size > 0 && t.size < smallSize { // and that will be one more
 		small++
 	}
-	return small > 1
+	return small > 1 || t.loose
 }
 
-// enter puts blocks of a session on record, in the journal: all of them, or none.
-func (l *Log) enter(t *tail, blocks []Block) error {
+// isLong reports whether a long frame is under way: then who records brings it to the
+// database himself, so that there is never much of it in memory.
+func (t *tail) isLong() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.parts
+}
+
+// enter puts blocks of a session on record, in the journal: all of them, or none. more says
+// that more parts of a frame are to come.
+func (l *Log) enter(t *tail, blocks []Block, more bool) error {
+	t.mu.Lock()
+	t.parts = more
+	t.mu.Unlock()
 	if err := l.relieve(t); err != nil {
 		return err
 	}
@@ -197,9 +211,12 @@ func (l *Log) relieve(t *tail) error {
 		return nil
 	}
 	t.mu.Lock()
-	size := t.size
+	size, long := t.size, t.parts
 	t.mu.Unlock()
-	if size > 2*rewriteSize {
+	switch {
+	case long && size >= blockSize/2:
+		return l.drain(t, 0, encoder())
+	case size > 2*rewriteSize:
 		return l.drain(t, rewriteSize, encoder())
 	}
 	return nil
@@ -257,18 +274,22 @@ func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 		if l.o.still {
 			blocks = blocks[:1]
 		}
-		block, n, err := j.first(blocks, z)
+		limit, loose := rewriteSize, z == encoder()
+		if loose {
+			limit = blockSize
+		}
+		block, n, err := j.first(blocks, z, limit)
 		if err != nil {
 			return err
 		}
 		if err := l.commit(write{blockKey(t.session, block.Number, 0), block.Bytes}); err != nil {
 			return err
 		}
-		if len(j.records) < smallSize {
-			t.mu.Lock()
+		t.mu.Lock()
+		if t.loose = t.loose || loose; len(j.records) < smallSize {
 			t.small++
-			t.mu.Unlock()
 		}
+		t.mu.Unlock()
 		for _, b := range l.tails.take(t, n) {
 			l.journal.release(b.file)
 		}
@@ -280,9 +301,9 @@ type join struct{ records, block []byte }
 
 var joins = sync.Pool{New: func() any { return new(join) }}
 
-// first makes one block of the first of a tail, as many as there is room for, and returns
-// how many those are. It is valid until the next.
-func (j *join) first(blocks []tailBlock, z *zstd.Encoder) (b Block, n int, err error) {
+// first makes one block of the first of a tail, as many as there is room for up to a limit,
+// and returns how many those are. It is valid until the next.
+func (j *join) first(blocks []tailBlock, z *zstd.Encoder, limit int) (b Block, n int, err error) {
 	var before hash
 	count := uint32(0)
 	j.records = j.records[:0]
@@ -293,7 +314,7 @@ func (j *join) first(blocks []tailBlock, z *zstd.Encoder) (b Block, n int, err e
 		}
 		if n == 0 {
 			before = h.before
-		} else if len(j.records)+h.size > rewriteSize {
+		} else if len(j.records)+h.size > limit {
 			break
 		}
 		j.records = append(j.records, blocks[n].Bytes[h.length+4:]...)
@@ -329,6 +350,8 @@ func (l *Log) drainAll(all bool) error {
 		ended := !l.isLive(t.session)
 		if all || ended || t.isIn(old) {
 			left = 0
+		} else if t.isLong() {
+			continue
 		}
 		if err := l.drain(t, left, z); err != nil {
 			return err
