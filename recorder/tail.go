@@ -194,7 +194,7 @@ func (l *Log) enter(t *tail, blocks []Block, more bool) error {
 		l.tails.bell.ring()
 	}
 	if l.o.still {
-		return l.drain(t, 0, encoder())
+		return l.drain(t, 0, reencoder())
 	}
 	return nil
 }
