@@ -145,19 +145,12 @@ func TestTableDamaged(t *testing.T) {
 	}
 	want := frames(t, l, id)
 	l.Close()
-	tables, _ := filepath.Glob(filepath.Join(dir, "*.sst"))
-	if len(tables) != 1 {
-		t.Fatalf("tables are %q", tables)
-	}
-	good, err := os.ReadFile(tables[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	table, good := readTable(t, dir)
 	readable, named := 0, 0
 	for at := len(good) / 4; at < len(good)*3/4; at += len(good) / 40 {
 		bad := bytes.Clone(good)
 		bad[at] ^= 0x10
-		if err := os.WriteFile(tables[0], bad, 0o600); err != nil {
+		if err := os.WriteFile(table, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		l, err := Open(Options{Dir: dir, still: true})
@@ -193,14 +186,7 @@ func TestTableChecksum(t *testing.T) {
 		}
 	}
 	l.Close()
-	tables, _ := filepath.Glob(filepath.Join(dir, "*.sst"))
-	if len(tables) != 1 {
-		t.Fatalf("tables are %q", tables)
-	}
-	good, err := os.ReadFile(tables[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	table, good := readTable(t, dir)
 	subject, lost, places := []byte(`"subject":"ada"`), 0, 0
 	for at := 0; ; places++ {
 		i := bytes.Index(good[at:], subject)
@@ -210,7 +196,7 @@ func TestTableChecksum(t *testing.T) {
 		at += i + len(subject)
 		bad := bytes.Clone(good)
 		bad[at-2] ^= 2 // "adc"
-		if err := os.WriteFile(tables[0], bad, 0o600); err != nil {
+		if err := os.WriteFile(table, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		l, err := Open(Options{Dir: dir, still: true})
@@ -314,4 +300,18 @@ func TestEndLate(t *testing.T) {
 	if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Running != 1 || got.Seen.Size != 6 {
 		t.Errorf("with room: %+v", got)
 	}
+}
+
+// readTable reads the one table of a log.
+func readTable(t *testing.T, dir string) (path string, b []byte) {
+	t.Helper()
+	tables, _ := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if len(tables) != 1 {
+		t.Fatalf("tables are %q", tables)
+	}
+	b, err := os.ReadFile(tables[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tables[0], b
 }

@@ -335,14 +335,7 @@ func (l *Log) keepIndex() {
 		if err == nil {
 			err = l.tidyIndex(ctx)
 		}
-		var again <-chan time.Time
-		if err != nil {
-			again = time.After(indexPause)
-		}
-		select {
-		case <-l.index.bell:
-		case <-again:
-		case <-l.closing:
+		if !l.await(l.index.bell, err, indexPause) {
 			return
 		}
 	}

@@ -187,9 +187,7 @@ func (j *journal) add(session string, blocks []Block) (f *journalFile, upTo int6
 		j.file = nil // what came next might be behind half an entry
 		return nil, 0, errors.Join(err, f.file.Truncate(f.size))
 	}
-	if !f.of[session] {
-		f.of[session] = true
-	}
+	f.of[session] = true
 	f.size += int64(len(e))
 	j.written += int64(len(e))
 	f.entries += len(blocks)

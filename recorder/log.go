@@ -328,6 +328,22 @@ func (b bell) ring() {
 	}
 }
 
+// await waits for the bell, after an error for a pause at most. It returns false if the log
+// is closed.
+func (l *Log) await(b bell, err error, pause time.Duration) bool {
+	var retry <-chan time.Time
+	if err != nil {
+		retry = time.After(pause)
+	}
+	select {
+	case <-b:
+	case <-retry:
+	case <-l.closing:
+		return false
+	}
+	return true
+}
+
 // every calls f at that interval, until it returns false or the log is closed.
 func (l *Log) every(interval time.Duration, f func() bool) {
 	tick := time.NewTicker(interval)

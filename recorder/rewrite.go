@@ -111,15 +111,10 @@ func (l *Log) rewriteAll() {
 		if err == nil && len(ids) > 0 {
 			continue // there may be more
 		}
-		var retry <-chan time.Time
 		if err != nil {
 			l.o.Log.Warn("recordings cannot be rewritten now", "error", err)
-			retry = time.After(retryTime)
 		}
-		select {
-		case <-l.rewrites.bell:
-		case <-retry:
-		case <-l.closing:
+		if !l.await(l.rewrites.bell, err, retryTime) {
 			return
 		}
 	}

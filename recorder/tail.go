@@ -378,15 +378,11 @@ func (l *Log) tidyJournal(end bool) error {
 // keepJournal drains what can be, until the log is closed.
 func (l *Log) keepJournal() {
 	for {
-		var retry <-chan time.Time
-		if err := l.drainAll(false); err != nil {
+		err := l.drainAll(false)
+		if err != nil {
 			l.o.Log.Warn("the journal cannot be brought to the database now", "error", err)
-			retry = time.After(retryTime)
 		}
-		select {
-		case <-l.tails.bell:
-		case <-retry:
-		case <-l.closing:
+		if !l.await(l.tails.bell, err, retryTime) {
 			return
 		}
 	}
