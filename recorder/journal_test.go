@@ -710,6 +710,64 @@ func TestJournalReused(t *testing.T) {
 	}
 }
 
+// TestJournalReusedKilled kills a broker whose journal is in files that have been others
+// before: all is there, and nothing is said to be damaged.
+func TestJournalReusedKilled(t *testing.T) {
+	for name, key := range map[string]bool{"plain": false, "encrypted": true} {
+		t.Run(name, func(t *testing.T) {
+			data := t.TempDir()
+			o := Options{Dir: filepath.Join(data, "log")}
+			if key {
+				var err error
+				if o.Key, err = OpenKey(data); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l := open(t, o)
+			large, small := start(t, l), start(t, l)
+			noise := make([]byte, 900<<10)
+			want := 0
+			for reused := false; !reused; want++ {
+				if want > 500 {
+					t.Fatal("no file is reused")
+				}
+				makeNoise(noise, byte(want))
+				if err := large.Append(Frame{Bytes: noise}); err != nil {
+					t.Fatal(err)
+				}
+				if want == 0 {
+					small.add(t, "first")
+				}
+				l.journal.mu.Lock()
+				reused = l.journal.file.beneath != nil
+				l.journal.mu.Unlock()
+			}
+			undrained(t, small)
+			undrained(t, large)
+			small.add(t, "last")
+			var said bytes.Buffer
+			o.Dir, o.Log = killed(t, l), slog.New(slog.NewTextHandler(&said, nil))
+			again := open(t, o)
+			if got := fmt.Sprint(frames(t, again, small.ID())); got != "[s2c delivered first s2c delivered last]" {
+				t.Errorf("got %s", got)
+			}
+			got := 0
+			for f, err := range again.Frames(t.Context(), large.ID()) {
+				if makeNoise(noise, byte(got)); err != nil || !bytes.Equal(f.Bytes, noise) {
+					t.Fatalf("frame %d is another one, %v", got, err)
+				}
+				got++
+			}
+			if got != want {
+				t.Errorf("%d frames came back, want %d", got, want)
+			}
+			if strings.Contains(said.String(), "damaged") {
+				t.Errorf("it is said that %s", said.String())
+			}
+		})
+	}
+}
+
 // TestJournalSpares checks that spare files are few, that they do not outlast what is
 // deleted, also where it is from the time before, nor the journal, nor a kill.
 func TestJournalSpares(t *testing.T) {
