@@ -112,7 +112,7 @@ func (f *flow) look(n int, walk func(m *Masker)) {
 	f.emit(n, m.spans[base:])
 	m.spans = m.spans[:base]
 	if f.gone {
-		m.blobs = m.blobs[:0]
+		m.forgetBlobs()
 	}
 }
 

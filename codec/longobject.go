@@ -124,7 +124,7 @@ func (f *flow) mark(m *Masker, o *longObject, name []byte) bool {
 	}
 	m.merge(base)
 	for {
-		now := Unquote(nil, m.replaceAt(m.b, 0, m.spans[base:]))
+		now := Unquote(nil, m.replace(nil, m.b, 0, m.spans[base:]))
 		switch {
 		case o.taken.add(maphash.Bytes(seed, now)):
 			return f.oneMore()

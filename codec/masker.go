@@ -19,6 +19,9 @@ type Finder interface {
 	// Under calls found with what in text, the whole value of the member of that
 	// name in an object, is sensitive for the name's sake.
 	Under(name, text []byte, found func(detector, start, end int))
+	// Least returns how many bytes a text has at least, and how many a number as JSON
+	// writes it, in which Find or Under find anything.
+	Least() (text, number int)
 	// Near calls near with the offsets in text, in any order, within nearBy bytes
 	// of which every value lies, begins or has its name that Find or Under would
 	// find in any part of text between quotes, where text is JSON whose escapes are
@@ -49,8 +52,9 @@ type Masker struct {
 	Came bool
 
 	finder  Finder
-	marks   []string // [masked:NAME], by detector; the last is that of fields
-	longest int      // of marks
+	least   struct{ text, number int } // as finder has them
+	marks   []string                   // [masked:NAME], by detector; the last is that of fields
+	longest int                        // of marks
 	fields  *Fields
 
 	b        []byte // the JSON text that is walked: the frame, or what a string in it holds
@@ -65,8 +69,12 @@ type Masker struct {
 	names    cleanTexts // of members
 	strings  cleanTexts // with their members' names
 	states   []state    // of paths under way: a stack
+	masked   []masked   // names of an object
+	taken    nameSet    // what the names of an object are by now
 	scratch  []byte     // a stack of decoded strings
 	blobs    []blob
+	encoded  []byte  // their texts
+	within   []int16 // their detectors
 	check    scanner
 	findings []Finding
 	sizes    sizes
@@ -125,6 +133,7 @@ func NewMasker(finder Finder, fields *Fields) *Masker {
 		m.marks = append(m.marks, mark)
 		m.longest = max(m.longest, len(mark)+len(" 99999"))
 	}
+	m.least.text, m.least.number = finder.Least()
 	m.found = m.note
 	m.near = func(at int) { m.hints.at = append(m.hints.at, at) }
 	return m
@@ -157,25 +166,37 @@ func (m *Masker) MaskArguments(dst []byte, f *Frame) (out []byte, findings []Fin
 
 func (m *Masker) start(line []byte) {
 	m.hints = hints{at: m.hints.at[:0]}
-	m.b, m.layer, m.depth, m.spans, m.scratch, m.findings, m.blobs = line, 0, 0, m.spans[:0], m.scratch[:0], m.findings[:0], m.blobs[:0]
+	m.b, m.layer, m.depth, m.spans, m.scratch, m.findings = line, 0, 0, m.spans[:0], m.scratch[:0], m.findings[:0]
+	m.forgetBlobs()
 }
 
 func (m *Masker) finish(dst, line []byte) ([]byte, []Finding) {
 	m.merge(0)
-	m.forget()
 	for _, s := range m.spans {
 		m.findings = m.appendFindings(m.findings, s, s.start)
 	}
-	return m.replace(dst, line, m.spans), m.findings
+	dst = m.replace(dst, line, 0, m.spans)
+	m.forget()
+	return dst, m.findings
 }
 
 // forget gives back what a frame has taken in memory.
 func (m *Masker) forget() {
 	m.b, m.text = nil, nil
 	m.check.b = nil
+	if m.taken.added {
+		m.taken.reset()
+	}
 	if cap(m.scratch) > keptScratch {
 		m.scratch = nil
 	}
+	if cap(m.encoded) > keptScratch {
+		m.blobs, m.encoded = nil, nil
+	}
+}
+
+func (m *Masker) forgetBlobs() {
+	m.blobs, m.encoded, m.within = m.blobs[:0], m.encoded[:0], m.within[:0]
 }
 
 // appendFindings appends what a span at that offset is for.
@@ -205,17 +226,17 @@ func (m *Masker) MaskText(dst, text []byte) []byte {
 	m.look(text, nil)
 	m.b, m.text = nil, nil
 	m.check.b = nil
-	return m.replace(dst, text, m.spans)
+	return m.replace(dst, text, 0, m.spans)
 }
 
-// replace appends text to dst with these spans replaced.
-func (m *Masker) replace(dst, text []byte, spans []span) []byte {
+// replace appends text, which starts at that offset, to dst with these spans replaced.
+func (m *Masker) replace(dst, text []byte, offset int, spans []span) []byte {
 	dst = slices.Grow(dst, len(text))
 	at := 0
 	for _, s := range spans {
-		dst = append(dst, text[at:s.start]...)
+		dst = append(dst, text[at:s.start-offset]...)
 		dst = m.appendMark(dst, s)
-		at = s.end
+		at = s.end - offset
 	}
 	return append(dst, text[at:]...)
 }
@@ -526,7 +547,7 @@ func (m *Masker) object(i int, p place) int {
 	}
 	m.judge(data, false)
 	m.judge(blob, true)
-	if names > 0 {
+	if names > 0 && k > 1 {
 		m.distinct(start, first)
 	}
 	return i + 1
@@ -569,13 +590,13 @@ func (m *Masker) release(h held) {
 // blob looks at what the base64 of a string stands for.
 func (m *Masker) blob(h held) {
 	kept, base := len(m.scratch), len(m.spans)
+	defer func() { m.scratch = m.scratch[:kept] }()
 	raw := m.b[h.start:h.end]
 	m.scratch = Unquote(m.scratch, raw)
-	encoded := m.scratch[kept:]
-	decoded := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
-	n, err := base64.StdEncoding.Decode(decoded, encoded)
-	m.scratch = m.scratch[:kept]
-	decoded = decoded[:n]
+	at := len(m.scratch)
+	var err error
+	m.scratch, err = base64.StdEncoding.AppendDecode(m.scratch, m.scratch[kept:])
+	decoded := m.scratch[at:len(m.scratch):len(m.scratch)]
 	if err != nil || h.field || !h.text && !utf8.Valid(decoded) { // or it only may be text
 		m.release(h)
 		return
@@ -584,12 +605,15 @@ func (m *Masker) blob(h held) {
 	if len(m.spans) == base {
 		return
 	}
-	b := blob{text: base64.StdEncoding.AppendEncode(nil, m.replace(nil, decoded, m.spans[base:]))}
+	at = len(m.scratch)
+	m.scratch = m.replace(m.scratch, decoded, 0, m.spans[base:])
+	text, detectors := len(m.encoded), len(m.within)
+	m.encoded = base64.StdEncoding.AppendEncode(m.encoded, m.scratch[at:])
 	for _, s := range m.spans[base:] {
-		b.detectors = append(b.detectors, s.detector)
+		m.within = append(m.within, s.detector)
 	}
-	m.blobs = append(m.blobs, b)
-	m.spans = append(m.spans[:base], span{start: h.start + 1, end: h.end - 1, detector: b.detectors[0], length: len(raw), kind: inBlob, n: int32(len(m.blobs) - 1)})
+	m.blobs = append(m.blobs, blob{m.encoded[text:], m.within[detectors:]})
+	m.spans = append(m.spans[:base], span{start: h.start + 1, end: h.end - 1, detector: m.within[detectors], length: len(raw), kind: inBlob, n: int32(len(m.blobs) - 1)})
 }
 
 // memberName looks at the name m.b[start:end] of a member, and reports 1 if
@@ -611,19 +635,22 @@ func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
 	return 1
 }
 
+// A masked name is m.b[start:end], quotes included; last is the last of its spans.
+type masked struct{ start, end, last int }
+
 // distinct numbers the marks in the names of the object at i, so that no two of
 // its names are the same. m.spans[first:] are those in the object.
 func (m *Masker) distinct(i, first int) {
 	// What was held comes late, and may be JSON with names of its own.
-	slices.SortStableFunc(m.spans[first:], func(a, b span) int { return a.start - b.start })
-	type masked struct{ start, end, last int } // last is the last of its spans
-	var all []masked
-	taken := map[string]bool{}
+	byStart := func(a, b span) int { return a.start - b.start }
+	if spans := m.spans[first:]; !slices.IsSortedFunc(spans, byStart) {
+		slices.SortStableFunc(spans, byStart)
+	}
+	kept := len(m.scratch)
+	m.masked = m.masked[:0]
 	at := first
-	object := m.b[i:]
-	for j := skipSpace(object, 1); object[j] != '}'; {
-		end := skipString(object, j)
-		s := masked{i + j, i + end, -1}
+	for i = skipSpace(m.b, i+1); m.b[i] != '}'; {
+		s := masked{i, skipString(m.b, i), -1}
 		for at < len(m.spans) && (m.spans[at].kind != inName || m.spans[at].start < s.start) {
 			at++
 		}
@@ -631,43 +658,43 @@ func (m *Masker) distinct(i, first int) {
 			s.last = k
 		}
 		if s.last < 0 {
-			taken[string(Unquote(nil, object[j:end]))] = true
+			m.take(m.b[s.start:s.end])
 		} else {
-			all = append(all, s)
+			m.masked = append(m.masked, s)
 		}
-		j = skipValue(object, skipSpace(object, skipSpace(object, end)+1))
-		if j = skipSpace(object, j); object[j] == ',' {
-			j = skipSpace(object, j+1)
-		}
+		i = m.behind(skipValue(m.b, skipSpace(m.b, skipSpace(m.b, s.end)+1)))
 	}
 	n := 1
-	for _, s := range all {
-		own := m.spans[:s.last+1]
+	for _, s := range m.masked {
 		from := s.last
-		for from > first && own[from-1].kind == inName && own[from-1].start > s.start {
+		for from > first && m.spans[from-1].kind == inName && m.spans[from-1].start > s.start {
 			from--
 		}
 		for {
-			name := string(m.replaceAt(m.b[s.start:s.end], s.start, own[from:]))
-			if name = string(Unquote(nil, []byte(name))); !taken[name] {
-				taken[name] = true
+			at := len(m.scratch)
+			m.scratch = m.replace(m.scratch, m.b[s.start:s.end], s.start, m.spans[from:s.last+1])
+			if m.take(m.scratch[at:]) {
 				break
 			}
+			m.scratch = m.scratch[:at]
 			n++
 			m.spans[s.last].n = int32(n)
 		}
 	}
+	m.taken.end(0)
+	m.scratch = m.scratch[:kept]
 }
 
-// replaceAt returns text, which starts at that offset, with these spans replaced.
-func (m *Masker) replaceAt(text []byte, offset int, spans []span) (out []byte) {
-	at := offset
-	for _, s := range spans {
-		out = append(out, text[at-offset:s.start-offset]...)
-		out = m.appendMark(out, s)
-		at = s.end
+// take takes a name of an object, and reports whether none was the same. What it adds
+// to m.scratch has to stay.
+func (m *Masker) take(raw []byte) bool {
+	name := raw[1 : len(raw)-1]
+	if bytes.IndexByte(name, '\\') >= 0 {
+		at := len(m.scratch)
+		m.scratch = Unquote(m.scratch, raw)
+		name = m.scratch[at:]
 	}
-	return append(out, text[at-offset:]...)
+	return m.taken.add(0, name)
 }
 
 // cleanTexts remembers short texts in which nothing was found: the rows of a table
@@ -718,9 +745,10 @@ func isTextMIME(raw []byte) bool {
 	if n > maxMIME {
 		return false
 	}
-	mime := bytes.ToLower(raw[1 : n-1])
-	mime, _, _ = bytes.Cut(mime, []byte(";"))
-	mime = bytes.ReplaceAll(mime, []byte(`\/`), []byte("/"))
+	mime, _, _ := bytes.Cut(raw[1:n-1], []byte(";"))
+	if bytes.ContainsFunc(mime, func(r rune) bool { return r == '\\' || r >= utf8.RuneSelf || 'A' <= r && r <= 'Z' }) {
+		mime = bytes.ReplaceAll(bytes.ToLower(mime), []byte(`\/`), []byte("/"))
+	}
 	if hasPrefix(mime, "text/") || bytes.HasSuffix(mime, []byte("+json")) || bytes.HasSuffix(mime, []byte("+xml")) {
 		return true
 	}
@@ -749,10 +777,12 @@ func (m *Masker) num(start, end int, p place) {
 		return
 	}
 	base := len(m.spans)
-	m.find(raw, p.name)
+	if len(raw) >= m.least.number {
+		m.find(raw, p.name)
+	}
 	if len(m.spans) == base {
 		kept := len(m.scratch)
-		if m.scratch = appendInteger(m.scratch, raw); len(m.scratch) > kept {
+		if m.scratch = appendInteger(m.scratch, raw); len(m.scratch)-kept >= m.least.number {
 			m.find(m.scratch[kept:], p.name)
 		}
 		m.scratch = m.scratch[:kept]

@@ -401,6 +401,7 @@ func (greedy) Find(text []byte, found func(detector, start, end int)) {
 	}
 	found(0, len(text), len(text)+1)
 }
+func (greedy) Least() (text, number int)                                     { return 1, 1 }
 func (greedy) Near([]byte, func(int)) bool                                   { return false }
 func (greedy) Under(name, text []byte, found func(detector, start, end int)) {}
 

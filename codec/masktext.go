@@ -30,6 +30,9 @@ func (m *Masker) look(text, name []byte) {
 func (m *Masker) settle(base int, text, name []byte) {
 	for round := 0; len(m.spans) > base; round++ {
 		m.merge(base)
+		if s := m.spans[base]; s.start == 0 && s.end == len(text) { // nothing is left but a mark
+			return
+		}
 		if round == maxRounds {
 			m.spans[base].start, m.spans[base].end, m.spans[base].kind = 0, len(text), inText
 			m.spans = m.spans[:base+1]
@@ -44,7 +47,7 @@ func (m *Masker) settle(base int, text, name []byte) {
 			m.scratch = slices.Grow(m.scratch, min(size, (first-base)*3*aroundMark))
 			m.scanMarks(text, base, first)
 		} else {
-			m.scratch = m.replace(m.scratch, text, m.spans[base:])
+			m.scratch = m.replace(m.scratch, text, 0, m.spans[base:])
 			m.scan(m.scratch[kept:len(m.scratch):len(m.scratch)], name)
 		}
 		m.scratch = m.scratch[:kept]
@@ -119,6 +122,9 @@ func (m *Masker) scan(text, name []byte) bool {
 // find has the finder look at text, which is the value of the member of that
 // name (nil if it is of none).
 func (m *Masker) find(text, name []byte) {
+	if len(text) < m.least.text {
+		return
+	}
 	m.text, m.markless = text, [2]int{}
 	m.finder.Find(text, m.found)
 	if name != nil {

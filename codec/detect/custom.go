@@ -47,14 +47,14 @@ func Define(c Custom) (Detector, error) {
 	if err != nil {
 		return Detector{}, err
 	}
-	if w := width(re); w.min == 0 {
+	if width(re).min == 0 {
 		return Detector{}, errors.New("regex matches nothing at all: it would match everywhere")
 	}
 	made := &rule{id: c.Name, custom: &custom{validate: validate}}
 	for _, k := range c.Keywords {
 		made.custom.keywords = append(made.custom.keywords, []byte(strings.ToLower(k)))
 	}
-	rules := &ruleSet{count: 1}
+	rules := &ruleSet{count: 1, least: width(re).min}
 	var all [][]anchor
 	for _, v := range variants(re) {
 		found := anchors(v)

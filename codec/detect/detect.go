@@ -15,6 +15,7 @@ package detect
 import (
 	"bytes"
 	"maps"
+	"math"
 	"slices"
 )
 
@@ -26,6 +27,8 @@ type Detector struct {
 	by    byDigits        // or this,
 	at    around          // at runs of digits that look so
 	rules func() *ruleSet // or that
+	least int             // bytes of a value; of rules, they say so
+	marks bool            // a value has bytes that no number has as JSON writes it
 }
 
 // A bySign looks around the @ at i, and returns the offsets of the value that it
@@ -33,13 +36,13 @@ type Detector struct {
 type bySign func(text []byte, i, done int) (from, to int)
 
 var builtin = map[string]Detector{
-	"credit_card": {by: card, at: manyDigits | fourDigits},
-	"email":       {sign: email},
-	"iban":        {by: iban, at: behindLetters},
-	"ip_address":  {by: ip, at: besideMark},
-	"phone":       {by: phone, at: behindPlus},
+	"credit_card": {by: card, at: manyDigits | fourDigits, least: 13},
+	"email":       {sign: email, least: len("a@b.cd"), marks: true},
+	"iban":        {by: iban, at: behindLetters, least: 15, marks: true},
+	"ip_address":  {by: ip, at: besideMark, least: len("::1"), marks: true},
+	"phone":       {by: phone, at: behindPlus, least: len("+123456789")},
 	"secrets":     {rules: secretRules},
-	"us_ssn":      {by: ssn, at: threeDigits | nineDigits},
+	"us_ssn":      {by: ssn, at: threeDigits | nineDigits, least: 9},
 }
 
 // Names returns the names of the detectors that there are, sorted.
@@ -62,13 +65,17 @@ type Finder struct {
 	searches []active         // by rules
 	digits   []active         // by digits
 	at       around           // of any of digits
+	atLeast  [16]around       // of those whose values a text of so many bytes, or more, has room for
 	who      [looksLike][]int // which of digits look at a run that looks so
 	signed   []active         // by signs
 	named    []byte
 	report   func(detector, start, end int)
 	near     func(at int)
 
-	// Of the text that is scanned.
+	leastText, leastNumber int // as Least returns them
+
+	// Of the text that is looked at.
+	looks      around // that matter in it
 	rows       classified
 	colonDone  int // runs of digits beside colons before have been looked at
 	colonDigit int // where the last of them ends
@@ -87,7 +94,7 @@ type active struct {
 
 // New returns a Finder of what these detectors find.
 func New(detectors ...Detector) *Finder {
-	f := &Finder{}
+	f := &Finder{leastText: math.MaxInt, leastNumber: math.MaxInt}
 	for i, d := range detectors {
 		w := active{by: d.by, at: d.at, bySign: d.sign, found: func(start, end int) { f.report(i, start, end) }}
 		f.names = append(f.names, d.name)
@@ -105,6 +112,17 @@ func New(detectors ...Detector) *Finder {
 			}
 			f.digits = append(f.digits, w)
 			f.at |= d.at
+			for n := d.least; n < len(f.atLeast); n++ {
+				f.atLeast[n] |= d.at
+			}
+		}
+		least := d.least
+		if d.rules != nil {
+			least = w.search.least
+		}
+		f.leastText = min(f.leastText, least)
+		if !d.marks {
+			f.leastNumber = min(f.leastNumber, least)
 		}
 	}
 	return f
@@ -112,6 +130,10 @@ func New(detectors ...Detector) *Finder {
 
 // Names returns the names of the Finder's detectors.
 func (f *Finder) Names() []string { return f.names }
+
+// Least returns how many bytes a text has at least, and how many a number as JSON
+// writes it, in which Find or Under find anything.
+func (f *Finder) Least() (text, number int) { return f.leastText, f.leastNumber }
 
 // Find calls found with the number of the detector, as New was given it, and the
 // offsets of each value in text.
@@ -126,7 +148,7 @@ func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 		f.scan(text)
 	default:
 		f.bySigns(text)
-		if f.at != 0 && len(text) >= leastDigits {
+		if f.looks = f.atLeast[min(len(text), len(f.atLeast)-1)]; f.looks != 0 {
 			f.byDigits(text)
 		}
 	}
@@ -170,9 +192,6 @@ func (f *Finder) Near(text []byte, near func(at int)) bool {
 
 func (f *Finder) hit(at int, _ []entry) { f.near(at) }
 
-// leastDigits is the length of the shortest value that is found by its digits: ::1.
-const leastDigits = 3
-
 func (f *Finder) byDigits(text []byte) {
 	for i := range f.digits {
 		f.digits[i].done = 0
@@ -186,7 +205,7 @@ func (f *Finder) byDigits(text []byte) {
 
 // digitsIn looks around the run of digits text[start:end].
 func (f *Finder) digitsIn(text []byte, start, end int) {
-	at := lookAround(text, start, end) & f.at
+	at := lookAround(text, start, end) & f.looks
 	if at == 0 {
 		return
 	}

@@ -96,7 +96,7 @@ func (f *Finder) scan(text []byte) {
 	for i := range f.signed {
 		f.signed[i].done = 0
 	}
-	f.colonDone, f.colonTo = 0, 0
+	f.looks, f.colonDone, f.colonTo = f.at, 0, 0
 	c := &f.rows
 	place := -8 + windowFirst // of the first bit that is decided: what is in front of a text is in no row
 	for at := 0; at < len(text); at += chunk {

@@ -61,13 +61,16 @@ func (s *search) find(text []byte, found func(start, end int)) {
 }
 
 func (s *search) look(text []byte, value [2]int, found func(start, end int)) {
+	if len(text) < s.least {
+		return
+	}
 	s.text, s.value, s.found = text, value, found
 	if s.texts++; s.outcomes == nil {
 		s.outcomes, s.aheads = make([]outcome, len(s.expressions)), make([]ahead, len(s.sets))
 	}
 	s.m.fresh()
 	switch {
-	case s.index != nil && len(text) >= 4:
+	case s.index != nil:
 		s.index.find(text, s)
 	case s.slow != nil:
 		s.crawl()
