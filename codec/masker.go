@@ -3,6 +3,9 @@ package codec
 import (
 	"bytes"
 	"encoding/base64"
+	"hash/maphash"
+	"math"
+	"math/bits"
 	"slices"
 	"strconv"
 	"unicode/utf8"
@@ -59,10 +62,11 @@ type Masker struct {
 
 	b        []byte // the JSON text that is walked: the frame, or what a string in it holds
 	layer    int
-	spans    []span // a stack: the text that is looked at has its own on top
-	hints    hints  // where in b something may be
-	text     []byte // that is looked at
-	markless [2]int // from one offset in text to in front of the other no mark begins
+	spans    []span   // a stack: the text that is looked at has its own on top
+	hints    hints    // where in b something may be
+	hinted   []uint64 // of hints, which are a stack
+	text     []byte   // that is looked at
+	markless [2]int   // from one offset in text to in front of the other no mark begins
 	found    func(detector, start, end int)
 	near     func(at int)
 	name     []byte     // decoded
@@ -70,7 +74,7 @@ type Masker struct {
 	strings  cleanTexts // with their members' names
 	states   []state    // of paths under way: a stack
 	masked   []masked   // names of an object
-	taken    nameSet    // what the names of an object are by now
+	taken    hashes     // of what the names of an object are by now
 	scratch  []byte     // a stack of decoded strings
 	blobs    []blob
 	encoded  []byte  // their texts
@@ -135,7 +139,7 @@ func NewMasker(finder Finder, fields *Fields) *Masker {
 	}
 	m.least.text, m.least.number = finder.Least()
 	m.found = m.note
-	m.near = func(at int) { m.hints.at = append(m.hints.at, at) }
+	m.near = func(at int) { m.hints.at[at>>6] |= 1 << (at & 63) }
 	return m
 }
 
@@ -165,7 +169,7 @@ func (m *Masker) MaskArguments(dst []byte, f *Frame) (out []byte, findings []Fin
 }
 
 func (m *Masker) start(line []byte) {
-	m.hints = hints{at: m.hints.at[:0]}
+	m.hints, m.hinted = hints{}, m.hinted[:0]
 	m.b, m.layer, m.depth, m.spans, m.scratch, m.findings = line, 0, 0, m.spans[:0], m.scratch[:0], m.findings[:0]
 	m.forgetBlobs()
 }
@@ -184,11 +188,11 @@ func (m *Masker) finish(dst, line []byte) ([]byte, []Finding) {
 func (m *Masker) forget() {
 	m.b, m.text = nil, nil
 	m.check.b = nil
-	if m.taken.added {
-		m.taken.reset()
-	}
 	if cap(m.scratch) > keptScratch {
 		m.scratch = nil
+	}
+	if 24*cap(m.masked) > keptScratch || 8*cap(m.taken.slots) > keptScratch {
+		m.masked, m.taken = nil, hashes{}
 	}
 	if cap(m.encoded) > keptScratch {
 		m.blobs, m.encoded = nil, nil
@@ -323,11 +327,11 @@ func (m *Masker) part(f *Frame, raw []byte, a area) {
 	if a == areaResult && m.fields != nil {
 		m.states = m.fields.begin(m.states)
 	}
-	m.whole(raw, cap(f.Line)-cap(raw), place{area: a}) // both end where their array ends
+	m.whole(raw, cap(f.Line)-cap(raw), &place{area: a}) // both end where their array ends
 }
 
 // whole walks raw, the value in m.b at that offset, if anything in it may be found.
-func (m *Masker) whole(raw []byte, offset int, p place) {
+func (m *Masker) whole(raw []byte, offset int, p *place) {
 	outer := m.hint(raw, offset)
 	if !m.hints.quiet(m) {
 		m.walk(offset, p)
@@ -340,12 +344,16 @@ func (m *Masker) whole(raw []byte, offset int, p place) {
 // at each.
 type hints struct {
 	known   bool // else everything is looked at
+	some    bool // there is one
 	escapes bool // there is a backslash
 	blobs   bool // there may be base64: no hint tells of what it stands for
-	base    int  // of at, which is a stack
-	next    int  // the first that is not behind
-	at      []int
+
+	at    []uint64 // a bit for each byte
+	start int      // of the JSON, where the first of them is
+	next  int      // the first hint that is not behind, or noHint
 }
+
+const noHint = math.MaxInt
 
 const (
 	// nearBy is how far from a hint what it hints at may be.
@@ -365,22 +373,19 @@ var blobName = []byte(`"blob"`)
 // the JSON around it.
 func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 	outer = m.hints
-	m.hints.known = false
+	m.hints = hints{}
 	if len(raw) < fewBytes || !manyMembers(raw) {
 		return outer
 	}
 	h := &m.hints
-	h.base, h.next = len(h.at), len(h.at)
+	base := len(m.hinted)
+	m.hinted = append(m.hinted, make([]uint64, len(raw)/64+1)...)
+	h.at, h.start = m.hinted[base:], offset
 	h.known = m.finder.Near(raw, m.near)
+	h.next = h.from(offset)
+	h.some = h.next != noHint
 	h.escapes = bytes.IndexByte(raw, '\\') >= 0
-	own := h.at[h.base:]
-	h.blobs = len(own) == 0 && !h.escapes && bytes.Contains(raw, blobName) // else it is not asked for
-	for i := range own {
-		own[i] += offset
-	}
-	if !slices.IsSorted(own) {
-		slices.Sort(own)
-	}
+	h.blobs = !h.some && !h.escapes && bytes.Contains(raw, blobName) // else it is not asked for
 	return outer
 }
 
@@ -398,19 +403,36 @@ func manyMembers(raw []byte) bool {
 }
 
 func (m *Masker) unhint(outer hints) {
-	outer.at = m.hints.at[:len(outer.at)] // it may have moved
+	m.hinted = m.hinted[:len(m.hinted)-len(m.hints.at)]
 	m.hints = outer
 }
 
 // quiet reports that there is nothing to look at.
 func (h *hints) quiet(m *Masker) bool {
-	return h.known && !h.escapes && !h.blobs && len(h.at) == h.base && m.fields == nil
+	return h.known && !h.escapes && !h.blobs && !h.some && m.fields == nil
+}
+
+// from returns the first hint from an offset on, or noHint.
+func (h *hints) from(offset int) int {
+	i := max(0, offset-h.start)
+	word := i >> 6
+	if word >= len(h.at) {
+		return noHint
+	}
+	for bit := h.at[word] >> (i & 63) << (i & 63); ; bit = h.at[word] {
+		if bit != 0 {
+			return h.start + word<<6 + bits.TrailingZeros64(bit)
+		}
+		if word++; word == len(h.at) {
+			return noHint
+		}
+	}
 }
 
 // reach leaves the hints behind that are too far before from.
 func (h *hints) reach(from int) {
-	for h.next < len(h.at) && h.at[h.next] < from-nearBy {
-		h.next++
+	if h.next < from-nearBy {
+		h.next = h.from(from - nearBy)
 	}
 }
 
@@ -420,7 +442,7 @@ func (h *hints) none(from, end int) bool {
 		return false
 	}
 	h.reach(from)
-	return h.next == len(h.at) || h.at[h.next] > end+nearBy
+	return h.next > end+nearBy
 }
 
 // A place is what a value's surroundings say of it.
@@ -443,7 +465,7 @@ func (p *place) begin(start int) int {
 }
 
 // walk looks at the value at i, and returns the offset behind it.
-func (m *Masker) walk(i int, p place) int {
+func (m *Masker) walk(i int, p *place) int {
 	p.field = p.field || m.fields.ends(m.states[p.states:])
 	switch m.b[i] {
 	case '{':
@@ -475,10 +497,10 @@ func (m *Masker) walk(i int, p place) int {
 
 // element walks the element at i, the nth of the array whose place is p, and returns
 // the offset behind it.
-func (m *Masker) element(i, n int, p place) int {
+func (m *Masker) element(i, n int, p *place) int {
 	inner := place{states: len(m.states), field: p.field}
 	m.states = m.fields.element(m.states, p.states, n)
-	i = m.walk(i, inner)
+	i = m.walk(i, &inner)
 	m.states = m.states[:inner.states]
 	return i
 }
@@ -489,11 +511,12 @@ func (m *Masker) field(start, end int, k kind) {
 }
 
 // object walks the members of the object at i, but for those that are opaque.
-func (m *Masker) object(i int, p place) int {
+func (m *Masker) object(i int, p *place) int {
 	// Whether data is an image, or a blob text, may be said behind it. Looking
 	// ahead would cost the square of an object that has such a member many times.
 	var media, text bool
 	var data, blob held
+	var inner place // one for all members, which the stack holds
 	start, first := i, len(m.spans)
 	names := 0
 	m.depth++
@@ -513,18 +536,18 @@ func (m *Masker) object(i int, p place) int {
 		if escaped == unescaped && m.hints.known {
 			t.learn(m.b[nameStart:i], k, name)
 		}
-		inner := place{name: name, from: nameStart, hidden: escaped == others, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
+		inner = place{name: name, from: nameStart, hidden: escaped == others, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
 		m.states = m.fields.member(m.states, p.states, name)
 		end := 0
 		switch c := m.b[i]; {
 		case c != '{' && c != '[' && p.area.opaque(name):
 			end = skipValue(m.b, i)
 		case c != '"':
-			end = m.walk(i, inner)
+			end = m.walk(i, &inner)
 		case string(name) == "data":
-			end = m.hold(&data, i, inner, media, text)
+			end = m.hold(&data, i, &inner, media, text)
 		case string(name) == "blob":
-			end = m.hold(&blob, i, inner, media, text)
+			end = m.hold(&blob, i, &inner, media, text)
 		default:
 			switch string(name) {
 			case "type":
@@ -533,7 +556,7 @@ func (m *Masker) object(i int, p place) int {
 				media = media || isMediaMIME(m.b[i:])
 				text = text || isTextMIME(m.b[i:])
 			}
-			end = m.walk(i, inner)
+			end = m.walk(i, &inner)
 		}
 		m.states = m.states[:inner.states]
 		i = m.behind(end)
@@ -548,7 +571,7 @@ func (m *Masker) object(i int, p place) int {
 	m.judge(data, false)
 	m.judge(blob, true)
 	if names > 0 && k > 1 {
-		m.distinct(start, first)
+		m.distinct(start, k, first)
 	}
 	return i + 1
 }
@@ -564,7 +587,7 @@ type held struct {
 
 // hold puts off the string at i, and looks at the one that was put off before:
 // an object in a string may have a name twice.
-func (m *Masker) hold(h *held, i int, p place, media, text bool) int {
+func (m *Masker) hold(h *held, i int, p *place, media, text bool) int {
 	m.release(*h)
 	*h = held{i, skipString(m.b, i), p.field || m.fields.ends(m.states[p.states:]), media, text, false}
 	return h.end
@@ -583,7 +606,7 @@ func (m *Masker) judge(h held, isBlob bool) {
 
 func (m *Masker) release(h held) {
 	if h.end > 0 {
-		m.str(h.start, h.end, place{states: len(m.states), field: h.field, late: true})
+		m.str(h.start, h.end, &place{states: len(m.states), field: h.field, late: true})
 	}
 }
 
@@ -623,7 +646,7 @@ func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
 		return 0
 	}
 	base := len(m.spans)
-	m.str(start, end, place{states: len(m.states), late: true})
+	m.str(start, end, &place{states: len(m.states), late: true})
 	if len(m.spans) == base {
 		m.name = append(m.name[:0], name...)
 		m.names.add(name)
@@ -638,15 +661,15 @@ func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
 // A masked name is m.b[start:end], quotes included; last is the last of its spans.
 type masked struct{ start, end, last int }
 
-// distinct numbers the marks in the names of the object at i, so that no two of
-// its names are the same. m.spans[first:] are those in the object.
-func (m *Masker) distinct(i, first int) {
+// distinct numbers the marks in the names of the object at i, which has so many, so
+// that no two of them are the same. m.spans[first:] are those in the object.
+func (m *Masker) distinct(i, names, first int) {
 	// What was held comes late, and may be JSON with names of its own.
 	byStart := func(a, b span) int { return a.start - b.start }
 	if spans := m.spans[first:]; !slices.IsSortedFunc(spans, byStart) {
 		slices.SortStableFunc(spans, byStart)
 	}
-	kept := len(m.scratch)
+	m.taken.empty(names)
 	m.masked = m.masked[:0]
 	at := first
 	for i = skipSpace(m.b, i+1); m.b[i] != '}'; {
@@ -670,32 +693,21 @@ func (m *Masker) distinct(i, first int) {
 		for from > first && m.spans[from-1].kind == inName && m.spans[from-1].start > s.start {
 			from--
 		}
+		kept := len(m.scratch)
 		for {
-			at := len(m.scratch)
-			m.scratch = m.replace(m.scratch, m.b[s.start:s.end], s.start, m.spans[from:s.last+1])
-			if m.take(m.scratch[at:]) {
+			m.scratch = m.replace(m.scratch[:kept], m.b[s.start:s.end], s.start, m.spans[from:s.last+1])
+			if m.take(m.scratch[kept:]) {
 				break
 			}
-			m.scratch = m.scratch[:at]
 			n++
 			m.spans[s.last].n = int32(n)
 		}
+		m.scratch = m.scratch[:kept]
 	}
-	m.taken.end(0)
-	m.scratch = m.scratch[:kept]
 }
 
-// take takes a name of an object, and reports whether none was the same. What it adds
-// to m.scratch has to stay.
-func (m *Masker) take(raw []byte) bool {
-	name := raw[1 : len(raw)-1]
-	if bytes.IndexByte(name, '\\') >= 0 {
-		at := len(m.scratch)
-		m.scratch = Unquote(m.scratch, raw)
-		name = m.scratch[at:]
-	}
-	return m.taken.add(0, name)
-}
+// take reports whether no name of the object was the same as raw until now.
+func (m *Masker) take(raw []byte) bool { return m.taken.add(maphash.Bytes(seed, m.decoded(raw))) }
 
 // cleanTexts remembers short texts in which nothing was found: the rows of a table
 // have the same names, and often the same values, over and over.
@@ -765,7 +777,7 @@ func hasPrefix(b []byte, prefix string) bool {
 }
 
 // num looks at the number m.b[start:end].
-func (m *Masker) num(start, end int, p place) {
+func (m *Masker) num(start, end int, p *place) {
 	raw := m.b[start:end]
 	if p.field {
 		if string(raw) != "0" {
@@ -845,7 +857,7 @@ func appendInteger(dst, raw []byte) []byte {
 
 // again looks at the string m.b[start:end], unless nothing was found in the same one
 // under the same name before.
-func (m *Masker) again(start, end int, p place) {
+func (m *Masker) again(start, end int, p *place) {
 	raw, whole := m.b[start:end], m.b[p.begin(start):end]
 	unnamed := p.name != nil && p.from == start // whole would be what it is without a name
 	if unnamed || p.field || p.late || len(raw) > m.sizes.value || len(whole) > len(m.strings[0].text) {
@@ -865,7 +877,7 @@ func (m *Masker) again(start, end int, p place) {
 }
 
 // str looks at the string m.b[start:end].
-func (m *Masker) str(start, end int, p place) {
+func (m *Masker) str(start, end int, p *place) {
 	raw := m.b[start:end]
 	if p.field {
 		if m.text, m.markless = raw[1:len(raw)-1], [2]int{}; len(m.text) > 0 && !m.inMark(0, len(m.text)) {

@@ -109,7 +109,7 @@ func (m *Masker) scan(text, name []byte) bool {
 		m.b, m.layer = text, m.layer+1
 		hints := m.hint(text, 0)
 		for i := skipSpace(text, 0); i < len(text) && !m.hints.quiet(m); {
-			i = skipSpace(text, m.walk(i, place{states: len(m.states)}))
+			i = skipSpace(text, m.walk(i, &place{states: len(m.states)}))
 		}
 		m.unhint(hints)
 		m.b, m.layer = outer, m.layer-1
@@ -152,6 +152,9 @@ func (m *Masker) note(detector, start, end int) {
 
 // inMark reports whether m.text[start:end] is part of a mark.
 func (m *Masker) inMark(start, end int) bool {
+	if start == 0 && m.text[0] != '[' {
+		return false
+	}
 	from := max(0, start-m.longest)
 	if m.noMark(from, start) {
 		return false

@@ -28,7 +28,7 @@ type Detector struct {
 	at    around          // at runs of digits that look so
 	rules func() *ruleSet // or that
 	least int             // bytes of a value; of rules, they say so
-	marks bool            // a value has bytes that no number has as JSON writes it
+	needs counts          // what a value has at least; of rules, nothing is known
 }
 
 // A bySign looks around the @ at i, and returns the offsets of the value that it
@@ -36,13 +36,13 @@ type Detector struct {
 type bySign func(text []byte, i, done int) (from, to int)
 
 var builtin = map[string]Detector{
-	"credit_card": {by: card, at: manyDigits | fourDigits, least: 13},
-	"email":       {sign: email, least: len("a@b.cd"), marks: true},
-	"iban":        {by: iban, at: behindLetters, least: 15, marks: true},
-	"ip_address":  {by: ip, at: besideMark, least: len("::1"), marks: true},
-	"phone":       {by: phone, at: behindPlus, least: len("+123456789")},
+	"credit_card": {by: card, at: manyDigits | fourDigits, least: 13, needs: 13 * oneDigit},
+	"email":       {sign: email, least: len("a@b.cd"), needs: oneSign + oneDot},
+	"iban":        {by: iban, at: behindLetters, least: 15, needs: 2*oneLetter + 2*oneDigit},
+	"ip_address":  {by: ip, at: besideMark, least: len("::1"), needs: 2*oneColon + oneDigit},
+	"phone":       {by: phone, at: behindPlus, least: len("+123456789"), needs: onePlus + 8*oneDigit},
 	"secrets":     {rules: secretRules},
-	"us_ssn":      {by: ssn, at: threeDigits | nineDigits, least: 9},
+	"us_ssn":      {by: ssn, at: threeDigits | nineDigits, least: 9, needs: 9 * oneDigit},
 }
 
 // Names returns the names of the detectors that there are, sorted.
@@ -65,7 +65,6 @@ type Finder struct {
 	searches []active         // by rules
 	digits   []active         // by digits
 	at       around           // of any of digits
-	atLeast  [16]around       // of those whose values a text of so many bytes, or more, has room for
 	who      [looksLike][]int // which of digits look at a run that looks so
 	signed   []active         // by signs
 	named    []byte
@@ -75,7 +74,8 @@ type Finder struct {
 	leastText, leastNumber int // as Least returns them
 
 	// Of the text that is looked at.
-	looks      around // that matter in it
+	signs      bool   // signs matter in it
+	looks      around // that do
 	rows       classified
 	colonDone  int // runs of digits beside colons before have been looked at
 	colonDigit int // where the last of them ends
@@ -86,6 +86,7 @@ type Finder struct {
 type active struct {
 	by     byDigits
 	at     around
+	needs  counts
 	bySign bySign
 	search *search
 	found  func(start, end int)
@@ -96,7 +97,7 @@ type active struct {
 func New(detectors ...Detector) *Finder {
 	f := &Finder{leastText: math.MaxInt, leastNumber: math.MaxInt}
 	for i, d := range detectors {
-		w := active{by: d.by, at: d.at, bySign: d.sign, found: func(start, end int) { f.report(i, start, end) }}
+		w := active{by: d.by, at: d.at, needs: d.needs, bySign: d.sign, found: func(start, end int) { f.report(i, start, end) }}
 		f.names = append(f.names, d.name)
 		switch {
 		case d.rules != nil:
@@ -112,16 +113,13 @@ func New(detectors ...Detector) *Finder {
 			}
 			f.digits = append(f.digits, w)
 			f.at |= d.at
-			for n := d.least; n < len(f.atLeast); n++ {
-				f.atLeast[n] |= d.at
-			}
 		}
 		least := d.least
 		if d.rules != nil {
 			least = w.search.least
 		}
 		f.leastText = min(f.leastText, least)
-		if !d.marks {
+		if inNumber.have(d.needs) {
 			f.leastNumber = min(f.leastNumber, least)
 		}
 	}
@@ -147,13 +145,77 @@ func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 	case vector && len(text) >= longText:
 		f.scan(text)
 	default:
-		f.bySigns(text)
-		if f.looks = f.atLeast[min(len(text), len(f.atLeast)-1)]; f.looks != 0 {
+		if f.expect(text); f.signs {
+			f.bySigns(text)
+		}
+		if f.looks != 0 {
 			f.byDigits(text)
 		}
 	}
 	f.report = nil
 }
+
+// expect notes what text has to be looked at for. Of a short one, what it is made of
+// tells.
+func (f *Finder) expect(text []byte) {
+	f.signs, f.looks = true, f.at
+	if len(text) > shortText {
+		return
+	}
+	f.signs, f.looks = false, 0
+	c := countsOf(text)
+	for i := range f.signed {
+		f.signs = f.signs || c.have(f.signed[i].needs)
+	}
+	for i := range f.digits {
+		if w := &f.digits[i]; c.have(w.needs) {
+			f.looks |= w.at
+		}
+	}
+}
+
+// counts are how many bytes of some kinds a text has: seven bits for each kind, and
+// one above them.
+type counts uint64
+
+const (
+	oneDigit  counts = 1
+	oneLetter counts = 1 << 8
+	oneSign   counts = 1 << 16 // @
+	onePlus   counts = 1 << 24
+	oneDot    counts = 1<<32 + 2<<40
+	oneColon  counts = 3 << 40 // two stand for three dots: of an address, it has one or the other
+	above     counts = 0x8080808080808080
+)
+
+// inNumber is what JSON can write a number with.
+const inNumber = 127*oneDigit + oneLetter + 2*onePlus + oneDot
+
+// shortText is how long a text is at most that is counted, in bytes.
+const shortText = 24
+
+var countOf = func() (t [256]counts) {
+	for c := range t {
+		switch {
+		case is(byte(c), digit):
+			t[c] = oneDigit
+		case is(byte(c), upper|lower):
+			t[c] = oneLetter
+		}
+	}
+	t['@'], t['+'], t['.'], t[':'] = oneSign, onePlus, oneDot, oneColon
+	return t
+}()
+
+func countsOf(text []byte) (c counts) {
+	for _, b := range text {
+		c += countOf[b]
+	}
+	return c
+}
+
+// have reports that there are no fewer of each kind in c than in needs.
+func (c counts) have(needs counts) bool { return ((c|above)-needs)&above == above }
 
 // Near calls near with the offsets in text, in no order, within four bytes of
 // which every value lies, begins or has its name that Find or Under would find in
@@ -228,8 +290,8 @@ func (f *Finder) bySigns(text []byte) {
 	for i := range f.signed {
 		f.signed[i].done = 0
 	}
-	for at := nextSign(text, 0); at >= 0; at = nextSign(text, at+1) {
-		f.signAt(text, at)
+	for i := nextSign(text, 0); i >= 0; i = nextSign(text, i+1) {
+		f.signAt(text, i)
 	}
 }
 
