@@ -27,8 +27,7 @@ type Detector struct {
 	by    byDigits        // or this,
 	at    around          // at runs of digits that look so
 	rules func() *ruleSet // or that
-	least int             // bytes of a value; of rules, they say so
-	needs counts          // what a value has at least; of rules, nothing is known
+	needs counts          // what a value has at least; what those of rules have, they say
 }
 
 // A bySign looks around the @ at i, and returns the offsets of the value that it
@@ -36,13 +35,13 @@ type Detector struct {
 type bySign func(text []byte, i, done int) (from, to int)
 
 var builtin = map[string]Detector{
-	"credit_card": {by: card, at: manyDigits | fourDigits, least: 13, needs: 13 * oneDigit},
-	"email":       {sign: email, least: len("a@b.cd"), needs: oneSign + oneDot},
-	"iban":        {by: iban, at: behindLetters, least: 15, needs: 2*oneLetter + 2*oneDigit},
-	"ip_address":  {by: ip, at: besideMark, least: len("::1"), needs: 2*oneColon + oneDigit},
-	"phone":       {by: phone, at: behindPlus, least: len("+123456789"), needs: onePlus + 8*oneDigit},
+	"credit_card": {by: card, at: manyDigits | fourDigits, needs: 13 * oneDigit},
+	"email":       {sign: email, needs: oneSign + oneDot + 4*oneByte},
+	"iban":        {by: iban, at: behindLetters, needs: 2*oneLetter + 2*oneDigit + 11*oneByte},
+	"ip_address":  {by: ip, at: besideMark, needs: 2*oneColon + oneDigit},
+	"phone":       {by: phone, at: behindPlus, needs: onePlus + 8*oneDigit + oneByte},
 	"secrets":     {rules: secretRules},
-	"us_ssn":      {by: ssn, at: threeDigits | nineDigits, least: 9, needs: 9 * oneDigit},
+	"us_ssn":      {by: ssn, at: threeDigits | nineDigits, needs: 9 * oneDigit},
 }
 
 // Names returns the names of the detectors that there are, sorted.
@@ -114,7 +113,7 @@ func New(detectors ...Detector) *Finder {
 			f.digits = append(f.digits, w)
 			f.at |= d.at
 		}
-		least := d.least
+		least := int(d.needs / oneByte)
 		if d.rules != nil {
 			least = w.search.least
 		}
@@ -174,22 +173,23 @@ func (f *Finder) expect(text []byte) {
 	}
 }
 
-// counts are how many bytes of some kinds a text has: seven bits for each kind, and
-// one above them.
+// counts are how many bytes a text has, and how many of some kinds: seven bits for
+// each, and one above them.
 type counts uint64
 
 const (
-	oneDigit  counts = 1
-	oneLetter counts = 1 << 8
-	oneSign   counts = 1 << 16 // @
-	onePlus   counts = 1 << 24
-	oneDot    counts = 1<<32 + 2<<40
-	oneColon  counts = 3 << 40 // two stand for three dots: of an address, it has one or the other
+	oneByte   counts = 1 << 56
+	oneDigit  counts = oneByte + 1
+	oneLetter counts = oneByte + 1<<8
+	oneSign   counts = oneByte + 1<<16 // @
+	onePlus   counts = oneByte + 1<<24
+	oneDot    counts = oneByte + 1<<32 + 2<<40
+	oneColon  counts = oneByte + 3<<40 // two are as good as three dots: an address has one or the other
 	above     counts = 0x8080808080808080
 )
 
-// inNumber is what JSON can write a number with.
-const inNumber = 127*oneDigit + oneLetter + 2*onePlus + oneDot
+// inNumber is what a number has at most, as JSON writes it.
+var inNumber = countsOf([]byte(".e+")) | countsOf(bytes.Repeat([]byte("0"), 127))
 
 // shortText is how long a text is at most that is counted, in bytes.
 const shortText = 24
@@ -201,6 +201,8 @@ var countOf = func() (t [256]counts) {
 			t[c] = oneDigit
 		case is(byte(c), upper|lower):
 			t[c] = oneLetter
+		default:
+			t[c] = oneByte
 		}
 	}
 	t['@'], t['+'], t['.'], t[':'] = oneSign, onePlus, oneDot, oneColon
