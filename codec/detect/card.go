@@ -95,15 +95,13 @@ func ends(text []byte, i int) bool {
 // isCard checks issuer, length and Luhn's check digit (ISO/IEC 7812-1, Annex
 // B). One number in ten passes Luhn: the prefix decides, too.
 func isCard(d []byte) bool {
-	prefix := func(n int) (p int) {
-		for _, c := range d[:n] {
-			p = p*10 + int(c-'0')
-		}
-		return p
+	six := 0
+	for _, c := range d[:6] {
+		six = six*10 + int(c-'0')
 	}
 	between := func(p, low, high int) bool { return p >= low && p <= high }
 	n := len(d)
-	two, three, four, six := prefix(2), prefix(3), prefix(4), prefix(6)
+	two, three, four := six/10_000, six/1000, six/100
 	var known bool
 	switch {
 	case d[0] == '4': // Visa
@@ -128,12 +126,12 @@ func isCard(d []byte) bool {
 
 func luhn(d []byte) bool {
 	sum := 0
-	for i := range d {
-		v := d[len(d)-1-i] - '0'
-		if i%2 == 1 {
-			v = doubled[v]
-		}
-		sum += int(v)
+	i := len(d) - 1
+	for ; i > 0; i -= 2 {
+		sum += int(d[i]-'0') + int(doubled[d[i-1]-'0'])
+	}
+	if i == 0 {
+		sum += int(d[0] - '0')
 	}
 	return sum%10 == 0
 }
