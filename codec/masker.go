@@ -56,7 +56,8 @@ type Masker struct {
 
 	finder  Finder
 	least   struct{ text, number int } // as finder has them
-	marks   []string                   // [masked:NAME], by detector; the last is that of fields
+	names   []string                   // of the detectors; the last is that of fields
+	marks   []string                   // [masked:NAME], by detector
 	longest int                        // of marks
 	fields  *Fields
 
@@ -70,7 +71,7 @@ type Masker struct {
 	found    func(detector, start, end int)
 	near     func(at int)
 	name     []byte     // decoded
-	names    cleanTexts // of members
+	cleared  cleanTexts // names of members
 	strings  cleanTexts // with their members' names
 	states   []state    // of paths under way: a stack
 	masked   []masked   // names of an object
@@ -132,7 +133,8 @@ const FieldDetector = "field"
 // the detector that comes first.
 func NewMasker(finder Finder, fields *Fields) *Masker {
 	m := &Masker{finder: finder, fields: fields, sizes: defaultSizes}
-	for _, name := range append(slices.Clone(finder.Names()), FieldDetector) {
+	m.names = append(slices.Clone(finder.Names()), FieldDetector)
+	for _, name := range m.names {
 		mark := "[masked:" + name + "]"
 		m.marks = append(m.marks, mark)
 		m.longest = max(m.longest, len(mark)+len(" 99999"))
@@ -176,8 +178,9 @@ func (m *Masker) start(line []byte) {
 
 func (m *Masker) finish(dst, line []byte) ([]byte, []Finding) {
 	m.merge(0)
-	for _, s := range m.spans {
-		m.findings = m.appendFindings(m.findings, s, s.start)
+	m.findings = slices.Grow(m.findings, len(m.spans))
+	for i := range m.spans {
+		m.findings = m.appendFindings(m.findings, &m.spans[i], m.spans[i].start)
 	}
 	dst = m.replace(dst, line, 0, m.spans)
 	m.forget()
@@ -204,23 +207,18 @@ func (m *Masker) forgetBlobs() {
 }
 
 // appendFindings appends what a span at that offset is for.
-func (m *Masker) appendFindings(found []Finding, s span, offset int) []Finding {
+func (m *Masker) appendFindings(found []Finding, s *span, offset int) []Finding {
 	if s.kind != inBlob {
-		return append(found, Finding{m.detector(s.detector), offset})
+		return append(found, Finding{m.names[s.detector], offset})
 	}
 	for _, d := range m.blobs[s.n].detectors {
-		found = append(found, Finding{m.detector(d), offset})
+		found = append(found, Finding{m.names[d], offset})
 	}
 	return found
 }
 
 // fieldMark returns the detector that fields are found by.
 func (m *Masker) fieldMark() int16 { return int16(len(m.marks) - 1) }
-
-func (m *Masker) detector(i int16) string {
-	mark := m.marks[i]
-	return mark[len("[masked:") : len(mark)-1]
-}
 
 // MaskText appends text, which is no frame that a Parser accepts, to dst with
 // every finding masked. It makes what is on record of such a frame harmless;
@@ -237,7 +235,8 @@ func (m *Masker) MaskText(dst, text []byte) []byte {
 func (m *Masker) replace(dst, text []byte, offset int, spans []span) []byte {
 	dst = slices.Grow(dst, len(text))
 	at := 0
-	for _, s := range spans {
+	for i := range spans {
+		s := &spans[i]
 		dst = append(dst, text[at:s.start-offset]...)
 		dst = m.appendMark(dst, s)
 		at = s.end - offset
@@ -246,8 +245,10 @@ func (m *Masker) replace(dst, text []byte, offset int, spans []span) []byte {
 }
 
 // appendMark appends what takes the place of s. No layer of JSON has to escape it.
-func (m *Masker) appendMark(dst []byte, s span) []byte {
+func (m *Masker) appendMark(dst []byte, s *span) []byte {
 	switch s.kind {
+	case inText:
+		return append(dst, m.marks[s.detector]...)
 	case number:
 		return append(dst, '0')
 	case boolean:
@@ -264,15 +265,15 @@ func (m *Masker) appendMark(dst []byte, s span) []byte {
 }
 
 // markLen returns the length of what takes the place of s.
-func (m *Masker) markLen(s span) int {
-	var buf [64]byte
-	switch s.kind {
-	case inBlob:
-		return len(m.blobs[s.n].text)
-	case inText:
+func (m *Masker) markLen(s *span) int {
+	if s.kind == inText {
 		return len(m.marks[s.detector])
 	}
-	return len(m.appendMark(buf[:0], s))
+	kept := len(m.scratch)
+	m.scratch = m.appendMark(m.scratch, s)
+	n := len(m.scratch) - kept
+	m.scratch = m.scratch[:kept]
+	return n
 }
 
 // An area is an object whose members may be opaque: what one side gives the
@@ -642,14 +643,14 @@ func (m *Masker) blob(h held) {
 // memberName looks at the name m.b[start:end] of a member, and reports 1 if
 // something in it is masked.
 func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
-	if escaped != others && m.hints.none(start, end) || m.names.has(name) {
+	if escaped != others && m.hints.none(start, end) || m.cleared.has(name) {
 		return 0
 	}
 	base := len(m.spans)
 	m.str(start, end, &place{states: len(m.states), late: true})
 	if len(m.spans) == base {
 		m.name = append(m.name[:0], name...)
-		m.names.add(name)
+		m.cleared.add(name)
 		return 0
 	}
 	for i := range m.spans[base:] {

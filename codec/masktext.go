@@ -40,7 +40,8 @@ func (m *Masker) settle(base int, text, name []byte) {
 		}
 		kept, first := len(m.scratch), len(m.spans)
 		size := len(text)
-		for _, s := range m.spans[base:] {
+		for i := range m.spans[base:] {
+			s := &m.spans[base+i]
 			size += m.markLen(s) - (s.end - s.start)
 		}
 		if size > 4*aroundMark && !beginsJSON(text) { // which may be JSON as masked
@@ -86,7 +87,7 @@ func (m *Masker) scanMarks(text []byte, base, first int) {
 		m.scratch = m.scratch[:kept]
 	}
 	for i := base; i < first; i++ {
-		s := m.spans[i]
+		s := m.spans[i] // look may move it
 		start := s.start + grown
 		if i == base || start-aroundMark > behind+grown+aroundMark {
 			if i > base {
@@ -95,9 +96,9 @@ func (m *Masker) scanMarks(text []byte, base, first int) {
 			from = max(0, start-aroundMark)
 			behind = from - grown
 		}
-		m.scratch = m.appendMark(append(m.scratch, text[behind:s.start]...), s)
+		m.scratch = m.appendMark(append(m.scratch, text[behind:s.start]...), &s)
 		behind = s.end
-		grown += m.markLen(s) - (s.end - s.start)
+		grown += m.markLen(&s) - (s.end - s.start)
 	}
 	look(min(len(text), behind+aroundMark))
 }
@@ -244,7 +245,7 @@ func (m *Masker) back(base, first int) {
 			if i < mark || behind && i == mark {
 				break
 			}
-			end := mark + m.markLen(s)
+			end := mark + m.markLen(&s)
 			if i < end {
 				if behind {
 					return s.end

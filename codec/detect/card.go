@@ -70,15 +70,18 @@ func cardGroup(text []byte, mark, i, n int) int {
 // isCardIn reports that the groups in text[start:end] are a card number, and that it
 // goes no further.
 func isCardIn(text []byte, start, end int) bool {
-	var digits [19]byte
+	if !ends(text, end) || end+1 < len(text) && text[end] == '-' && is(text[end+1], digit) {
+		return false
+	}
+	var digits [20]byte // of them, and what takes the separator's place for a moment
 	n := 0
 	for _, c := range text[start:end] {
-		if is(c, digit) {
-			digits[n] = c
+		digits[n] = c
+		if c >= '0' {
 			n++
 		}
 	}
-	return isCard(digits[:n]) && ends(text, end) && !(end+1 < len(text) && text[end] == '-' && is(text[end+1], digit))
+	return isCard(digits[:n])
 }
 
 // ends reports that no word or decimal goes on at i.

@@ -83,24 +83,26 @@ type Finder struct {
 
 // An active is one detector at work.
 type active struct {
+	number int // of the detector
 	by     byDigits
 	at     around
 	needs  counts
 	bySign bySign
 	search *search
-	found  func(start, end int)
-	done   int // what is before has been reported
+	found  func(start, end int) // by search
+	done   int                  // what is before has been reported
 }
 
 // New returns a Finder of what these detectors find.
 func New(detectors ...Detector) *Finder {
 	f := &Finder{leastText: math.MaxInt, leastNumber: math.MaxInt}
 	for i, d := range detectors {
-		w := active{by: d.by, at: d.at, needs: d.needs, bySign: d.sign, found: func(start, end int) { f.report(i, start, end) }}
+		w := active{number: i, by: d.by, at: d.at, needs: d.needs, bySign: d.sign}
 		f.names = append(f.names, d.name)
 		switch {
 		case d.rules != nil:
 			w.search = newSearch(d.rules())
+			w.found = func(start, end int) { f.report(i, start, end) }
 			f.searches = append(f.searches, w)
 		case d.sign != nil:
 			f.signed = append(f.signed, w)
@@ -280,7 +282,7 @@ func (f *Finder) digitsIn(text []byte, start, end int) {
 		}
 		if from, to := w.by(text, start, end); to > 0 && from >= w.done {
 			w.done = to
-			w.found(from, to)
+			f.report(w.number, from, to)
 		}
 	}
 }
@@ -307,7 +309,7 @@ func (f *Finder) signAt(text []byte, i int) {
 		w := &f.signed[j]
 		if from, to := w.bySign(text, i, w.done); to > 0 {
 			w.done = to
-			w.found(from, to)
+			f.report(w.number, from, to)
 		}
 	}
 }
@@ -331,7 +333,7 @@ func (f *Finder) Under(name, text []byte, found func(detector, start, end int)) 
 		f.named = append(append(f.named[:0], "ssn "...), text...)
 		for i := range f.digits {
 			if _, to := f.digits[i].by(f.named, 4, run(f.named, 4, 9, digit)); to == len(f.named) {
-				f.digits[i].found(0, len(text))
+				f.report(f.digits[i].number, 0, len(text))
 			}
 		}
 	}
