@@ -399,6 +399,9 @@ func (s *search) check(x *expression) (worthless bool) {
 		}
 		return false
 	}
+	if bytes.HasPrefix(secret, maskBegin) { // as what stands where a value was masked: the shortest way to say no placeholder
+		return true
+	}
 	if r.entropy > 0 && s.entropyAtMost(r.entropy, start, end) || r.varied && !s.varied(start, end) {
 		return true
 	}
