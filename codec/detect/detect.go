@@ -351,6 +351,7 @@ const (
 	dot      // .
 	b64      // + / =
 	beyond   // not ASCII
+	host     // of addresses of hosts: base 16 . :
 	alnum    = digit | upper | lower
 	word     = alnum | under | beyond
 )
@@ -376,6 +377,9 @@ var class = func() (t [256]uint16) {
 			t[c] = b64
 		case c >= 0x80:
 			t[c] = beyond
+		}
+		if isBase16(byte(c)) || t[c]&(digit|dot) != 0 || c == ':' {
+			t[c] |= host
 		}
 	}
 	return t

@@ -342,28 +342,30 @@ func ip(text []byte, start, end int) (from, to int) {
 			return 0, 0
 		}
 	}
-	for to < len(text) && to-start < maxIP && isIP(text[to]) {
-		to++
-	}
-	for to > from && (text[to-1] == '.' || text[to-1] == ':' && (to-2 < from || text[to-2] != ':')) {
-		to--
-	}
-	word := text[from:to]
 	colons, doubles, dots := 0, 0, 0
-	for i, c := range word {
-		switch c {
+	for to = from; to < len(text) && (to < end || to-start < maxIP && isIP(text[to])); to++ {
+		switch text[to] {
 		case ':':
 			colons++
-			if i > 0 && word[i-1] == ':' {
+			if to > from && text[to-1] == ':' {
 				doubles++ // three in a row are two: no address has them
 			}
 		case '.':
 			dots++
 		}
 	}
+	for ; to > from; to-- {
+		if c := text[to-1]; c == '.' {
+			dots--
+		} else if c == ':' && (to-2 < from || text[to-2] != ':') {
+			colons--
+		} else {
+			break
+		}
+	}
 	switch {
 	case colons == 1 && dots == 3: // with a port
-		to = from + bytes.IndexByte(word, ':')
+		to = from + bytes.IndexByte(text[from:to], ':')
 	case colons < 2 && dots != 3, dots != 0 && dots != 3, colons > 7, colons > 1 && doubles != 1 && colons < 6:
 		return 0, 0
 	}
@@ -443,28 +445,27 @@ func sixteens(word, tail []byte) (a [16]byte, ok bool) {
 
 // fourNumbers reads an address of IPv4.
 func fourNumbers(word []byte) (a [4]byte, ok bool) {
-	n, first := 0, 0
-	for i := 0; i <= len(word); i++ {
-		if i < len(word) && is(word[i], digit) {
-			continue
-		}
-		if i < len(word) && word[i] != '.' || n == len(a) || i == first || i-first > 3 || i-first > 1 && word[first] == '0' {
-			return a, false
-		}
-		number := 0
-		for _, c := range word[first:i] {
+	n, number, digits := 0, 0, 0
+	for _, c := range word {
+		switch {
+		case is(c, digit):
+			if digits == 3 || digits > 0 && number == 0 {
+				return a, false
+			}
 			number = 10*number + int(c-'0')
-		}
-		if number > 255 {
+			digits++
+			continue
+		case c != '.' || digits == 0 || number > 255 || n == 3:
 			return a, false
 		}
 		a[n] = byte(number)
-		n, first = n+1, i+1
+		n, number, digits = n+1, 0, 0
 	}
-	return a, n == len(a)
+	a[3] = byte(number)
+	return a, n == 3 && digits > 0 && number <= 255
 }
 
-func isIP(c byte) bool { return is(c, hexLower|dot) || c == ':' || 'A' <= c && c <= 'F' }
+func isIP(c byte) bool { return is(c, host) }
 
 // saysVersion reports that what begins at i is the version of something.
 func saysVersion(text []byte, i int) bool {
