@@ -480,7 +480,7 @@ func (m *Masker) walk(i int, p *place) int {
 	case '"':
 		end, escaped := stringEnd(m.b, i)
 		if escaped == others || p.field || p.late || p.hidden || !m.hints.none(p.begin(i), end) {
-			m.again(i, end, p)
+			m.again(i, end, escaped, p)
 		}
 		return end
 	case 't', 'f', 'n':
@@ -607,7 +607,7 @@ func (m *Masker) judge(h held, isBlob bool) {
 
 func (m *Masker) release(h held) {
 	if h.end > 0 {
-		m.str(h.start, h.end, &place{states: len(m.states), field: h.field, late: true})
+		m.str(h.start, h.end, others, &place{states: len(m.states), field: h.field, late: true})
 	}
 }
 
@@ -647,7 +647,7 @@ func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
 		return 0
 	}
 	base := len(m.spans)
-	m.str(start, end, &place{states: len(m.states), late: true})
+	m.str(start, end, escaped, &place{states: len(m.states), late: true})
 	if len(m.spans) == base {
 		m.name = append(m.name[:0], name...)
 		m.cleared.add(name)
@@ -858,18 +858,18 @@ func appendInteger(dst, raw []byte) []byte {
 
 // again looks at the string m.b[start:end], unless nothing was found in the same one
 // under the same name before.
-func (m *Masker) again(start, end int, p *place) {
+func (m *Masker) again(start, end int, escaped escapes, p *place) {
 	raw, whole := m.b[start:end], m.b[p.begin(start):end]
 	unnamed := p.name != nil && p.from == start // whole would be what it is without a name
 	if unnamed || p.field || p.late || len(raw) > m.sizes.value || len(whole) > len(m.strings[0].text) {
-		m.str(start, end, p)
+		m.str(start, end, escaped, p)
 		return
 	}
 	if m.strings.has(whole) {
 		return
 	}
 	base := len(m.spans)
-	m.str(start, end, p)
+	m.str(start, end, escaped, p)
 	// JSON in it, which white space or an escape may begin, is looked at otherwise in
 	// other places.
 	if c := raw[1]; len(m.spans) == base && c != '{' && c != '[' && c != '\\' && c > ' ' {
@@ -878,7 +878,7 @@ func (m *Masker) again(start, end int, p *place) {
 }
 
 // str looks at the string m.b[start:end].
-func (m *Masker) str(start, end int, p *place) {
+func (m *Masker) str(start, end int, escaped escapes, p *place) {
 	raw := m.b[start:end]
 	if p.field {
 		if m.text, m.markless = raw[1:len(raw)-1], [2]int{}; len(m.text) > 0 && !m.inMark(0, len(m.text)) {
@@ -893,15 +893,15 @@ func (m *Masker) str(start, end int, p *place) {
 	base := len(m.spans)
 	text := raw[1 : len(raw)-1]
 	kept := len(m.scratch)
-	escaped := bytes.IndexByte(text, '\\') >= 0
-	if escaped {
+	slash := escaped != unescaped && bytes.IndexByte(text, '\\') >= 0
+	if slash {
 		m.scratch = Unquote(m.scratch, raw)
 		text = m.scratch[kept:len(m.scratch):len(m.scratch)]
 	}
 	m.look(text, p.name)
 	m.scratch = m.scratch[:kept]
 	if spans := m.spans[base:]; len(spans) > 0 {
-		put(spans, raw, start, escaped)
+		put(spans, raw, start, slash)
 	}
 }
 

@@ -649,13 +649,20 @@ const shortRun = 24
 // ends is machine.ends for a short run.
 func (n *inst) ends(text []byte, i int) (low, high int) {
 	low, high = i+n.min, min(len(text), i+n.max)
-	for j := i; j < high; j++ {
-		if !n.set[text[j]] {
-			high = j
-			break
-		}
+	if i < high {
+		high = i + n.set.run(text[i:high])
 	}
 	return low, high
+}
+
+// run returns how many bytes text begins with that are all of s.
+func (s *byteSet) run(text []byte) int {
+	for i, c := range text {
+		if !s[c] {
+			return i
+		}
+	}
+	return len(text)
 }
 
 // begins reports whether the program can go on with n at i, as far as one byte tells.
@@ -716,8 +723,8 @@ func (m *machine) ends(n *inst, i int) (low, high int) {
 		*r = stretch{gen: m.gen, id: n.id, from: i, to: i}
 	}
 	if to := r.to; !r.closed && to < far {
-		for to < far && n.set[text[to]] {
-			to++
+		if to < far {
+			to += n.set.run(text[to:far])
 		}
 		m.steps -= (to - r.to) / 8
 		r.to, r.closed = to, to < far || to == len(text)

@@ -150,9 +150,7 @@ func (a *ahead) pass(s *search, set *byteSet, i, end int) int {
 		end = min(len(s.text), end+stretchAhead)
 	}
 	if !a.sure && a.to < end {
-		for a.to < end && set[s.text[a.to]] {
-			a.to++
-		}
+		a.to += set.run(s.text[a.to:end])
 		a.sure = a.to < end
 	}
 	return a.to
@@ -184,14 +182,10 @@ func (s *search) next(n *naming, i int) int {
 	if g.max > shortRun/2 {
 		i = min(end, s.aheads[n.ahead].pass(s, g.set, i, end))
 	} else {
-		for i < end && g.set[text[i]] {
-			i++
-		}
+		i += g.set.run(text[i:end])
 	}
 	g = &n.gaps[1]
-	for end = min(len(text), i+g.max); i < end && g.set[text[i]]; {
-		i++
-	}
+	i += g.set.run(text[i:min(len(text), i+g.max)])
 	if i < len(text) && n.mark[text[i]] {
 		return i
 	}
@@ -297,11 +291,12 @@ func (s *search) behind(x *expression, number int32, start int) *outcome {
 		if b.matches {
 			b.slots = append(b.slots[:0], s.m.slots...)
 		}
+	} else if b.matches {
+		s.m.slots = append(s.m.slots[:0], b.slots...)
 	}
 	if !b.matches {
 		return nil
 	}
-	s.m.slots = append(s.m.slots[:0], b.slots...)
 	s.m.slots[0] = start
 	return b
 }

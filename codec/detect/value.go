@@ -139,16 +139,13 @@ func (v *value) in(text []byte, start int) bool {
 	first, last := start+v.from.min, start+v.from.max
 	if v.words != nil {
 		far := min(len(text), start+v.mark+1)
-		i := start
-		for i < far && v.words[text[i]] {
-			i++
-		}
+		i := start + v.words.run(text[start:far])
 		if i == far {
 			return false
 		}
 		first, last = max(first, i+1), min(last, i+v.behind)
-		for i < last && i < len(text) && v.gap[text[i]] {
-			i++
+		if i < last {
+			i += v.gap.run(text[i:min(last, len(text))])
 		}
 		last = min(last, i+v.inner)
 	}
