@@ -500,7 +500,9 @@ func (m *Masker) walk(i int, p *place) int {
 // the offset behind it.
 func (m *Masker) element(i, n int, p *place) int {
 	inner := place{states: len(m.states), field: p.field}
-	m.states = m.fields.element(m.states, p.states, n)
+	if m.fields != nil {
+		m.states = m.fields.element(m.states, p.states, n)
+	}
 	i = m.walk(i, &inner)
 	m.states = m.states[:inner.states]
 	return i

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
-	"net/netip"
 	"strconv"
 )
 
@@ -387,10 +386,17 @@ func ip(text []byte, start, end int) (from, to int) {
 		return from, to
 	}
 	v6, ok := sixteens(text[from:last], v4[:4*dots/3])
-	if a := netip.AddrFrom16(v6); !ok || a.IsUnspecified() || a.IsLoopback() {
+	if !ok || isOwn(&v6) {
 		return 0, 0
 	}
 	return from, to
+}
+
+// isOwn reports the address of IPv6 that is unspecified, or one of loopback, also as
+// one of IPv4.
+func isOwn(a *[16]byte) bool {
+	high, low := binary.BigEndian.Uint64(a[:8]), binary.BigEndian.Uint64(a[8:])
+	return high == 0 && (low <= 1 || low>>24 == 0xffff_7f)
 }
 
 // sixteens reads the groups of an address of IPv6, of up to four digits of base 16,

@@ -75,6 +75,9 @@ func TestAddresses(t *testing.T) {
 				v6, ok = sixteens([]byte(word[:last]), tail)
 			}
 			got = netip.AddrFrom16(v6)
+			if ok && isOwn(&v6) != (want.IsUnspecified() || want.IsLoopback()) {
+				t.Fatalf("%s: the host's own: %t", word, isOwn(&v6))
+			}
 		}
 		if ok != (err == nil) || ok && got != want {
 			t.Fatalf("%s: got %v, %t, want %v, %v", word, got, ok, want, err)
