@@ -649,8 +649,11 @@ const shortRun = 24
 // ends is machine.ends for a short run.
 func (n *inst) ends(text []byte, i int) (low, high int) {
 	low, high = i+n.min, min(len(text), i+n.max)
-	if i < high {
-		high = i + n.set.run(text[i:high])
+	for j := i; j < high; j++ {
+		if !n.set[text[j]] {
+			high = j
+			break
+		}
 	}
 	return low, high
 }

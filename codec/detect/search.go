@@ -182,10 +182,14 @@ func (s *search) next(n *naming, i int) int {
 	if g.max > shortRun/2 {
 		i = min(end, s.aheads[n.ahead].pass(s, g.set, i, end))
 	} else {
-		i += g.set.run(text[i:end])
+		for i < end && g.set[text[i]] {
+			i++
+		}
 	}
 	g = &n.gaps[1]
-	i += g.set.run(text[i:min(len(text), i+g.max)])
+	for end = min(len(text), i+g.max); i < end && g.set[text[i]]; {
+		i++
+	}
 	if i < len(text) && n.mark[text[i]] {
 		return i
 	}

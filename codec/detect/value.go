@@ -139,13 +139,16 @@ func (v *value) in(text []byte, start int) bool {
 	first, last := start+v.from.min, start+v.from.max
 	if v.words != nil {
 		far := min(len(text), start+v.mark+1)
-		i := start + v.words.run(text[start:far])
+		i := start
+		for i < far && v.words[text[i]] {
+			i++
+		}
 		if i == far {
 			return false
 		}
 		first, last = max(first, i+1), min(last, i+v.behind)
-		if i < last {
-			i += v.gap.run(text[i:min(last, len(text))])
+		for i < last && i < len(text) && v.gap[text[i]] {
+			i++
 		}
 		last = min(last, i+v.inner)
 	}
