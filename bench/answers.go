@@ -25,12 +25,14 @@ type exchange struct {
 // Sizes of results, in bytes.
 const (
 	smallCall   = 200 // the whole frame, either way
+	someTexts   = 4 << 10
 	mediumTexts = 64 << 10
 	largeTexts  = 10 << 20
 )
 
 const (
 	toolEcho   = "echo"
+	toolSome   = "rows_4k"
 	toolMedium = "rows_64k"
 	toolLarge  = "rows_10m"
 )
@@ -47,6 +49,7 @@ type exchanges struct {
 func readExchanges(dir string) (*exchanges, error) {
 	x := &exchanges{all: map[string]exchange{}}
 	x.add(exchange{toolEcho, `{"text":"` + strings.Repeat("What is asked is told again. ", 3) + `"}`, textResult(strings.Repeat("What is asked is told again. ", 3))})
+	x.add(exchange{toolSome, `{"sql":"SELECT * FROM customers LIMIT 30"}`, textResult(rows(3, someTexts))})
 	x.add(exchange{toolMedium, `{"sql":"SELECT * FROM customers LIMIT 480"}`, textResult(rows(1, mediumTexts))})
 	x.add(exchange{toolLarge, `{"sql":"SELECT * FROM customers"}`, textResult(rows(2, largeTexts))})
 	var err error
@@ -239,7 +242,7 @@ func (x *exchanges) answer(b, frame []byte) []byte {
 }
 
 func (x *exchanges) tools() []string {
-	all := []string{toolEcho, toolMedium, toolLarge}
+	all := []string{toolEcho, toolSome, toolMedium, toolLarge}
 	for _, e := range x.corpus {
 		all = append(all, e.tool)
 	}

@@ -224,6 +224,9 @@ func TestExchanges(t *testing.T) {
 		if tool == toolEcho && (len(answer) < smallCall*3/4 || len(answer) > smallCall*5/4 || len(r.head+r.tail) < smallCall*3/4) {
 			t.Errorf("a small call has %d bytes, its answer %d", len(r.head+r.tail), len(answer))
 		}
+		if tool == toolSome && (len(answer) < someTexts || len(answer) > someTexts*5/4) {
+			t.Errorf("%s has %d bytes", tool, len(answer))
+		}
 		if tool == toolMedium && (len(answer) < mediumTexts || len(answer) > mediumTexts*5/4) || tool == toolLarge && (len(answer) < largeTexts || len(answer) > largeTexts*5/4) {
 			t.Errorf("%s has %d bytes", tool, len(answer))
 		}

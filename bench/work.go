@@ -47,6 +47,7 @@ func works(o options) []work {
 		{name: "tls-open", about: fmt.Sprintf("64 connections, %.0f calls of 200 B a second, in an open loop", o.rate), protocol: overTLS, sessions: 64, tool: toolEcho, rate: o.rate},
 		{name: "tls-pipelined", about: "16 connections, 32 calls of 200 B at once", protocol: overTLS, sessions: 16, depth: 32, tool: toolEcho},
 		{name: "tls-corpus", about: "16 connections, tool calls of the corpus", protocol: overTLS, sessions: 16},
+		{name: "tls-4k", about: "16 connections, results of 4 KB", protocol: overTLS, sessions: 16, tool: toolSome},
 		{name: "tls-64k", about: "16 connections, results of 64 KB", protocol: overTLS, sessions: 16, tool: toolMedium},
 		{name: "tls-10m", about: "one connection, results of 10 MB", protocol: overTLS, sessions: 1, tool: toolLarge},
 		{name: "quic-1", about: "one connection, calls of 200 B", protocol: overQUIC, sessions: 1, tool: toolEcho},

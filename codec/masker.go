@@ -393,9 +393,9 @@ func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 // manyMembers reports that raw has a member every longStrings bytes; of a long
 // text, samples tell.
 func manyMembers(raw []byte) bool {
-	const samples, size = 16, 1 << 8
+	const samples, size = 8, 1 << 7
 	seen, members := 0, 0
-	for i := 0; i < len(raw); i += max(size, len(raw)/samples) {
+	for i := 0; i < len(raw); i += max(2*size, len(raw)/samples) {
 		sample := raw[i:min(len(raw), i+size)]
 		seen += len(sample)
 		members += bytes.Count(sample, comma) + bytes.Count(sample, commaBlank)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,6 +50,14 @@ func TestBadgerFails(t *testing.T) {
 		}
 	}
 	r := start(t, l)
+	for range 3 {
+		start(t, l)
+	}
+	next, stop := iter.Pull2(l.Find(t.Context(), Query{Servers: []string{r.session.Server}})) // it is under way
+	defer stop()
+	if _, err, _ := next(); err != nil {
+		t.Fatal(err)
+	}
 	noise := make([]byte, 900) // which lies in the tables
 	written := 0
 	for ; ; written++ {
@@ -75,6 +84,9 @@ func TestBadgerFails(t *testing.T) {
 		if err == nil {
 			t.Errorf("session %s is found where nothing can be read", s.ID)
 		}
+	}
+	for _, err, ok := next(); ok; _, err, ok = next() {
+		t.Log(err) // or what it has is enough
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)

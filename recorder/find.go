@@ -274,7 +274,8 @@ func (f *finder) run(ctx context.Context, yield func(Session, error) bool) error
 		bound = min(bound, older(f.q.Before))
 	}
 	for {
-		id, err := f.root.at(bound)
+		var id string
+		err := guarded(func() (err error) { id, err = f.root.at(bound); return err })
 		if err == nil {
 			err = ctx.Err()
 		}

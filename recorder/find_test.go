@@ -566,3 +566,16 @@ func BenchmarkIndex(b *testing.B) {
 		perFrame(b)
 	})
 }
+
+// TestFindFails checks that a search which is under way when Badger fails ends with an error.
+func TestFindFails(t *testing.T) {
+	f := &finder{log: open(t, Options{Dir: t.TempDir()}), q: &Query{}, root: brokenSet{}}
+	if err := f.run(t.Context(), func(Session, error) bool { return true }); err == nil {
+		t.Error("it ended well")
+	}
+}
+
+// A brokenSet is one of a Badger that has no table.
+type brokenSet struct{}
+
+func (brokenSet) at(string) (string, error) { panic("no table") }

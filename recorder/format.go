@@ -80,8 +80,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // The encoders are for EncodeAll. That which takes half the time, and less memory, is for
 // what must be out of memory.
 var (
-	encoder   = newEncoder(zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
-	reencoder = newEncoder(zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(rewriteSize), zstd.WithEncoderConcurrency(1))
+	encoder   = newEncoder(zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false), zstd.WithWindowSize(blockSize), zstd.WithLowerEncoderMem(true))
+	reencoder = newEncoder(zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderCRC(false), zstd.WithWindowSize(rewriteSize), zstd.WithEncoderConcurrency(1))
 )
 
 func newEncoder(o ...zstd.EOption) func() *zstd.Encoder {

@@ -34,6 +34,11 @@ import (
 //	…        16 bytes the session's id, 4 bytes the number of the block's first record,
 //	         big-endian, and the block, not compressed
 //
+// The last is empty: its length is 0, and the next append overwrites it. What is behind it
+// is of another time, for a file of which the database has all becomes the next one, under
+// another name. To write where a file has been written costs a tenth of what it costs
+// where it has not: there is no page to be found for it, and no block of the disk.
+//
 // In a log that is encrypted, what is behind the checksum is sealed by AES-256-GCM. The
 // key is HKDF-SHA-256 of the log's, with the name as salt and journalLabel as info; the
 // nonce is 4 bytes 0 and the offset.
@@ -52,6 +57,9 @@ const (
 	saltSize   = 16         // the random bytes of a name
 	entryHead  = 8          // length and checksum
 	entryPlace = idSize + 4 // session and number
+	// spareFiles is how many files are kept to become the next.
+	spareFiles = 4
+	spareName  = ".spare" // behind the name of such a file
 	// maxEntry is longer than what any entry has behind its head.
 	maxEntry = entryPlace + blockSize + 128
 )
@@ -67,6 +75,7 @@ type journal struct {
 	files  []*journalFile // all that are there, oldest first
 	last   int            // the number of the last one
 	away   int            // up to that number, files must go soon
+	spares []*journalFile // of which the database has all
 	buf    []byte
 	closed bool
 
@@ -94,8 +103,12 @@ type journalFile struct {
 	size    int64
 	entries int             // that the database does not have
 	of      map[string]bool // sessions that have something in it
+	beneath map[string]bool // sessions that may have something behind its end, from another time
 	removed bool
 }
+
+// has reports whether a file has anything of a session, if only from another time.
+func (f *journalFile) has(session string) bool { return f.of[session] || f.beneath[session] }
 
 // errBegin is returned where a file cannot be begun: what has been written is as it was.
 var errBegin = errors.New("begin a file")
@@ -112,6 +125,9 @@ func openJournal(dir string, key []byte, bell bell) (*journal, error) {
 	}
 	names, err := os.ReadDir(j.dir) // sorted
 	for _, e := range names {
+		if strings.HasSuffix(e.Name(), spareName) {
+			err = errors.Join(err, os.Remove(filepath.Join(j.dir, e.Name())))
+		}
 		if f := j.named(e.Name()); f != nil {
 			j.files, j.last = append(j.files, f), max(j.last, f.number)
 		}
@@ -146,9 +162,11 @@ func (j *journal) begin() error {
 	var salt [saltSize]byte
 	rand.Read(salt[:])
 	f := j.named(fmt.Sprintf("%08d-%x", j.last+1, salt))
-	var err error
-	if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
-		return fmt.Errorf("%w: %w", errBegin, err)
+	if !j.reuse(f) {
+		var err error
+		if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600); err != nil {
+			return fmt.Errorf("%w: %w", errBegin, err)
+		}
 	}
 	if err := reserve(f.file, journalSize+maxEntry); err != nil {
 		return fmt.Errorf("%w: %w", errBegin, errors.Join(err, f.file.Close(), os.Remove(f.path)))
@@ -157,6 +175,48 @@ func (j *journal) begin() error {
 	j.file, j.files, j.last = f, append(j.files, f), f.number
 	j.bell.ring()
 	return nil
+}
+
+// reuse makes a spare file f, and reports whether there was one. mu is held.
+func (j *journal) reuse(f *journalFile) bool {
+	n := len(j.spares) - 1
+	if n < 0 {
+		return false
+	}
+	spare := j.spares[n]
+	j.spares = j.spares[:n]
+	// Its end comes first: under the new name, what is in it is damage.
+	_, err := spare.file.WriteAt(f.sealEnd(nil, 0), 0)
+	if err == nil {
+		err = os.Rename(spare.path, f.path)
+	}
+	if err != nil {
+		spare.file.Close()
+		os.Remove(spare.path)
+		return false
+	}
+	f.file, f.beneath = spare.file, spare.of
+	return true
+}
+
+// keep makes a file of which the database has all a spare one, and reports whether it is
+// one now. One that was not written to its full length would keep what is behind its end,
+// which is of a time that nobody remembers.
+func (j *journal) keep(f *journalFile) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	full := journalSize <= f.size && f.size <= journalSize+maxEntry
+	if f.file == nil || !full || f.number <= j.away || j.closed || len(j.spares) == spareFiles {
+		return false
+	}
+	_, name, _ := strings.Cut(filepath.Base(f.path), "-")
+	path := filepath.Join(j.dir, name+spareName)
+	if f.file.Truncate(journalSize) != nil || os.Rename(f.path, path) != nil {
+		return false
+	}
+	f.path = path
+	j.spares = append(j.spares, f)
+	return true
 }
 
 // add writes blocks behind all others, or none of them. It returns the file, and what must
@@ -177,19 +237,21 @@ func (j *journal) add(session string, blocks []Block) (f *journalFile, upTo int6
 	for _, b := range blocks {
 		e = f.seal(e, f.size+int64(len(e)), session, b)
 	}
+	size := f.size + int64(len(e))
+	e = f.sealEnd(e, size)
 	if j.buf = e; cap(e) > blockSize/4 { // of a rare big one
 		j.buf = nil
 	}
 	if !slices.Contains(j.dirty, f) {
 		j.dirty = append(j.dirty, f)
 	}
-	if _, err := f.file.Write(e); err != nil {
+	if _, err := f.file.WriteAt(e, f.size); err != nil {
 		j.file = nil // what came next might be behind half an entry
 		return nil, 0, errors.Join(err, f.file.Truncate(f.size))
 	}
 	f.of[session] = true
-	f.size += int64(len(e))
-	j.written += int64(len(e))
+	j.written += size - f.size
+	f.size = size
 	f.entries += len(blocks)
 	return f, j.written, nil
 }
@@ -204,11 +266,23 @@ func (f *journalFile) seal(dst []byte, at int64, session string, b Block) []byte
 		text := dst[head+entryHead:]
 		dst = f.aead.Seal(dst[:head+entryHead], nonceOf(uint64(at)), text, nil)
 	}
-	room, body := dst[head:head+entryHead], dst[head+entryHead:]
+	f.sealHead(dst[head:], at)
+	return dst
+}
+
+// sealEnd appends the empty entry for that offset, with which the file ends.
+func (f *journalFile) sealEnd(dst []byte, at int64) []byte {
+	dst = append(dst, make([]byte, entryHead)...)
+	f.sealHead(dst[len(dst)-entryHead:], at)
+	return dst
+}
+
+// sealHead writes the head of an entry for that offset.
+func (f *journalFile) sealHead(entry []byte, at int64) {
+	room, body := entry[:entryHead], entry[entryHead:]
 	sum := f.sumAt(room, at)
 	binary.LittleEndian.PutUint32(room, uint32(len(body)))
 	binary.LittleEndian.PutUint32(room[4:], checksumOf(sum, room[:4], body))
-	return dst
 }
 
 // sumAt is the checksum of the name and an offset. room is 8 bytes that are overwritten.
@@ -231,6 +305,10 @@ func (f *journalFile) read(entry func(session string, b Block), wrong func(from,
 	bad := -1 // since there
 	for at := 0; at < len(all); {
 		session, b, n := f.open(int64(at), all[at:])
+		if n == entryHead {
+			all = all[:at]
+			break
+		}
 		if n == 0 {
 			if bad < 0 {
 				bad = at
@@ -252,19 +330,22 @@ func (f *journalFile) read(entry func(session string, b Block), wrong func(from,
 }
 
 // open opens the entry that b begins with, at that offset. It returns its length, 0 if
-// there is none.
+// there is none, and entryHead if it is the empty one.
 func (f *journalFile) open(at int64, b []byte) (session string, block Block, n int) {
-	if len(b) < entryHead+entryPlace {
+	if len(b) < entryHead {
 		return "", block, 0
 	}
 	size := int64(binary.LittleEndian.Uint32(b))
-	if size < entryPlace || size > maxEntry || size > int64(len(b)-entryHead) {
+	if size != 0 && size < entryPlace || size > maxEntry || size > int64(len(b)-entryHead) {
 		return "", block, 0
 	}
 	n = entryHead + int(size)
 	body := b[entryHead:n:n]
 	if checksumOf(f.sumAt(make([]byte, 8), at), b[:4], body) != binary.LittleEndian.Uint32(b[4:]) {
 		return "", block, 0
+	}
+	if size == 0 {
+		return "", block, n
 	}
 	if f.aead != nil {
 		var err error
@@ -350,8 +431,14 @@ func (j *journal) older(n int) int {
 func (j *journal) forget(session string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.spares = slices.DeleteFunc(j.spares, func(f *journalFile) bool {
+		if f.has(session) {
+			j.files = slices.Insert(j.files, 0, f)
+		}
+		return f.has(session)
+	})
 	for _, f := range j.files {
-		if !f.of[session] {
+		if !f.has(session) {
 			continue
 		}
 		if j.away = max(j.away, f.number); f == j.file {
@@ -391,18 +478,21 @@ func (j *journal) empty() bool {
 	return len(j.files) == 0
 }
 
-// remove removes files that are done.
+// remove removes files that are done, but for those that become spare ones.
 func (j *journal) remove(files []*journalFile) error {
 	for _, f := range files {
-		if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		kept := j.keep(f)
+		if !kept {
+			if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 		is := func(other *journalFile) bool { return other == f }
 		j.mu.Lock()
 		f.removed = true
 		j.files, j.dirty = slices.DeleteFunc(j.files, is), slices.DeleteFunc(j.dirty, is)
 		j.mu.Unlock()
-		if f.file != nil {
+		if f.file != nil && !kept {
 			f.file.Close()
 		}
 	}
@@ -419,6 +509,9 @@ func (j *journal) close() error {
 			err = errors.Join(err, f.file.Close())
 		}
 	}
-	j.file, j.dirty, j.closed = nil, nil, true
+	for _, f := range j.spares {
+		err = errors.Join(err, f.file.Close(), os.Remove(f.path))
+	}
+	j.file, j.dirty, j.spares, j.closed = nil, nil, nil, true
 	return err
 }

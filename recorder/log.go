@@ -483,6 +483,9 @@ func (r *Recording) Append(frames ...Frame) error {
 	if r.err != nil {
 		return r.err
 	}
+	if r.session.State != Running {
+		return fmt.Errorf("%w: the session has ended", ErrUnavailable)
+	}
 	if r.sealer != nil {
 		var err error
 		if frames, err = r.sealer.add(frames); err != nil {

@@ -792,3 +792,19 @@ func TestEndSeen(t *testing.T) {
 		}
 	}
 }
+
+// TestAppendEnded checks that nothing comes on record behind the end.
+func TestAppendEnded(t *testing.T) {
+	l := open(t, Options{Dir: t.TempDir()})
+	r := start(t, l)
+	r.add(t, "a")
+	if err := r.End(Ended, "closed"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Append(Frame{Bytes: []byte("b")}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("behind the end: %v", err)
+	}
+	if got := fmt.Sprint(frames(t, l, r.ID())); got != "[s2c delivered a]" {
+		t.Errorf("got %s", got)
+	}
+}
