@@ -194,7 +194,7 @@ func (m *Masker) forget() {
 	if cap(m.scratch) > keptScratch {
 		m.scratch = nil
 	}
-	if 24*cap(m.masked) > keptScratch || 8*cap(m.taken.slots) > keptScratch {
+	if 8*cap(m.taken.slots) > keptScratch { // of an object with many names
 		m.masked, m.taken = nil, hashes{}
 	}
 	if cap(m.encoded) > keptScratch {

@@ -398,7 +398,7 @@ func (s *search) check(x *expression) (worthless bool) {
 		}
 		return false
 	}
-	if bytes.HasPrefix(secret, maskBegin) { // as what stands where a value was masked: the shortest way to say no placeholder
+	if bytes.HasPrefix(secret, maskBegin) { // a placeholder, whatever it is made of
 		return true
 	}
 	if r.entropy > 0 && s.entropyAtMost(r.entropy, start, end) || r.varied && !s.varied(start, end) {
