@@ -477,7 +477,7 @@ func TestJournalUndo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	full.drainAll(false)
+	full.drainReady()
 	full.Close()
 	o.Free = 0
 	if got := fmt.Sprint(frames(t, open(t, o), r.ID())); got != "[s2c delivered a s2c delivered b]" {
@@ -576,7 +576,7 @@ func TestJournalFlushes(t *testing.T) {
 	if l.journal.flush.upTo < r.tail.upTo {
 		t.Errorf("of %d bytes, %d are on the disk", r.tail.upTo, l.journal.flush.upTo)
 	}
-	if err := l.drainAll(true); err != nil {
+	if err := l.drainAll(); err != nil {
 		t.Fatal(err)
 	}
 	f := &journalFile{path: filepath.Join(l.journal.dir, "1")}

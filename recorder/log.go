@@ -284,7 +284,7 @@ func (l *Log) Close() error {
 	if l.unreadable.Load() { // it would try for ever; what it has not merged is in its files, as after a kill
 		return l.journal.close()
 	}
-	if err := l.drainAll(true); err != nil {
+	if err := l.drainAll(); err != nil {
 		l.o.Log.Warn("a part of what was recorded stays in the journal", "error", err)
 	}
 	if err := errors.Join(l.journal.close(), l.db.Close()); err != nil {
@@ -612,7 +612,7 @@ func (l *Log) restore() error {
 	if err := l.undoRewrites(); err != nil {
 		return err
 	}
-	if err := l.drainAll(true); err != nil {
+	if err := l.drainAll(); err != nil {
 		return err
 	}
 	return l.recover()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -337,18 +338,32 @@ func (l *Log) discard(session string) {
 	}
 }
 
-// drainAll drains the tails for which that must be, and removes files of the journal that
-// are not needed any more. With all, every tail must.
-func (l *Log) drainAll(all bool) error {
+// drainAll drains all tails, and removes the journal. Several go to the database together:
+// with [SyncAlways], each transaction waits for the disk.
+func (l *Log) drainAll() error {
+	var drains errgroup.Group
+	drains.SetLimit(16)
+	for _, t := range l.tails.all() {
+		drains.Go(func() error { return l.drain(t, 0, reencoder()) })
+	}
+	if err := drains.Wait(); err != nil {
+		return err
+	}
+	return l.tidyJournal(true)
+}
+
+// drainReady drains the tails that are ready for it, and removes files of the journal that
+// are not needed any more.
+func (l *Log) drainReady() error {
 	old := l.journal.older(journalAge)
 	for _, t := range l.tails.all() {
-		began, hurry, z := time.Now(), all, reencoder()
+		began, hurry, z := time.Now(), false, reencoder()
 		if l.tails.held.Load() > heldLimit/2 {
 			hurry, z = true, encoder()
 		}
 		left := rewriteSize
 		ended := !l.isLive(t.session)
-		if all || ended || t.isIn(old) {
+		if ended || t.isIn(old) {
 			left = 0
 		} else if t.isLong() {
 			continue
@@ -360,7 +375,7 @@ func (l *Log) drainAll(all bool) error {
 			return nil
 		}
 	}
-	return l.tidyJournal(all)
+	return l.tidyJournal(false)
 }
 
 // tidyJournal removes files of the journal of which the database has all.
@@ -378,7 +393,7 @@ func (l *Log) tidyJournal(end bool) error {
 // keepJournal drains what can be, until the log is closed.
 func (l *Log) keepJournal() {
 	for {
-		err := l.drainAll(false)
+		err := l.drainReady()
 		if err != nil {
 			l.o.Log.Warn("the journal cannot be brought to the database now", "error", err)
 		}

@@ -47,6 +47,7 @@ data folder and renews that by itself.`,
 				return err
 			}
 			link.Agent.Log, link.Log, link.Tunnel.Log = logger, logger, logger
+			ballast = make([]byte, ballastSize)
 			return link.Run(cmd.Context())
 		},
 	}
