@@ -277,7 +277,7 @@ func (f *flow) lines() bool {
 	f.look(end, func(m *Masker) {
 		outer := m.hint(m.b, 0)
 		for i := 0; i < end && !m.hints.quiet(m); {
-			i = skipSpace(m.b, m.walk(i, place{states: len(m.states)}))
+			i = skipSpace(m.b, m.walk(i, &place{states: len(m.states)}))
 		}
 		m.unhint(outer)
 	})

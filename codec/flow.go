@@ -112,7 +112,7 @@ func (f *flow) look(n int, walk func(m *Masker)) {
 	f.emit(n, m.spans[base:])
 	m.spans = m.spans[:base]
 	if f.gone {
-		m.blobs = m.blobs[:0]
+		m.forgetBlobs()
 	}
 }
 
@@ -210,7 +210,7 @@ func (f *flow) value(p place, depth int, inside bool) bool {
 		if f.refused != "" && depth == 1 && Member(f.w.rest()[:n], f.refused) != nil {
 			return f.fail(CodeInvalid, mustBeHeld)
 		}
-		f.look(n, func(m *Masker) { m.whole(m.b, 0, p) })
+		f.look(n, func(m *Masker) { m.whole(m.b, 0, &p) })
 		return true
 	}
 	if f.m != nil {
@@ -332,7 +332,7 @@ func (f *flow) elements(p place, n, depth int) (many int) {
 	f.look(end, func(m *Masker) {
 		outer := m.hint(m.b, 0)
 		for i := 0; i < end && !m.hints.quiet(m); n++ {
-			if i = skipSpace(m.b, m.element(i, n, p)); i < end && m.b[i] == ',' {
+			if i = skipSpace(m.b, m.element(i, n, &p)); i < end && m.b[i] == ',' {
 				i = skipSpace(m.b, i+1)
 			}
 		}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"hash/maphash"
+	"math/bits"
+	"slices"
 )
 
 // An object under way that is too long to be held.
@@ -19,6 +21,13 @@ type longObject struct {
 type hashes struct {
 	slots []uint64
 	n     int
+}
+
+// empty makes s an empty set with room for so many hashes.
+func (s *hashes) empty(n int) {
+	size := 1 << bits.Len(uint(2*n))
+	s.slots, s.n = slices.Grow(s.slots[:0], size)[:size], 0
+	clear(s.slots)
 }
 
 // add reports whether h is new.
@@ -124,7 +133,7 @@ func (f *flow) mark(m *Masker, o *longObject, name []byte) bool {
 	}
 	m.merge(base)
 	for {
-		now := Unquote(nil, m.replaceAt(m.b, 0, m.spans[base:]))
+		now := Unquote(nil, m.replace(nil, m.b, 0, m.spans[base:]))
 		switch {
 		case o.taken.add(maphash.Bytes(seed, now)):
 			return f.oneMore()

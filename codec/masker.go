@@ -3,6 +3,9 @@ package codec
 import (
 	"bytes"
 	"encoding/base64"
+	"hash/maphash"
+	"math"
+	"math/bits"
 	"slices"
 	"strconv"
 	"unicode/utf8"
@@ -19,6 +22,9 @@ type Finder interface {
 	// Under calls found with what in text, the whole value of the member of that
 	// name in an object, is sensitive for the name's sake.
 	Under(name, text []byte, found func(detector, start, end int))
+	// Least returns how many bytes a text has at least, and how many a number as JSON
+	// writes it, in which Find or Under find anything.
+	Least() (text, number int)
 	// Near calls near with the offsets in text, in any order, within nearBy bytes
 	// of which every value lies, begins or has its name that Find or Under would
 	// find in any part of text between quotes, where text is JSON whose escapes are
@@ -49,24 +55,31 @@ type Masker struct {
 	Came bool
 
 	finder  Finder
-	marks   []string // [masked:NAME], by detector; the last is that of fields
-	longest int      // of marks
+	least   struct{ text, number int } // as finder has them
+	names   []string                   // of the detectors; the last is that of fields
+	marks   []string                   // [masked:NAME], by detector
+	longest int                        // of marks
 	fields  *Fields
 
 	b        []byte // the JSON text that is walked: the frame, or what a string in it holds
 	layer    int
-	spans    []span // a stack: the text that is looked at has its own on top
-	hints    hints  // where in b something may be
-	text     []byte // that is looked at
-	markless [2]int // from one offset in text to in front of the other no mark begins
+	spans    []span   // a stack: the text that is looked at has its own on top
+	hints    hints    // where in b something may be
+	hinted   []uint64 // of hints, which are a stack
+	text     []byte   // that is looked at
+	markless [2]int   // from one offset in text to in front of the other no mark begins
 	found    func(detector, start, end int)
 	near     func(at int)
 	name     []byte     // decoded
-	names    cleanTexts // of members
+	cleared  cleanTexts // names of members
 	strings  cleanTexts // with their members' names
 	states   []state    // of paths under way: a stack
+	masked   []masked   // names of an object
+	taken    hashes     // of what the names of an object are by now
 	scratch  []byte     // a stack of decoded strings
 	blobs    []blob
+	encoded  []byte  // their texts
+	within   []int16 // their detectors
 	check    scanner
 	findings []Finding
 	sizes    sizes
@@ -120,13 +133,15 @@ const FieldDetector = "field"
 // the detector that comes first.
 func NewMasker(finder Finder, fields *Fields) *Masker {
 	m := &Masker{finder: finder, fields: fields, sizes: defaultSizes}
-	for _, name := range append(slices.Clone(finder.Names()), FieldDetector) {
+	m.names = append(slices.Clone(finder.Names()), FieldDetector)
+	for _, name := range m.names {
 		mark := "[masked:" + name + "]"
 		m.marks = append(m.marks, mark)
 		m.longest = max(m.longest, len(mark)+len(" 99999"))
 	}
+	m.least.text, m.least.number = finder.Least()
 	m.found = m.note
-	m.near = func(at int) { m.hints.at = append(m.hints.at, at) }
+	m.near = func(at int) { m.hints.at[at>>6] |= 1 << (at & 63) }
 	return m
 }
 
@@ -156,17 +171,20 @@ func (m *Masker) MaskArguments(dst []byte, f *Frame) (out []byte, findings []Fin
 }
 
 func (m *Masker) start(line []byte) {
-	m.hints = hints{at: m.hints.at[:0]}
-	m.b, m.layer, m.depth, m.spans, m.scratch, m.findings, m.blobs = line, 0, 0, m.spans[:0], m.scratch[:0], m.findings[:0], m.blobs[:0]
+	m.hints, m.hinted = hints{}, m.hinted[:0]
+	m.b, m.layer, m.depth, m.spans, m.scratch, m.findings = line, 0, 0, m.spans[:0], m.scratch[:0], m.findings[:0]
+	m.forgetBlobs()
 }
 
 func (m *Masker) finish(dst, line []byte) ([]byte, []Finding) {
 	m.merge(0)
-	m.forget()
-	for _, s := range m.spans {
-		m.findings = m.appendFindings(m.findings, s, s.start)
+	m.findings = slices.Grow(m.findings, len(m.spans))
+	for i := range m.spans {
+		m.findings = m.appendFindings(m.findings, &m.spans[i], m.spans[i].start)
 	}
-	return m.replace(dst, line, m.spans), m.findings
+	dst = m.replace(dst, line, 0, m.spans)
+	m.forget()
+	return dst, m.findings
 }
 
 // forget gives back what a frame has taken in memory.
@@ -176,26 +194,31 @@ func (m *Masker) forget() {
 	if cap(m.scratch) > keptScratch {
 		m.scratch = nil
 	}
+	if 8*cap(m.taken.slots) > keptScratch { // of an object with many names
+		m.masked, m.taken = nil, hashes{}
+	}
+	if cap(m.encoded) > keptScratch {
+		m.blobs, m.encoded = nil, nil
+	}
+}
+
+func (m *Masker) forgetBlobs() {
+	m.blobs, m.encoded, m.within = m.blobs[:0], m.encoded[:0], m.within[:0]
 }
 
 // appendFindings appends what a span at that offset is for.
-func (m *Masker) appendFindings(found []Finding, s span, offset int) []Finding {
+func (m *Masker) appendFindings(found []Finding, s *span, offset int) []Finding {
 	if s.kind != inBlob {
-		return append(found, Finding{m.detector(s.detector), offset})
+		return append(found, Finding{m.names[s.detector], offset})
 	}
 	for _, d := range m.blobs[s.n].detectors {
-		found = append(found, Finding{m.detector(d), offset})
+		found = append(found, Finding{m.names[d], offset})
 	}
 	return found
 }
 
 // fieldMark returns the detector that fields are found by.
 func (m *Masker) fieldMark() int16 { return int16(len(m.marks) - 1) }
-
-func (m *Masker) detector(i int16) string {
-	mark := m.marks[i]
-	return mark[len("[masked:") : len(mark)-1]
-}
 
 // MaskText appends text, which is no frame that a Parser accepts, to dst with
 // every finding masked. It makes what is on record of such a frame harmless;
@@ -205,24 +228,27 @@ func (m *Masker) MaskText(dst, text []byte) []byte {
 	m.look(text, nil)
 	m.b, m.text = nil, nil
 	m.check.b = nil
-	return m.replace(dst, text, m.spans)
+	return m.replace(dst, text, 0, m.spans)
 }
 
-// replace appends text to dst with these spans replaced.
-func (m *Masker) replace(dst, text []byte, spans []span) []byte {
+// replace appends text, which starts at that offset, to dst with these spans replaced.
+func (m *Masker) replace(dst, text []byte, offset int, spans []span) []byte {
 	dst = slices.Grow(dst, len(text))
 	at := 0
-	for _, s := range spans {
-		dst = append(dst, text[at:s.start]...)
+	for i := range spans {
+		s := &spans[i]
+		dst = append(dst, text[at:s.start-offset]...)
 		dst = m.appendMark(dst, s)
-		at = s.end
+		at = s.end - offset
 	}
 	return append(dst, text[at:]...)
 }
 
 // appendMark appends what takes the place of s. No layer of JSON has to escape it.
-func (m *Masker) appendMark(dst []byte, s span) []byte {
+func (m *Masker) appendMark(dst []byte, s *span) []byte {
 	switch s.kind {
+	case inText:
+		return append(dst, m.marks[s.detector]...)
 	case number:
 		return append(dst, '0')
 	case boolean:
@@ -239,15 +265,15 @@ func (m *Masker) appendMark(dst []byte, s span) []byte {
 }
 
 // markLen returns the length of what takes the place of s.
-func (m *Masker) markLen(s span) int {
-	var buf [64]byte
-	switch s.kind {
-	case inBlob:
-		return len(m.blobs[s.n].text)
-	case inText:
+func (m *Masker) markLen(s *span) int {
+	if s.kind == inText {
 		return len(m.marks[s.detector])
 	}
-	return len(m.appendMark(buf[:0], s))
+	kept := len(m.scratch)
+	m.scratch = m.appendMark(m.scratch, s)
+	n := len(m.scratch) - kept
+	m.scratch = m.scratch[:kept]
+	return n
 }
 
 // An area is an object whose members may be opaque: what one side gives the
@@ -302,11 +328,11 @@ func (m *Masker) part(f *Frame, raw []byte, a area) {
 	if a == areaResult && m.fields != nil {
 		m.states = m.fields.begin(m.states)
 	}
-	m.whole(raw, cap(f.Line)-cap(raw), place{area: a}) // both end where their array ends
+	m.whole(raw, cap(f.Line)-cap(raw), &place{area: a}) // both end where their array ends
 }
 
 // whole walks raw, the value in m.b at that offset, if anything in it may be found.
-func (m *Masker) whole(raw []byte, offset int, p place) {
+func (m *Masker) whole(raw []byte, offset int, p *place) {
 	outer := m.hint(raw, offset)
 	if !m.hints.quiet(m) {
 		m.walk(offset, p)
@@ -319,12 +345,16 @@ func (m *Masker) whole(raw []byte, offset int, p place) {
 // at each.
 type hints struct {
 	known   bool // else everything is looked at
+	some    bool // there is one
 	escapes bool // there is a backslash
 	blobs   bool // there may be base64: no hint tells of what it stands for
-	base    int  // of at, which is a stack
-	next    int  // the first that is not behind
-	at      []int
+
+	at    []uint64 // a bit for each byte
+	start int      // of the JSON, where the first of them is
+	next  int      // the first hint that is not behind, or noHint
 }
+
+const noHint = math.MaxInt
 
 const (
 	// nearBy is how far from a hint what it hints at may be.
@@ -344,22 +374,19 @@ var blobName = []byte(`"blob"`)
 // the JSON around it.
 func (m *Masker) hint(raw []byte, offset int) (outer hints) {
 	outer = m.hints
-	m.hints.known = false
+	m.hints = hints{}
 	if len(raw) < fewBytes || !manyMembers(raw) {
 		return outer
 	}
 	h := &m.hints
-	h.base, h.next = len(h.at), len(h.at)
+	base := len(m.hinted)
+	m.hinted = append(m.hinted, make([]uint64, len(raw)/64+1)...)
+	h.at, h.start = m.hinted[base:], offset
 	h.known = m.finder.Near(raw, m.near)
+	h.next = h.from(offset)
+	h.some = h.next != noHint
 	h.escapes = bytes.IndexByte(raw, '\\') >= 0
-	own := h.at[h.base:]
-	h.blobs = len(own) == 0 && !h.escapes && bytes.Contains(raw, blobName) // else it is not asked for
-	for i := range own {
-		own[i] += offset
-	}
-	if !slices.IsSorted(own) {
-		slices.Sort(own)
-	}
+	h.blobs = !h.some && !h.escapes && bytes.Contains(raw, blobName) // else it is not asked for
 	return outer
 }
 
@@ -377,19 +404,36 @@ func manyMembers(raw []byte) bool {
 }
 
 func (m *Masker) unhint(outer hints) {
-	outer.at = m.hints.at[:len(outer.at)] // it may have moved
+	m.hinted = m.hinted[:len(m.hinted)-len(m.hints.at)]
 	m.hints = outer
 }
 
 // quiet reports that there is nothing to look at.
 func (h *hints) quiet(m *Masker) bool {
-	return h.known && !h.escapes && !h.blobs && len(h.at) == h.base && m.fields == nil
+	return h.known && !h.escapes && !h.blobs && !h.some && m.fields == nil
+}
+
+// from returns the first hint from an offset on, or noHint.
+func (h *hints) from(offset int) int {
+	i := max(0, offset-h.start)
+	word := i >> 6
+	if word >= len(h.at) {
+		return noHint
+	}
+	for bit := h.at[word] >> (i & 63) << (i & 63); ; bit = h.at[word] {
+		if bit != 0 {
+			return h.start + word<<6 + bits.TrailingZeros64(bit)
+		}
+		if word++; word == len(h.at) {
+			return noHint
+		}
+	}
 }
 
 // reach leaves the hints behind that are too far before from.
 func (h *hints) reach(from int) {
-	for h.next < len(h.at) && h.at[h.next] < from-nearBy {
-		h.next++
+	if h.next < from-nearBy {
+		h.next = h.from(from - nearBy)
 	}
 }
 
@@ -399,7 +443,7 @@ func (h *hints) none(from, end int) bool {
 		return false
 	}
 	h.reach(from)
-	return h.next == len(h.at) || h.at[h.next] > end+nearBy
+	return h.next > end+nearBy
 }
 
 // A place is what a value's surroundings say of it.
@@ -422,7 +466,7 @@ func (p *place) begin(start int) int {
 }
 
 // walk looks at the value at i, and returns the offset behind it.
-func (m *Masker) walk(i int, p place) int {
+func (m *Masker) walk(i int, p *place) int {
 	p.field = p.field || m.fields.ends(m.states[p.states:])
 	switch m.b[i] {
 	case '{':
@@ -436,7 +480,7 @@ func (m *Masker) walk(i int, p place) int {
 	case '"':
 		end, escaped := stringEnd(m.b, i)
 		if escaped == others || p.field || p.late || p.hidden || !m.hints.none(p.begin(i), end) {
-			m.again(i, end, p)
+			m.again(i, end, escaped, p)
 		}
 		return end
 	case 't', 'f', 'n':
@@ -454,10 +498,12 @@ func (m *Masker) walk(i int, p place) int {
 
 // element walks the element at i, the nth of the array whose place is p, and returns
 // the offset behind it.
-func (m *Masker) element(i, n int, p place) int {
+func (m *Masker) element(i, n int, p *place) int {
 	inner := place{states: len(m.states), field: p.field}
-	m.states = m.fields.element(m.states, p.states, n)
-	i = m.walk(i, inner)
+	if m.fields != nil {
+		m.states = m.fields.element(m.states, p.states, n)
+	}
+	i = m.walk(i, &inner)
 	m.states = m.states[:inner.states]
 	return i
 }
@@ -468,11 +514,12 @@ func (m *Masker) field(start, end int, k kind) {
 }
 
 // object walks the members of the object at i, but for those that are opaque.
-func (m *Masker) object(i int, p place) int {
+func (m *Masker) object(i int, p *place) int {
 	// Whether data is an image, or a blob text, may be said behind it. Looking
 	// ahead would cost the square of an object that has such a member many times.
 	var media, text bool
 	var data, blob held
+	var inner place // one for all members, which the stack holds
 	start, first := i, len(m.spans)
 	names := 0
 	m.depth++
@@ -492,18 +539,18 @@ func (m *Masker) object(i int, p place) int {
 		if escaped == unescaped && m.hints.known {
 			t.learn(m.b[nameStart:i], k, name)
 		}
-		inner := place{name: name, from: nameStart, hidden: escaped == others, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
+		inner = place{name: name, from: nameStart, hidden: escaped == others, area: p.area.inner(name), states: len(m.states), field: p.field || m.fields.named(name)}
 		m.states = m.fields.member(m.states, p.states, name)
 		end := 0
 		switch c := m.b[i]; {
 		case c != '{' && c != '[' && p.area.opaque(name):
 			end = skipValue(m.b, i)
 		case c != '"':
-			end = m.walk(i, inner)
+			end = m.walk(i, &inner)
 		case string(name) == "data":
-			end = m.hold(&data, i, inner, media, text)
+			end = m.hold(&data, i, &inner, media, text)
 		case string(name) == "blob":
-			end = m.hold(&blob, i, inner, media, text)
+			end = m.hold(&blob, i, &inner, media, text)
 		default:
 			switch string(name) {
 			case "type":
@@ -512,7 +559,7 @@ func (m *Masker) object(i int, p place) int {
 				media = media || isMediaMIME(m.b[i:])
 				text = text || isTextMIME(m.b[i:])
 			}
-			end = m.walk(i, inner)
+			end = m.walk(i, &inner)
 		}
 		m.states = m.states[:inner.states]
 		i = m.behind(end)
@@ -526,8 +573,8 @@ func (m *Masker) object(i int, p place) int {
 	}
 	m.judge(data, false)
 	m.judge(blob, true)
-	if names > 0 {
-		m.distinct(start, first)
+	if names > 0 && k > 1 {
+		m.distinct(start, k, first)
 	}
 	return i + 1
 }
@@ -543,7 +590,7 @@ type held struct {
 
 // hold puts off the string at i, and looks at the one that was put off before:
 // an object in a string may have a name twice.
-func (m *Masker) hold(h *held, i int, p place, media, text bool) int {
+func (m *Masker) hold(h *held, i int, p *place, media, text bool) int {
 	m.release(*h)
 	*h = held{i, skipString(m.b, i), p.field || m.fields.ends(m.states[p.states:]), media, text, false}
 	return h.end
@@ -562,20 +609,20 @@ func (m *Masker) judge(h held, isBlob bool) {
 
 func (m *Masker) release(h held) {
 	if h.end > 0 {
-		m.str(h.start, h.end, place{states: len(m.states), field: h.field, late: true})
+		m.str(h.start, h.end, others, &place{states: len(m.states), field: h.field, late: true})
 	}
 }
 
 // blob looks at what the base64 of a string stands for.
 func (m *Masker) blob(h held) {
 	kept, base := len(m.scratch), len(m.spans)
+	defer func() { m.scratch = m.scratch[:kept] }()
 	raw := m.b[h.start:h.end]
 	m.scratch = Unquote(m.scratch, raw)
-	encoded := m.scratch[kept:]
-	decoded := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
-	n, err := base64.StdEncoding.Decode(decoded, encoded)
-	m.scratch = m.scratch[:kept]
-	decoded = decoded[:n]
+	at := len(m.scratch)
+	var err error
+	m.scratch, err = base64.StdEncoding.AppendDecode(m.scratch, m.scratch[kept:])
+	decoded := m.scratch[at:len(m.scratch):len(m.scratch)]
 	if err != nil || h.field || !h.text && !utf8.Valid(decoded) { // or it only may be text
 		m.release(h)
 		return
@@ -584,25 +631,28 @@ func (m *Masker) blob(h held) {
 	if len(m.spans) == base {
 		return
 	}
-	b := blob{text: base64.StdEncoding.AppendEncode(nil, m.replace(nil, decoded, m.spans[base:]))}
+	at = len(m.scratch)
+	m.scratch = m.replace(m.scratch, decoded, 0, m.spans[base:])
+	text, detectors := len(m.encoded), len(m.within)
+	m.encoded = base64.StdEncoding.AppendEncode(m.encoded, m.scratch[at:])
 	for _, s := range m.spans[base:] {
-		b.detectors = append(b.detectors, s.detector)
+		m.within = append(m.within, s.detector)
 	}
-	m.blobs = append(m.blobs, b)
-	m.spans = append(m.spans[:base], span{start: h.start + 1, end: h.end - 1, detector: b.detectors[0], length: len(raw), kind: inBlob, n: int32(len(m.blobs) - 1)})
+	m.blobs = append(m.blobs, blob{m.encoded[text:], m.within[detectors:]})
+	m.spans = append(m.spans[:base], span{start: h.start + 1, end: h.end - 1, detector: m.within[detectors], length: len(raw), kind: inBlob, n: int32(len(m.blobs) - 1)})
 }
 
 // memberName looks at the name m.b[start:end] of a member, and reports 1 if
 // something in it is masked.
 func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
-	if escaped != others && m.hints.none(start, end) || m.names.has(name) {
+	if escaped != others && m.hints.none(start, end) || m.cleared.has(name) {
 		return 0
 	}
 	base := len(m.spans)
-	m.str(start, end, place{states: len(m.states), late: true})
+	m.str(start, end, escaped, &place{states: len(m.states), late: true})
 	if len(m.spans) == base {
 		m.name = append(m.name[:0], name...)
-		m.names.add(name)
+		m.cleared.add(name)
 		return 0
 	}
 	for i := range m.spans[base:] {
@@ -611,19 +661,22 @@ func (m *Masker) memberName(start, end int, name []byte, escaped escapes) int {
 	return 1
 }
 
-// distinct numbers the marks in the names of the object at i, so that no two of
-// its names are the same. m.spans[first:] are those in the object.
-func (m *Masker) distinct(i, first int) {
+// A masked name is m.b[start:end], quotes included; last is the last of its spans.
+type masked struct{ start, end, last int }
+
+// distinct numbers the marks in the names of the object at i, which has so many, so
+// that no two of them are the same. m.spans[first:] are those in the object.
+func (m *Masker) distinct(i, names, first int) {
 	// What was held comes late, and may be JSON with names of its own.
-	slices.SortStableFunc(m.spans[first:], func(a, b span) int { return a.start - b.start })
-	type masked struct{ start, end, last int } // last is the last of its spans
-	var all []masked
-	taken := map[string]bool{}
+	byStart := func(a, b span) int { return a.start - b.start }
+	if spans := m.spans[first:]; !slices.IsSortedFunc(spans, byStart) {
+		slices.SortStableFunc(spans, byStart)
+	}
+	m.taken.empty(names)
+	m.masked = m.masked[:0]
 	at := first
-	object := m.b[i:]
-	for j := skipSpace(object, 1); object[j] != '}'; {
-		end := skipString(object, j)
-		s := masked{i + j, i + end, -1}
+	for i = skipSpace(m.b, i+1); m.b[i] != '}'; {
+		s := masked{i, skipString(m.b, i), -1}
 		for at < len(m.spans) && (m.spans[at].kind != inName || m.spans[at].start < s.start) {
 			at++
 		}
@@ -631,44 +684,33 @@ func (m *Masker) distinct(i, first int) {
 			s.last = k
 		}
 		if s.last < 0 {
-			taken[string(Unquote(nil, object[j:end]))] = true
+			m.take(m.b[s.start:s.end])
 		} else {
-			all = append(all, s)
+			m.masked = append(m.masked, s)
 		}
-		j = skipValue(object, skipSpace(object, skipSpace(object, end)+1))
-		if j = skipSpace(object, j); object[j] == ',' {
-			j = skipSpace(object, j+1)
-		}
+		i = m.behind(skipValue(m.b, skipSpace(m.b, skipSpace(m.b, s.end)+1)))
 	}
 	n := 1
-	for _, s := range all {
-		own := m.spans[:s.last+1]
+	for _, s := range m.masked {
 		from := s.last
-		for from > first && own[from-1].kind == inName && own[from-1].start > s.start {
+		for from > first && m.spans[from-1].kind == inName && m.spans[from-1].start > s.start {
 			from--
 		}
+		kept := len(m.scratch)
 		for {
-			name := string(m.replaceAt(m.b[s.start:s.end], s.start, own[from:]))
-			if name = string(Unquote(nil, []byte(name))); !taken[name] {
-				taken[name] = true
+			m.scratch = m.replace(m.scratch[:kept], m.b[s.start:s.end], s.start, m.spans[from:s.last+1])
+			if m.take(m.scratch[kept:]) {
 				break
 			}
 			n++
 			m.spans[s.last].n = int32(n)
 		}
+		m.scratch = m.scratch[:kept]
 	}
 }
 
-// replaceAt returns text, which starts at that offset, with these spans replaced.
-func (m *Masker) replaceAt(text []byte, offset int, spans []span) (out []byte) {
-	at := offset
-	for _, s := range spans {
-		out = append(out, text[at-offset:s.start-offset]...)
-		out = m.appendMark(out, s)
-		at = s.end
-	}
-	return append(out, text[at-offset:]...)
-}
+// take reports whether no name of the object was the same as raw until now.
+func (m *Masker) take(raw []byte) bool { return m.taken.add(maphash.Bytes(seed, m.decoded(raw))) }
 
 // cleanTexts remembers short texts in which nothing was found: the rows of a table
 // have the same names, and often the same values, over and over.
@@ -718,9 +760,10 @@ func isTextMIME(raw []byte) bool {
 	if n > maxMIME {
 		return false
 	}
-	mime := bytes.ToLower(raw[1 : n-1])
-	mime, _, _ = bytes.Cut(mime, []byte(";"))
-	mime = bytes.ReplaceAll(mime, []byte(`\/`), []byte("/"))
+	mime, _, _ := bytes.Cut(raw[1:n-1], []byte(";"))
+	if bytes.ContainsFunc(mime, func(r rune) bool { return r == '\\' || r >= utf8.RuneSelf || 'A' <= r && r <= 'Z' }) {
+		mime = bytes.ReplaceAll(bytes.ToLower(mime), []byte(`\/`), []byte("/"))
+	}
 	if hasPrefix(mime, "text/") || bytes.HasSuffix(mime, []byte("+json")) || bytes.HasSuffix(mime, []byte("+xml")) {
 		return true
 	}
@@ -737,7 +780,7 @@ func hasPrefix(b []byte, prefix string) bool {
 }
 
 // num looks at the number m.b[start:end].
-func (m *Masker) num(start, end int, p place) {
+func (m *Masker) num(start, end int, p *place) {
 	raw := m.b[start:end]
 	if p.field {
 		if string(raw) != "0" {
@@ -749,10 +792,12 @@ func (m *Masker) num(start, end int, p place) {
 		return
 	}
 	base := len(m.spans)
-	m.find(raw, p.name)
+	if len(raw) >= m.least.number {
+		m.find(raw, p.name)
+	}
 	if len(m.spans) == base {
 		kept := len(m.scratch)
-		if m.scratch = appendInteger(m.scratch, raw); len(m.scratch) > kept {
+		if m.scratch = appendInteger(m.scratch, raw); len(m.scratch)-kept >= m.least.number {
 			m.find(m.scratch[kept:], p.name)
 		}
 		m.scratch = m.scratch[:kept]
@@ -815,18 +860,18 @@ func appendInteger(dst, raw []byte) []byte {
 
 // again looks at the string m.b[start:end], unless nothing was found in the same one
 // under the same name before.
-func (m *Masker) again(start, end int, p place) {
+func (m *Masker) again(start, end int, escaped escapes, p *place) {
 	raw, whole := m.b[start:end], m.b[p.begin(start):end]
 	unnamed := p.name != nil && p.from == start // whole would be what it is without a name
 	if unnamed || p.field || p.late || len(raw) > m.sizes.value || len(whole) > len(m.strings[0].text) {
-		m.str(start, end, p)
+		m.str(start, end, escaped, p)
 		return
 	}
 	if m.strings.has(whole) {
 		return
 	}
 	base := len(m.spans)
-	m.str(start, end, p)
+	m.str(start, end, escaped, p)
 	// JSON in it, which white space or an escape may begin, is looked at otherwise in
 	// other places.
 	if c := raw[1]; len(m.spans) == base && c != '{' && c != '[' && c != '\\' && c > ' ' {
@@ -835,7 +880,7 @@ func (m *Masker) again(start, end int, p place) {
 }
 
 // str looks at the string m.b[start:end].
-func (m *Masker) str(start, end int, p place) {
+func (m *Masker) str(start, end int, escaped escapes, p *place) {
 	raw := m.b[start:end]
 	if p.field {
 		if m.text, m.markless = raw[1:len(raw)-1], [2]int{}; len(m.text) > 0 && !m.inMark(0, len(m.text)) {
@@ -850,15 +895,15 @@ func (m *Masker) str(start, end int, p place) {
 	base := len(m.spans)
 	text := raw[1 : len(raw)-1]
 	kept := len(m.scratch)
-	escaped := bytes.IndexByte(text, '\\') >= 0
-	if escaped {
+	slash := escaped != unescaped && bytes.IndexByte(text, '\\') >= 0
+	if slash {
 		m.scratch = Unquote(m.scratch, raw)
 		text = m.scratch[kept:len(m.scratch):len(m.scratch)]
 	}
 	m.look(text, p.name)
 	m.scratch = m.scratch[:kept]
 	if spans := m.spans[base:]; len(spans) > 0 {
-		put(spans, raw, start, escaped)
+		put(spans, raw, start, slash)
 	}
 }
 

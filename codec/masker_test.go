@@ -152,6 +152,29 @@ func TestMaskLeastBlob(t *testing.T) {
 	}
 }
 
+// TestMaskManyMembers checks that an object with more members than a template has
+// names is read to its end, whatever the names at other depths are.
+func TestMaskManyMembers(t *testing.T) {
+	members := func(name string, n int) string {
+		var all []string
+		for i := range n {
+			all = append(all, fmt.Sprintf(`"%s%d":"v","m%d":%d`, name, i, i, i))
+		}
+		return strings.Join(all, ",")
+	}
+	m := newMasker("email")
+	for n := range 40 {
+		long := members(strings.Repeat("n", n%20), 13)
+		in := func(mail string) string {
+			v := `{` + long + `,"a":{` + long + `,"b":{` + long + `,"c":{` + long + `}}}}`
+			return `[[[` + v + `]],` + v + `,[{` + members("short", 12+n) + `,"mail":"` + mail + `"}]]`
+		}
+		if got, _ := mask(t, m, result(in("ada@example.com"))); got != string(result(in("[masked:email]"))) {
+			t.Fatalf("%d: got %s", n, got)
+		}
+	}
+}
+
 func base64Of(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
 func TestFields(t *testing.T) {
@@ -378,6 +401,7 @@ func (greedy) Find(text []byte, found func(detector, start, end int)) {
 	}
 	found(0, len(text), len(text)+1)
 }
+func (greedy) Least() (text, number int)                                     { return 1, 1 }
 func (greedy) Near([]byte, func(int)) bool                                   { return false }
 func (greedy) Under(name, text []byte, found func(detector, start, end int)) {}
 

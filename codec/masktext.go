@@ -30,6 +30,9 @@ func (m *Masker) look(text, name []byte) {
 func (m *Masker) settle(base int, text, name []byte) {
 	for round := 0; len(m.spans) > base; round++ {
 		m.merge(base)
+		if s := m.spans[base]; s.start == 0 && s.end == len(text) { // nothing is left but a mark
+			return
+		}
 		if round == maxRounds {
 			m.spans[base].start, m.spans[base].end, m.spans[base].kind = 0, len(text), inText
 			m.spans = m.spans[:base+1]
@@ -37,14 +40,15 @@ func (m *Masker) settle(base int, text, name []byte) {
 		}
 		kept, first := len(m.scratch), len(m.spans)
 		size := len(text)
-		for _, s := range m.spans[base:] {
+		for i := range m.spans[base:] {
+			s := &m.spans[base+i]
 			size += m.markLen(s) - (s.end - s.start)
 		}
 		if size > 4*aroundMark && !beginsJSON(text) { // which may be JSON as masked
 			m.scratch = slices.Grow(m.scratch, min(size, (first-base)*3*aroundMark))
 			m.scanMarks(text, base, first)
 		} else {
-			m.scratch = m.replace(m.scratch, text, m.spans[base:])
+			m.scratch = m.replace(m.scratch, text, 0, m.spans[base:])
 			m.scan(m.scratch[kept:len(m.scratch):len(m.scratch)], name)
 		}
 		m.scratch = m.scratch[:kept]
@@ -83,7 +87,7 @@ func (m *Masker) scanMarks(text []byte, base, first int) {
 		m.scratch = m.scratch[:kept]
 	}
 	for i := base; i < first; i++ {
-		s := m.spans[i]
+		s := m.spans[i] // look may move it
 		start := s.start + grown
 		if i == base || start-aroundMark > behind+grown+aroundMark {
 			if i > base {
@@ -92,9 +96,9 @@ func (m *Masker) scanMarks(text []byte, base, first int) {
 			from = max(0, start-aroundMark)
 			behind = from - grown
 		}
-		m.scratch = m.appendMark(append(m.scratch, text[behind:s.start]...), s)
+		m.scratch = m.appendMark(append(m.scratch, text[behind:s.start]...), &s)
 		behind = s.end
-		grown += m.markLen(s) - (s.end - s.start)
+		grown += m.markLen(&s) - (s.end - s.start)
 	}
 	look(min(len(text), behind+aroundMark))
 }
@@ -106,7 +110,7 @@ func (m *Masker) scan(text, name []byte) bool {
 		m.b, m.layer = text, m.layer+1
 		hints := m.hint(text, 0)
 		for i := skipSpace(text, 0); i < len(text) && !m.hints.quiet(m); {
-			i = skipSpace(text, m.walk(i, place{states: len(m.states)}))
+			i = skipSpace(text, m.walk(i, &place{states: len(m.states)}))
 		}
 		m.unhint(hints)
 		m.b, m.layer = outer, m.layer-1
@@ -119,6 +123,9 @@ func (m *Masker) scan(text, name []byte) bool {
 // find has the finder look at text, which is the value of the member of that
 // name (nil if it is of none).
 func (m *Masker) find(text, name []byte) {
+	if len(text) < m.least.text {
+		return
+	}
 	m.text, m.markless = text, [2]int{}
 	m.finder.Find(text, m.found)
 	if name != nil {
@@ -146,6 +153,9 @@ func (m *Masker) note(detector, start, end int) {
 
 // inMark reports whether m.text[start:end] is part of a mark.
 func (m *Masker) inMark(start, end int) bool {
+	if start == 0 && m.text[0] != '[' {
+		return false
+	}
 	from := max(0, start-m.longest)
 	if m.noMark(from, start) {
 		return false
@@ -235,7 +245,7 @@ func (m *Masker) back(base, first int) {
 			if i < mark || behind && i == mark {
 				break
 			}
-			end := mark + m.markLen(s)
+			end := mark + m.markLen(&s)
 			if i < end {
 				if behind {
 					return s.end

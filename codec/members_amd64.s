@@ -36,7 +36,7 @@ name:
 	CMPQ      AX, CX
 	JGT       stopName
 	CMPQ      DI, R8
-	JEQ       stopName
+	JHS       stopName
 	VMOVDQU   (SI)(AX*1), Y10
 	VPCMPEQB  templateName_text(DI), Y10, Y10
 	VPMOVMSKB Y10, DX

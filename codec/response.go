@@ -191,13 +191,13 @@ func (p *parts) keep(b []byte) {
 }
 
 func (p *parts) replace(b []byte, s span) {
-	p.findings = p.m.appendFindings(p.findings, s, p.passed)
+	p.findings = p.m.appendFindings(p.findings, &s, p.passed)
 	if p.m.Leave {
 		p.keep(b)
 		return
 	}
 	p.passed += len(b)
-	p.out = p.m.appendMark(p.out, s)
+	p.out = p.m.appendMark(p.out, &s)
 	p.changes(b)
 }
 

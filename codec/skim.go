@@ -14,8 +14,8 @@ func (m *Masker) skim(i int, t *template, k int) (at, n int) {
 	}
 	for m.b[i] == '"' {
 		limit := len(m.b)
-		if h.reach(i); h.next < len(h.at) {
-			limit = h.at[h.next] - nearBy - 1
+		if h.reach(i); h.next != noHint {
+			limit = h.next - nearBy - 1
 		}
 		if limit-i < shortMember {
 			break

@@ -491,7 +491,9 @@ func (x *index) find(text []byte, h hitter) {
 		i += 8
 	}
 	for ; i+4 <= len(text); i += 2 {
-		x.at(binary.LittleEndian.Uint32(text[i:])|folding&0xffffffff, i, h)
+		if gram := binary.LittleEndian.Uint32(text[i:]) | folding&0xffffffff; x.bit(gram)&1 != 0 {
+			x.at(gram, i, h)
+		}
 	}
 	for i := range x.pairs {
 		p := &x.pairs[i]

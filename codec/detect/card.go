@@ -70,15 +70,18 @@ func cardGroup(text []byte, mark, i, n int) int {
 // isCardIn reports that the groups in text[start:end] are a card number, and that it
 // goes no further.
 func isCardIn(text []byte, start, end int) bool {
-	var digits [19]byte
+	if !ends(text, end) || end+1 < len(text) && text[end] == '-' && is(text[end+1], digit) {
+		return false
+	}
+	var digits [20]byte // of them, and what takes the separator's place for a moment
 	n := 0
 	for _, c := range text[start:end] {
-		if is(c, digit) {
-			digits[n] = c
+		digits[n] = c
+		if c >= '0' {
 			n++
 		}
 	}
-	return isCard(digits[:n]) && ends(text, end) && !(end+1 < len(text) && text[end] == '-' && is(text[end+1], digit))
+	return isCard(digits[:n])
 }
 
 // ends reports that no word or decimal goes on at i.
@@ -95,15 +98,13 @@ func ends(text []byte, i int) bool {
 // isCard checks issuer, length and Luhn's check digit (ISO/IEC 7812-1, Annex
 // B). One number in ten passes Luhn: the prefix decides, too.
 func isCard(d []byte) bool {
-	prefix := func(n int) (p int) {
-		for _, c := range d[:n] {
-			p = p*10 + int(c-'0')
-		}
-		return p
+	six := 0
+	for _, c := range d[:6] {
+		six = six*10 + int(c-'0')
 	}
 	between := func(p, low, high int) bool { return p >= low && p <= high }
 	n := len(d)
-	two, three, four, six := prefix(2), prefix(3), prefix(4), prefix(6)
+	two, three, four := six/10_000, six/1000, six/100
 	var known bool
 	switch {
 	case d[0] == '4': // Visa
@@ -128,12 +129,12 @@ func isCard(d []byte) bool {
 
 func luhn(d []byte) bool {
 	sum := 0
-	for i := range d {
-		v := d[len(d)-1-i] - '0'
-		if i%2 == 1 {
-			v = doubled[v]
-		}
-		sum += int(v)
+	i := len(d) - 1
+	for ; i > 0; i -= 2 {
+		sum += int(d[i]-'0') + int(doubled[d[i-1]-'0'])
+	}
+	if i == 0 {
+		sum += int(d[0] - '0')
 	}
 	return sum%10 == 0
 }

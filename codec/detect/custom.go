@@ -47,14 +47,14 @@ func Define(c Custom) (Detector, error) {
 	if err != nil {
 		return Detector{}, err
 	}
-	if w := width(re); w.min == 0 {
+	if width(re).min == 0 {
 		return Detector{}, errors.New("regex matches nothing at all: it would match everywhere")
 	}
 	made := &rule{id: c.Name, custom: &custom{validate: validate}}
 	for _, k := range c.Keywords {
 		made.custom.keywords = append(made.custom.keywords, []byte(strings.ToLower(k)))
 	}
-	rules := &ruleSet{count: 1}
+	rules := &ruleSet{count: 1, least: width(re).min}
 	var all [][]anchor
 	for _, v := range variants(re) {
 		found := anchors(v)
@@ -110,7 +110,8 @@ func digitsOf(value []byte) (d []byte) {
 // mod97 checks as ISO 7064 does for IBANs: the first four characters behind the
 // others, letters as 10 to 35, leave 1.
 func mod97(value []byte) bool {
-	var v []byte
+	var buf [64]byte
+	v := buf[:0]
 	for _, c := range value {
 		if is(c, alnum) {
 			v = append(v, c)
@@ -120,12 +121,13 @@ func mod97(value []byte) bool {
 		return false
 	}
 	n := 0
-	for i := range v {
-		switch c := v[(i+4)%len(v)] | 0x20; {
-		case c >= 'a':
-			n = (n*100 + int(c-'a') + 10) % 97
-		default:
-			n = (n*10 + int(v[(i+4)%len(v)]-'0')) % 97
+	for _, part := range [2][]byte{v[4:], v[:4]} {
+		for _, c := range part {
+			if is(c, digit) {
+				n = (n*10 + int(c-'0')) % 97
+			} else {
+				n = (n*100 + int(c|0x20-'a') + 10) % 97
+			}
 		}
 	}
 	return n == 1

@@ -15,6 +15,7 @@ package detect
 import (
 	"bytes"
 	"maps"
+	"math"
 	"slices"
 )
 
@@ -26,6 +27,7 @@ type Detector struct {
 	by    byDigits        // or this,
 	at    around          // at runs of digits that look so
 	rules func() *ruleSet // or that
+	needs counts          // what a value has at least; what those of rules have, they say
 }
 
 // A bySign looks around the @ at i, and returns the offsets of the value that it
@@ -33,13 +35,13 @@ type Detector struct {
 type bySign func(text []byte, i, done int) (from, to int)
 
 var builtin = map[string]Detector{
-	"credit_card": {by: card, at: manyDigits | fourDigits},
-	"email":       {sign: email},
-	"iban":        {by: iban, at: behindLetters},
-	"ip_address":  {by: ip, at: besideMark},
-	"phone":       {by: phone, at: behindPlus},
+	"credit_card": {by: card, at: manyDigits | fourDigits, needs: 13 * oneDigit},
+	"email":       {sign: email, needs: oneSign + oneDot + 4*oneByte},
+	"iban":        {by: iban, at: behindLetters, needs: 2*oneLetter + 2*oneDigit + 11*oneByte},
+	"ip_address":  {by: ip, at: besideMark, needs: 2*oneColon + oneDigit},
+	"phone":       {by: phone, at: behindPlus, needs: onePlus + 8*oneDigit + oneByte},
 	"secrets":     {rules: secretRules},
-	"us_ssn":      {by: ssn, at: threeDigits | nineDigits},
+	"us_ssn":      {by: ssn, at: threeDigits | nineDigits, needs: 9 * oneDigit},
 }
 
 // Names returns the names of the detectors that there are, sorted.
@@ -68,7 +70,11 @@ type Finder struct {
 	report   func(detector, start, end int)
 	near     func(at int)
 
-	// Of the text that is scanned.
+	leastText, leastNumber int // as Least returns them
+
+	// Of the text that is looked at.
+	signs      bool   // signs matter in it
+	looks      around // that do
 	rows       classified
 	colonDone  int // runs of digits beside colons before have been looked at
 	colonDigit int // where the last of them ends
@@ -77,23 +83,26 @@ type Finder struct {
 
 // An active is one detector at work.
 type active struct {
+	number int // of the detector
 	by     byDigits
 	at     around
+	needs  counts
 	bySign bySign
 	search *search
-	found  func(start, end int)
-	done   int // what is before has been reported
+	found  func(start, end int) // by search
+	done   int                  // what is before has been reported
 }
 
 // New returns a Finder of what these detectors find.
 func New(detectors ...Detector) *Finder {
-	f := &Finder{}
+	f := &Finder{leastText: math.MaxInt, leastNumber: math.MaxInt}
 	for i, d := range detectors {
-		w := active{by: d.by, at: d.at, bySign: d.sign, found: func(start, end int) { f.report(i, start, end) }}
+		w := active{number: i, by: d.by, at: d.at, needs: d.needs, bySign: d.sign}
 		f.names = append(f.names, d.name)
 		switch {
 		case d.rules != nil:
 			w.search = newSearch(d.rules())
+			w.found = func(start, end int) { f.report(i, start, end) }
 			f.searches = append(f.searches, w)
 		case d.sign != nil:
 			f.signed = append(f.signed, w)
@@ -106,12 +115,24 @@ func New(detectors ...Detector) *Finder {
 			f.digits = append(f.digits, w)
 			f.at |= d.at
 		}
+		least := int(d.needs / oneByte)
+		if d.rules != nil {
+			least = w.search.least
+		}
+		f.leastText = min(f.leastText, least)
+		if inNumber.have(d.needs) {
+			f.leastNumber = min(f.leastNumber, least)
+		}
 	}
 	return f
 }
 
 // Names returns the names of the Finder's detectors.
 func (f *Finder) Names() []string { return f.names }
+
+// Least returns how many bytes a text has at least, and how many a number as JSON
+// writes it, in which Find or Under find anything.
+func (f *Finder) Least() (text, number int) { return f.leastText, f.leastNumber }
 
 // Find calls found with the number of the detector, as New was given it, and the
 // offsets of each value in text.
@@ -125,13 +146,80 @@ func (f *Finder) Find(text []byte, found func(detector, start, end int)) {
 	case vector && len(text) >= longText:
 		f.scan(text)
 	default:
-		f.bySigns(text)
-		if f.at != 0 && len(text) >= leastDigits {
+		if f.expect(text); f.signs {
+			f.bySigns(text)
+		}
+		if f.looks != 0 {
 			f.byDigits(text)
 		}
 	}
 	f.report = nil
 }
+
+// expect notes what text has to be looked at for. Of a short one, what it is made of
+// tells.
+func (f *Finder) expect(text []byte) {
+	f.signs, f.looks = true, f.at
+	if len(text) > shortText {
+		return
+	}
+	f.signs, f.looks = false, 0
+	c := countsOf(text)
+	for i := range f.signed {
+		f.signs = f.signs || c.have(f.signed[i].needs)
+	}
+	for i := range f.digits {
+		if w := &f.digits[i]; c.have(w.needs) {
+			f.looks |= w.at
+		}
+	}
+}
+
+// counts are how many bytes a text has, and how many of some kinds: seven bits for
+// each, and one above them.
+type counts uint64
+
+const (
+	oneByte   counts = 1 << 56
+	oneDigit  counts = oneByte + 1
+	oneLetter counts = oneByte + 1<<8
+	oneSign   counts = oneByte + 1<<16 // @
+	onePlus   counts = oneByte + 1<<24
+	oneDot    counts = oneByte + 1<<32 + 2<<40
+	oneColon  counts = oneByte + 3<<40 // two are as good as three dots: an address has one or the other
+	above     counts = 0x8080808080808080
+)
+
+// inNumber is what a number has at most, as JSON writes it.
+var inNumber = countsOf([]byte(".e+")) | countsOf(bytes.Repeat([]byte("0"), 127))
+
+// shortText is how long a text is at most that is counted, in bytes.
+const shortText = 24
+
+var countOf = func() (t [256]counts) {
+	for c := range t {
+		switch {
+		case is(byte(c), digit):
+			t[c] = oneDigit
+		case is(byte(c), upper|lower):
+			t[c] = oneLetter
+		default:
+			t[c] = oneByte
+		}
+	}
+	t['@'], t['+'], t['.'], t[':'] = oneSign, onePlus, oneDot, oneColon
+	return t
+}()
+
+func countsOf(text []byte) (c counts) {
+	for _, b := range text {
+		c += countOf[b]
+	}
+	return c
+}
+
+// have reports that there are no fewer of each kind in c than in needs.
+func (c counts) have(needs counts) bool { return ((c|above)-needs)&above == above }
 
 // Near calls near with the offsets in text, in no order, within four bytes of
 // which every value lies, begins or has its name that Find or Under would find in
@@ -170,9 +258,6 @@ func (f *Finder) Near(text []byte, near func(at int)) bool {
 
 func (f *Finder) hit(at int, _ []entry) { f.near(at) }
 
-// leastDigits is the length of the shortest value that is found by its digits: ::1.
-const leastDigits = 3
-
 func (f *Finder) byDigits(text []byte) {
 	for i := range f.digits {
 		f.digits[i].done = 0
@@ -186,7 +271,7 @@ func (f *Finder) byDigits(text []byte) {
 
 // digitsIn looks around the run of digits text[start:end].
 func (f *Finder) digitsIn(text []byte, start, end int) {
-	at := lookAround(text, start, end) & f.at
+	at := lookAround(text, start, end) & f.looks
 	if at == 0 {
 		return
 	}
@@ -197,7 +282,7 @@ func (f *Finder) digitsIn(text []byte, start, end int) {
 		}
 		if from, to := w.by(text, start, end); to > 0 && from >= w.done {
 			w.done = to
-			w.found(from, to)
+			f.report(w.number, from, to)
 		}
 	}
 }
@@ -209,8 +294,8 @@ func (f *Finder) bySigns(text []byte) {
 	for i := range f.signed {
 		f.signed[i].done = 0
 	}
-	for at := nextSign(text, 0); at >= 0; at = nextSign(text, at+1) {
-		f.signAt(text, at)
+	for i := nextSign(text, 0); i >= 0; i = nextSign(text, i+1) {
+		f.signAt(text, i)
 	}
 }
 
@@ -224,7 +309,7 @@ func (f *Finder) signAt(text []byte, i int) {
 		w := &f.signed[j]
 		if from, to := w.bySign(text, i, w.done); to > 0 {
 			w.done = to
-			w.found(from, to)
+			f.report(w.number, from, to)
 		}
 	}
 }
@@ -248,7 +333,7 @@ func (f *Finder) Under(name, text []byte, found func(detector, start, end int)) 
 		f.named = append(append(f.named[:0], "ssn "...), text...)
 		for i := range f.digits {
 			if _, to := f.digits[i].by(f.named, 4, run(f.named, 4, 9, digit)); to == len(f.named) {
-				f.digits[i].found(0, len(text))
+				f.report(f.digits[i].number, 0, len(text))
 			}
 		}
 	}
@@ -266,6 +351,7 @@ const (
 	dot      // .
 	b64      // + / =
 	beyond   // not ASCII
+	host     // of addresses of hosts: base 16 . :
 	alnum    = digit | upper | lower
 	word     = alnum | under | beyond
 )
@@ -291,6 +377,9 @@ var class = func() (t [256]uint16) {
 			t[c] = b64
 		case c >= 0x80:
 			t[c] = beyond
+		}
+		if isBase16(byte(c)) || t[c]&(digit|dot) != 0 || c == ':' {
+			t[c] |= host
 		}
 	}
 	return t

@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -207,5 +208,39 @@ func BenchmarkFind(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// TestLeast checks that the shortest values are found, and that a Finder says how
+// short they are.
+func TestLeast(t *testing.T) {
+	six, err := Define(Custom{Name: "six", Regex: `\b\d{6}\b`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const none = math.MaxInt
+	for _, tt := range []struct {
+		name, value  string
+		text, number int
+	}{
+		{"credit_card", "4000000000006", 13, 13}, {"email", "a@b.cd", 6, none}, {"iban", "NO9386011117947", 15, none}, {"ip_address", "::2", 3, none},
+		{"phone", "+36 123456", 10, 10}, {"secrets", "x://:b1@", 7, 7}, {"us_ssn", "123-45-6789", 9, 9}, {"six", "123456", 6, 6},
+	} {
+		d, ok := ByName(tt.name)
+		if !ok {
+			d = six
+		}
+		f := New(d)
+		if text, number := f.Least(); text != tt.text || number != tt.number || len(tt.value) < text {
+			t.Errorf("%s: at least %d bytes of text, %d of a number", tt.name, text, number)
+		}
+		found := false
+		f.Find([]byte(tt.value), func(int, int, int) { found = true })
+		if !found {
+			t.Errorf("%s: %s is not found", tt.name, tt.value)
+		}
+	}
+	if text, number := New().Least(); text != none || number != none {
+		t.Errorf("no detectors: at least %d bytes of text, %d of a number", text, number)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
-	"net/netip"
 	"strconv"
 )
 
@@ -238,6 +237,13 @@ func iban(text []byte, start, end int) (from, to int) {
 		return 0, 0
 	}
 	spaced := from+4 < len(text) && text[from+4] == ' '
+	length := size
+	if spaced {
+		length += (size - 1) / 4
+	}
+	if from+length > len(text) || !ends(text, from+length) {
+		return 0, 0
+	}
 	to = from
 	for n := 0; n < size; n++ {
 		if spaced && n > 0 && n%4 == 0 {
@@ -252,7 +258,7 @@ func iban(text []byte, start, end int) (from, to int) {
 		v[n] = text[to]
 		to++
 	}
-	if !ends(text, to) || !mod97(v[:size]) {
+	if !mod97(v[:size]) {
 		return 0, 0
 	}
 	return from, to
@@ -335,79 +341,150 @@ func ip(text []byte, start, end int) (from, to int) {
 			return 0, 0
 		}
 	}
-	for to < len(text) && to-start < maxIP && isIP(text[to]) {
-		to++
-	}
-	for to > from && (text[to-1] == '.' || text[to-1] == ':' && (to-2 < from || text[to-2] != ':')) {
-		to--
-	}
-	word := text[from:to]
 	colons, doubles, dots := 0, 0, 0
-	for i, c := range word {
-		switch c {
+	for to = from; to < len(text) && (to < end || to-start < maxIP && isIP(text[to])); to++ {
+		switch text[to] {
 		case ':':
 			colons++
-			if i > 0 && word[i-1] == ':' {
+			if to > from && text[to-1] == ':' {
 				doubles++ // three in a row are two: no address has them
 			}
 		case '.':
 			dots++
 		}
 	}
+	for ; to > from; to-- {
+		if c := text[to-1]; c == '.' {
+			dots--
+		} else if c == ':' && (to-2 < from || text[to-2] != ':') {
+			colons--
+		} else {
+			break
+		}
+	}
 	switch {
 	case colons == 1 && dots == 3: // with a port
-		to = from + bytes.IndexByte(word, ':')
+		to = from + bytes.IndexByte(text[from:to], ':')
 	case colons < 2 && dots != 3, dots != 0 && dots != 3, colons > 7, colons > 1 && doubles != 1 && colons < 6:
 		return 0, 0
 	}
-	last := text[from+bytes.LastIndexByte(text[from:to], ':')+1 : to] // of an IPv6 address, its IPv4 tail
-	if to <= from || dots == 3 && !fourNumbers(last) || colons > 1 && !sixteens(text[from:to-len(last)]) || !separated(text, from) || from > 0 && text[from-1] == '/' && dots == 3 && from > 1 && is(text[from-2], alnum) || !ends(text, to) {
+	if to <= from || !separated(text, from) || from > 0 && text[from-1] == '/' && dots == 3 && from > 1 && is(text[from-2], alnum) || !ends(text, to) {
 		return 0, 0
 	}
-	a, err := netip.ParseAddr(string(text[from:to]))
-	if err != nil || a.IsUnspecified() || a.IsLoopback() || a.Is4() && (a.As4()[0] == 255 || a.As4()[0] == 0 || saysVersion(text, from)) {
+	last := to // of an IPv6 address, its IPv4 tail begins there
+	for dots == 3 && last > from && text[last-1] != ':' {
+		last--
+	}
+	v4, ok := fourNumbers(text[last:to])
+	switch {
+	case dots == 3 && !ok:
+		return 0, 0
+	case colons < 2:
+		if v4[0] == 0 || v4[0] == 127 || v4[0] == 255 || saysVersion(text, from) {
+			return 0, 0
+		}
+		return from, to
+	}
+	v6, ok := sixteens(text[from:last], v4[:4*dots/3])
+	if !ok || isOwn(&v6) {
 		return 0, 0
 	}
 	return from, to
 }
 
-// sixteens reports groups of up to four digits of base 16.
-func sixteens(word []byte) bool {
-	n := 0
-	for _, c := range word {
-		switch {
-		case c == ':':
-			n = 0
-		case c == '.' || n == 4:
-			return false
-		default:
-			n++
-		}
-	}
-	return true
+// isOwn reports the address of IPv6 that is unspecified, or one of loopback, also as
+// one of IPv4.
+func isOwn(a *[16]byte) bool {
+	high, low := binary.BigEndian.Uint64(a[:8]), binary.BigEndian.Uint64(a[8:])
+	return high == 0 && (low <= 1 || low>>24 == 0xffff_7f)
 }
 
-// fourNumbers reports numbers of up to three digits, with three dots.
-func fourNumbers(word []byte) bool {
-	n := 0
-	for _, c := range word {
-		switch {
-		case is(c, digit) && n < 3:
-			n++
-		case c == '.' && n > 0:
-			n = 0
-		default:
-			return false
+// sixteens reads the groups of an address of IPv6, of up to four digits of base 16,
+// in front of its IPv4 tail.
+func sixteens(word, tail []byte) (a [16]byte, ok bool) {
+	n, zeros := 0, -1 // bytes that are read; behind how many of them zeros are left out
+	i := 0
+	if len(word) > 0 && word[0] == ':' {
+		if len(word) == 1 || word[1] != ':' {
+			return a, false
+		}
+		i, zeros = 2, 0
+	}
+	for i < len(word) {
+		group, first := 0, i
+		for ; i < len(word) && word[i] != ':'; i++ {
+			c := word[i]
+			switch {
+			case c == '.' || i-first == 4:
+				return a, false
+			case is(c, digit):
+				group = group<<4 | int(c-'0')
+			default:
+				group = group<<4 | int(c|0x20-'a'+10)
+			}
+		}
+		if i == first || n == len(a) {
+			return a, false
+		}
+		a[n], a[n+1] = byte(group>>8), byte(group)
+		n += 2
+		i++ // behind the colon
+		if i < len(word) && word[i] == ':' {
+			if zeros >= 0 {
+				return a, false
+			}
+			zeros = n
+			i++
 		}
 	}
-	return n > 0
+	if n+len(tail) > len(a) {
+		return a, false
+	}
+	n += copy(a[n:], tail)
+	if zeros < 0 {
+		return a, n == len(a)
+	}
+	copy(a[len(a)-(n-zeros):], a[zeros:n])
+	clear(a[zeros : len(a)-(n-zeros)])
+	return a, n < len(a)
 }
 
-func isIP(c byte) bool { return is(c, hexLower|dot) || c == ':' || 'A' <= c && c <= 'F' }
+// fourNumbers reads an address of IPv4.
+func fourNumbers(word []byte) (a [4]byte, ok bool) {
+	n, number, digits := 0, 0, 0
+	for _, c := range word {
+		switch {
+		case is(c, digit):
+			if digits == 3 || digits > 0 && number == 0 {
+				return a, false
+			}
+			number = 10*number + int(c-'0')
+			digits++
+			continue
+		case c != '.' || digits == 0 || number > 255 || n == 3:
+			return a, false
+		}
+		a[n] = byte(number)
+		n, number, digits = n+1, 0, 0
+	}
+	a[3] = byte(number)
+	return a, n == 3 && digits > 0 && number <= 255
+}
+
+func isIP(c byte) bool { return is(c, host) }
 
 // saysVersion reports that what begins at i is the version of something.
 func saysVersion(text []byte, i int) bool {
-	var buf [12]byte
-	before := bytes.TrimRight(appendLower(buf[:0], text[max(0, i-12):i]), " \"':=v")
-	return bytes.HasSuffix(before, []byte("version")) || bytes.HasSuffix(before, []byte("ver")) || bytes.HasSuffix(before, []byte("release"))
+	before := text[max(0, i-12):i]
+	for len(before) > 0 && aheadOfVersion[before[len(before)-1]] {
+		before = before[:len(before)-1]
+	}
+	return endsSmall(before, "version") || endsSmall(before, "ver") || endsSmall(before, "release")
+}
+
+var aheadOfVersion = [256]bool{' ': true, '"': true, '\'': true, ':': true, '=': true, 'v': true, 'V': true}
+
+// endsSmall reports that text ends in s, which is in lower case.
+func endsSmall(text []byte, s string) bool {
+	return len(text) >= len(s) && isSmall(text[len(text)-len(s):], s)
 }

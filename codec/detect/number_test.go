@@ -1,6 +1,8 @@
 package detect
 
 import (
+	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -40,6 +42,52 @@ func TestPersonal(t *testing.T) {
 		if got := find(t, tt.detector, tt.in); !slices.Equal(got, tt.want) {
 			t.Errorf("%s in %q:\n got %q\nwant %q", tt.detector, tt.in, got, tt.want)
 		}
+	}
+}
+
+// TestAddresses checks that addresses of hosts are read as net/netip reads them.
+func TestAddresses(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	pieces := []string{"0", "1", "10", "255", "256", "01", "fe80", "ffff", "a", "B", "12345", ":", ":", ":", "::", ".", ".", "1.2.3.4", "::ffff:", "0:0:0:", "1:2:3:4:", "127."}
+	good := 0
+	for range 400_000 {
+		word := ""
+		for range 1 + r.IntN(9) {
+			word += pieces[r.IntN(len(pieces))]
+		}
+		want, err := netip.ParseAddr(word)
+		last := 0
+		if colon := strings.LastIndexByte(word, ':'); colon >= 0 {
+			last = len(word)
+			if strings.Contains(word[colon:], ".") {
+				last = colon + 1
+			}
+		}
+		v4, ok := fourNumbers([]byte(word[last:]))
+		got := netip.AddrFrom4(v4)
+		if last > 0 {
+			var v6 [16]byte
+			tail := v4[:]
+			if last == len(word) {
+				tail, ok = nil, word[last-1] != ':' || strings.HasSuffix(word, "::") // ip cuts off the last one
+			}
+			if ok {
+				v6, ok = sixteens([]byte(word[:last]), tail)
+			}
+			got = netip.AddrFrom16(v6)
+			if ok && isOwn(&v6) != (want.IsUnspecified() || want.IsLoopback()) {
+				t.Fatalf("%s: the host's own: %t", word, isOwn(&v6))
+			}
+		}
+		if ok != (err == nil) || ok && got != want {
+			t.Fatalf("%s: got %v, %t, want %v, %v", word, got, ok, want, err)
+		}
+		if ok {
+			good++
+		}
+	}
+	if good < 1000 {
+		t.Errorf("only %d are addresses", good)
 	}
 }
 

@@ -658,6 +658,16 @@ func (n *inst) ends(text []byte, i int) (low, high int) {
 	return low, high
 }
 
+// run returns how many bytes text begins with that are all of s.
+func (s *byteSet) run(text []byte) int {
+	for i, c := range text {
+		if !s[c] {
+			return i
+		}
+	}
+	return len(text)
+}
+
 // begins reports whether the program can go on with n at i, as far as one byte tells.
 func (n *inst) begins(text []byte, i int) bool {
 	return n.empty || i < len(text) && n.first[text[i]]
@@ -716,8 +726,8 @@ func (m *machine) ends(n *inst, i int) (low, high int) {
 		*r = stretch{gen: m.gen, id: n.id, from: i, to: i}
 	}
 	if to := r.to; !r.closed && to < far {
-		for to < far && n.set[text[to]] {
-			to++
+		if to < far {
+			to += n.set.run(text[to:far])
 		}
 		m.steps -= (to - r.to) / 8
 		r.to, r.closed = to, to < far || to == len(text)

@@ -302,6 +302,7 @@ type ruleSet struct {
 	expressions []expression
 	index       *index
 	slow        *regexp.Regexp // where there is no index
+	least       int            // bytes of what any expression matches
 	allow       []allowance    // for all rules
 	alike       bool           // allow looks at nothing but the value
 	signs       signs
@@ -402,6 +403,7 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 		}
 	}
 	s.index = newIndex(all)
+	s.least = slices.MinFunc(s.expressions, func(a, b expression) int { return a.width.min - b.width.min }).width.min
 	return s, nil
 }
 

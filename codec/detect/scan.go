@@ -96,13 +96,13 @@ func (f *Finder) scan(text []byte) {
 	for i := range f.signed {
 		f.signed[i].done = 0
 	}
-	f.colonDone, f.colonTo = 0, 0
+	f.looks, f.colonDone, f.colonTo = f.at, 0, 0
 	c := &f.rows
 	place := -8 + windowFirst // of the first bit that is decided: what is in front of a text is in no row
 	for at := 0; at < len(text); at += chunk {
 		c.scan(text, at)
 		if len(f.signed) > 0 {
-			f.signs(text, at)
+			f.signsIn(text, at)
 		}
 		if f.at == 0 {
 			continue
@@ -128,8 +128,8 @@ func (f *Finder) scan(text []byte) {
 	}
 }
 
-// signs looks at the signs in the chunk at that offset.
-func (f *Finder) signs(text []byte, at int) {
+// signsIn looks at the signs in the chunk at that offset.
+func (f *Finder) signsIn(text []byte, at int) {
 	r := &f.rows[rowAt]
 	for i := blockSize / 8; i < rowSize-blockSize/8; i += 8 {
 		for word := binary.LittleEndian.Uint64(r[i:]); word != 0; word &= word - 1 {

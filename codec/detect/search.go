@@ -61,13 +61,16 @@ func (s *search) find(text []byte, found func(start, end int)) {
 }
 
 func (s *search) look(text []byte, value [2]int, found func(start, end int)) {
+	if len(text) < s.least {
+		return
+	}
 	s.text, s.value, s.found = text, value, found
 	if s.texts++; s.outcomes == nil {
 		s.outcomes, s.aheads = make([]outcome, len(s.expressions)), make([]ahead, len(s.sets))
 	}
 	s.m.fresh()
 	switch {
-	case s.index != nil && len(text) >= 4:
+	case s.index != nil:
 		s.index.find(text, s)
 	case s.slow != nil:
 		s.crawl()
@@ -147,9 +150,7 @@ func (a *ahead) pass(s *search, set *byteSet, i, end int) int {
 		end = min(len(s.text), end+stretchAhead)
 	}
 	if !a.sure && a.to < end {
-		for a.to < end && set[s.text[a.to]] {
-			a.to++
-		}
+		a.to += set.run(s.text[a.to:end])
 		a.sure = a.to < end
 	}
 	return a.to
@@ -294,11 +295,12 @@ func (s *search) behind(x *expression, number int32, start int) *outcome {
 		if b.matches {
 			b.slots = append(b.slots[:0], s.m.slots...)
 		}
+	} else if b.matches {
+		s.m.slots = append(s.m.slots[:0], b.slots...)
 	}
 	if !b.matches {
 		return nil
 	}
-	s.m.slots = append(s.m.slots[:0], b.slots...)
 	s.m.slots[0] = start
 	return b
 }
@@ -395,6 +397,9 @@ func (s *search) check(x *expression) (worthless bool) {
 			s.report(r, start, end, match)
 		}
 		return false
+	}
+	if bytes.HasPrefix(secret, maskBegin) { // a placeholder, whatever it is made of
+		return true
 	}
 	if r.entropy > 0 && s.entropyAtMost(r.entropy, start, end) || r.varied && !s.varied(start, end) {
 		return true
