@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain lets the test be the program, where it starts itself as the MCP server and as
-// the proxy on the Go SDK.
+// TestMain lets the test be the program, where it starts itself as the MCP server, the
+// proxy on the Go SDK and the ends of the tunnel.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && (os.Args[1] == "backend" || os.Args[1] == "sdk-proxy") {
+	if len(os.Args) > 1 && (os.Args[1] == "backend" || os.Args[1] == "sdk-proxy" || os.Args[1] == "tunnel") {
 		main()
 		return
 	}
@@ -33,7 +33,7 @@ func testOptions(t *testing.T) options {
 	o := options{
 		out: filepath.Join(dir, "out"), rounds: 2, duration: 100 * time.Millisecond, warmup: 20 * time.Millisecond, rate: 400, idle: 20,
 		work:   regexp.MustCompile("^(tls-(1|64|64k|open|pipelined|corpus)|quic-1|http[123]-64|beside-bulk|new-sessions|idle)$"),
-		target: regexp.MustCompile("^(direct|broker.*|go-sdk|haproxy-2|stunnel-2)$"),
+		target: regexp.MustCompile("^(direct|broker.*|go-sdk|tunnel|haproxy-2|stunnel-2)$"),
 		corpus: filepath.Join(dir, "absent"), broker: filepath.Join(dir, "broker"), bare: filepath.Join(dir, "unrecorded"),
 	}
 	for program, tags := range map[string]string{o.broker: "", o.bare: "unrecorded"} {

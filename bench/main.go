@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"example.com/broker/bench/report"
+	"example.com/broker/stream"
 )
 
 func main() {
@@ -60,6 +61,8 @@ func run(ctx context.Context, args []string) error {
 			return runBackend(ctx, args[1:])
 		case "sdk-proxy":
 			return runSDKProxy(ctx, args[1:])
+		case "tunnel":
+			return runTunnel(ctx, args[1:])
 		}
 	}
 	var o options
@@ -163,6 +166,29 @@ func runSDKProxy(ctx context.Context, args []string) error {
 		return errUsage
 	}
 	return serveSDKProxy(ctx, *listen, *to)
+}
+
+func runTunnel(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("bench tunnel", flag.ContinueOnError)
+	dir := flags.String("dir", "", "folder of the certificates")
+	tunnel := flags.String("tunnel", "", "address at which the ends meet")
+	listen := flags.String("listen", "", "address for clients, of the end that has them")
+	to := flags.String("to", "", "address of the server, for the other end")
+	if err := flags.Parse(args); err != nil {
+		return errUsage
+	}
+	if *to == "" {
+		c, err := serverTLS(*dir)
+		if err != nil {
+			return err
+		}
+		return serveTunnel(ctx, c, *listen, *tunnel)
+	}
+	c, err := clientTLS(*dir, serverName, stream.ALPNSession)
+	if err != nil {
+		return err
+	}
+	return joinTunnel(ctx, c, *tunnel, *to)
 }
 
 func compareFiles(old, new string) error {

@@ -137,14 +137,21 @@ func serverTLS(dir string) (*tls.Config, error) {
 
 // clientTLS is a client's. It has no cache of sessions: each handshake is whole.
 func (b *bed) clientTLS(name string, protocols ...string) (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(b.file("client.pem"), b.file("client.pem"))
+	return clientTLS(b.dir, name, protocols...)
+}
+
+func clientTLS(dir, name string, protocols ...string) (*tls.Config, error) {
+	file := filepath.Join(dir, "client.pem")
+	cert, err := tls.LoadX509KeyPair(file, file)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
 	if err != nil {
 		return nil, err
 	}
 	pool := x509.NewCertPool()
-	for _, c := range b.ca.Certificates() {
-		pool.AddCert(c)
-	}
+	pool.AppendCertsFromPEM(roots)
 	return &tls.Config{MinVersion: tls.VersionTLS13, ServerName: name, RootCAs: pool, Certificates: []tls.Certificate{cert}, NextProtos: protocols}, nil
 }
 

@@ -29,6 +29,7 @@ var makers = []maker{
 	{targetDirect, "the MCP server without anything in front", startDirect},
 	{targetBroker, "broker serve and broker agent: policy, all detectors, recording", func(ctx context.Context, b *bed, t *target) error { return startBroker(ctx, b, t, b.broker) }},
 	{targetUnrecorded, "the same, built with -tags unrecorded: nothing goes on record", func(ctx context.Context, b *bed, t *target) error { return startBroker(ctx, b, t, b.bare) }},
+	{"tunnel", "the broker's tunnel alone: TLS to a tunnel to TCP, nothing inspected", startTunnel},
 	{"haproxy-1", "HAProxy: TLS to TCP", func(ctx context.Context, b *bed, t *target) error { return startHAProxy(ctx, b, t, 1) }},
 	{targetChain, "two HAProxies: TLS to TLS to TCP", func(ctx context.Context, b *bed, t *target) error { return startHAProxy(ctx, b, t, 2) }},
 	{"stunnel-1", "stunnel: TLS to TCP", func(ctx context.Context, b *bed, t *target) error { return startStunnel(ctx, b, t, 1) }},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"regexp"
+	"runtime"
 
 	"example.com/broker/broker/agent"
 	"example.com/broker/broker/agent/credential"
@@ -47,7 +48,8 @@ data folder and renews that by itself.`,
 				return err
 			}
 			link.Agent.Log, link.Log, link.Tunnel.Log = logger, logger, logger
-			ballast = make([]byte, ballastSize)
+			ballast := make([]byte, ballastSize)
+			defer runtime.KeepAlive(ballast)
 			return link.Run(cmd.Context())
 		},
 	}

@@ -17,12 +17,11 @@ const (
 	leastGarbage = 8 << 20   // that is worth it, and a quarter of what is in use
 )
 
-// Go collects a heap when it has doubled. One of a few MiB is collected hundreds of times a
-// second under load, and each time all of the process's own data and stacks are gone over. A
-// ballast counts as heap. Since nobody touches it, it takes no memory.
+// ballastSize is of memory that counts as heap: Go collects a heap when it has doubled. One of a
+// few MiB would be collected hundreds of times a second under load, and each time all of the
+// process's own data and stacks would be gone over. Nobody touches it, so it takes none of the
+// system's.
 const ballastSize = 32 << 20
-
-var ballast []byte
 
 // giveBack gives memory back whenever the process rests, until ctx is done.
 func giveBack(ctx context.Context) {
