@@ -215,6 +215,7 @@ func (j *journal) keep(f *journalFile) bool {
 		return false
 	}
 	f.path = path
+	j.drop(f)
 	j.spares = append(j.spares, f)
 	return true
 }
@@ -481,22 +482,27 @@ func (j *journal) empty() bool {
 // remove removes files that are done, but for those that become spare ones.
 func (j *journal) remove(files []*journalFile) error {
 	for _, f := range files {
-		kept := j.keep(f)
-		if !kept {
-			if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
+		if j.keep(f) {
+			continue
 		}
-		is := func(other *journalFile) bool { return other == f }
+		if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 		j.mu.Lock()
-		f.removed = true
-		j.files, j.dirty = slices.DeleteFunc(j.files, is), slices.DeleteFunc(j.dirty, is)
+		j.drop(f)
 		j.mu.Unlock()
-		if f.file != nil && !kept {
+		if f.file != nil {
 			f.file.Close()
 		}
 	}
 	return nil
+}
+
+// drop takes a file out of those that are there. mu is held.
+func (j *journal) drop(f *journalFile) {
+	is := func(other *journalFile) bool { return other == f }
+	f.removed = true
+	j.files, j.dirty = slices.DeleteFunc(j.files, is), slices.DeleteFunc(j.dirty, is)
 }
 
 // close ends the writing.
