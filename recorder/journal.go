@@ -36,8 +36,8 @@ import (
 //
 // The last is empty: its length is 0, and the next append overwrites it. What is behind it
 // is of another time, for a file of which the database has all becomes the next one, under
-// another name. To write where a file has been written costs a tenth of what it costs
-// where it has not: there is no page to be found for it, and no block of the disk.
+// another name. To write where a file has been written costs a third to a tenth of what it
+// costs where it has not: there is no page to be found for it, and no block of the disk.
 //
 // In a log that is encrypted, what is behind the checksum is sealed by AES-256-GCM. The
 // key is HKDF-SHA-256 of the log's, with the name as salt and journalLabel as info; the
@@ -107,8 +107,11 @@ type journalFile struct {
 	removed bool
 }
 
-// has reports whether a file has anything of a session, if only from another time.
-func (f *journalFile) has(session string) bool { return f.of[session] || f.beneath[session] }
+// has reports whether a file may have anything of a session, if only from another time.
+// Of one that a dead process has left, nobody knows.
+func (f *journalFile) has(session string) bool {
+	return f.file == nil || f.of[session] || f.beneath[session]
+}
 
 // errBegin is returned where a file cannot be begun: what has been written is as it was.
 var errBegin = errors.New("begin a file")
@@ -162,14 +165,14 @@ func (j *journal) begin() error {
 	var salt [saltSize]byte
 	rand.Read(salt[:])
 	f := j.named(fmt.Sprintf("%08d-%x", j.last+1, salt))
-	if !j.reuse(f) {
+	if !j.reuse(f) { // which has room
 		var err error
 		if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600); err != nil {
 			return fmt.Errorf("%w: %w", errBegin, err)
 		}
-	}
-	if err := reserve(f.file, journalSize+maxEntry); err != nil {
-		return fmt.Errorf("%w: %w", errBegin, errors.Join(err, f.file.Close(), os.Remove(f.path)))
+		if err := reserve(f.file, journalSize+maxEntry); err != nil {
+			return fmt.Errorf("%w: %w", errBegin, errors.Join(err, f.file.Close(), os.Remove(f.path)))
+		}
 	}
 	f.of = map[string]bool{}
 	j.file, j.files, j.last = f, append(j.files, f), f.number
@@ -191,8 +194,8 @@ func (j *journal) reuse(f *journalFile) bool {
 		err = os.Rename(spare.path, f.path)
 	}
 	if err != nil {
-		spare.file.Close()
-		os.Remove(spare.path)
+		j.away = max(j.away, spare.number) // it is removed with those that must go
+		j.files = slices.Insert(j.files, 0, spare)
 		return false
 	}
 	f.file, f.beneath = spare.file, spare.of
@@ -206,15 +209,18 @@ func (j *journal) keep(f *journalFile) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	full := journalSize <= f.size && f.size <= journalSize+maxEntry
-	if f.file == nil || !full || f.number <= j.away || j.closed || len(j.spares) == spareFiles {
+	_, name, numbered := strings.Cut(filepath.Base(f.path), "-") // else it has been a spare one
+	if f.file == nil || !full || !numbered || f.number <= j.away || j.closed || len(j.spares) == spareFiles {
 		return false
 	}
-	_, name, _ := strings.Cut(filepath.Base(f.path), "-")
 	path := filepath.Join(j.dir, name+spareName)
-	if f.file.Truncate(journalSize) != nil || os.Rename(f.path, path) != nil {
+	if os.Rename(f.path, path) != nil {
 		return false
 	}
 	f.path = path
+	if f.file.Truncate(journalSize) != nil {
+		return false
+	}
 	j.drop(f)
 	j.spares = append(j.spares, f)
 	return true
@@ -246,11 +252,11 @@ func (j *journal) add(session string, blocks []Block) (f *journalFile, upTo int6
 	if !slices.Contains(j.dirty, f) {
 		j.dirty = append(j.dirty, f)
 	}
+	f.of[session] = true // also if only a part is written
 	if _, err := f.file.WriteAt(e, f.size); err != nil {
 		j.file = nil // what came next might be behind half an entry
 		return nil, 0, errors.Join(err, f.file.Truncate(f.size))
 	}
-	f.of[session] = true
 	j.written += size - f.size
 	f.size = size
 	f.entries += len(blocks)
@@ -489,6 +495,7 @@ func (j *journal) remove(files []*journalFile) error {
 			return err
 		}
 		j.mu.Lock()
+		f.removed = true
 		j.drop(f)
 		j.mu.Unlock()
 		if f.file != nil {
@@ -501,7 +508,6 @@ func (j *journal) remove(files []*journalFile) error {
 // drop takes a file out of those that are there. mu is held.
 func (j *journal) drop(f *journalFile) {
 	is := func(other *journalFile) bool { return other == f }
-	f.removed = true
 	j.files, j.dirty = slices.DeleteFunc(j.files, is), slices.DeleteFunc(j.dirty, is)
 }
 
@@ -510,13 +516,13 @@ func (j *journal) close() error {
 	err := j.syncAll()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, f := range j.files {
+	for _, f := range slices.Concat(j.files, j.spares) {
 		if f.file != nil {
 			err = errors.Join(err, f.file.Close())
 		}
-	}
-	for _, f := range j.spares {
-		err = errors.Join(err, f.file.Close(), os.Remove(f.path))
+		if strings.HasSuffix(f.path, spareName) {
+			err = errors.Join(err, os.Remove(f.path))
+		}
 	}
 	j.file, j.dirty, j.spares, j.closed = nil, nil, nil, true
 	return err

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -818,5 +819,58 @@ func TestJournalSpares(t *testing.T) {
 	}
 	if spares, err := filepath.Glob(filepath.Join(j.dir, "*"+spareName)); len(spares) > 0 || err != nil {
 		t.Errorf("left are %q", spares)
+	}
+}
+
+// TestJournalTogether has sessions recorded, flushed, drained and deleted at a time.
+func TestJournalTogether(t *testing.T) {
+	j, err := openJournal(t.TempDir(), nil, newBell())
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := []Block{{0, bytes.Repeat([]byte("x"), 1<<20)}}
+	var all sync.WaitGroup
+	for i := range 4 {
+		session := fmt.Sprintf("session %08d", i)
+		all.Go(func() {
+			for range 40 {
+				f, _, err := j.add(session, block)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				j.release(f)
+			}
+		})
+	}
+	for _, f := range []func() error{
+		j.syncAll,
+		func() error { return j.remove(j.done(false)) },
+		func() error { j.forget("session 00000002"); return nil },
+	} {
+		all.Go(func() {
+			for range 50 {
+				if err := f(); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	all.Wait()
+	j.forget("session 00000001")
+	if err := j.remove(j.done(true)); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range j.spares {
+		if f.has("session 00000001") {
+			t.Errorf("%s has what was deleted", f.path)
+		}
+	}
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(j.dir); len(left) > 0 || err != nil {
+		t.Errorf("left are %v", left)
 	}
 }

@@ -341,10 +341,15 @@ func (l *Log) discard(session string) {
 // drainAll drains all tails, and removes the journal. Several go to the database together:
 // with [SyncAlways], each transaction waits for the disk.
 func (l *Log) drainAll() error {
-	var drains errgroup.Group
+	drains, ctx := errgroup.WithContext(context.Background())
 	drains.SetLimit(16)
 	for _, t := range l.tails.all() {
-		drains.Go(func() error { return l.drain(t, 0, reencoder()) })
+		drains.Go(func() error {
+			if ctx.Err() != nil { // another could not
+				return nil
+			}
+			return l.drain(t, 0, reencoder())
+		})
 	}
 	if err := drains.Wait(); err != nil {
 		return err
