@@ -77,15 +77,15 @@ func (o *outline) look(b []byte, start, short int64) bool {
 			}
 			begin, end := o.open[n], o.at+int64(i)+1
 			o.open = o.open[:n]
-			if begin == start {
-				o.at = end
-				return true
-			}
 			if end-begin > short {
 				if o.ended == nil {
 					o.ended = map[int64]int64{}
 				}
 				o.ended[begin] = end
+			}
+			if begin == start {
+				o.at = end
+				return true
 			}
 		}
 	}
