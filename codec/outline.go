@@ -37,10 +37,21 @@ func (f *flow) isLong() bool {
 			continue
 		}
 		if o.look(b[:min(len(b), readSize)], start, int64(min(f.sizes.value, shortContainer))) {
-			return o.at-start > int64(f.sizes.value)
+			long := o.at-start > int64(f.sizes.value)
+			if long { // it may be asked about again
+				o.remember(start, o.at)
+			}
+			return long
 		}
 	}
 	return true
+}
+
+func (o *outline) remember(begin, end int64) {
+	if o.ended == nil {
+		o.ended = map[int64]int64{}
+	}
+	o.ended[begin] = end
 }
 
 // look goes over b, and stops behind the container that begins at start: then it
@@ -77,15 +88,12 @@ func (o *outline) look(b []byte, start, short int64) bool {
 			}
 			begin, end := o.open[n], o.at+int64(i)+1
 			o.open = o.open[:n]
-			if end-begin > short {
-				if o.ended == nil {
-					o.ended = map[int64]int64{}
-				}
-				o.ended[begin] = end
-			}
 			if begin == start {
 				o.at = end
 				return true
+			}
+			if end-begin > short {
+				o.remember(begin, end)
 			}
 		}
 	}
