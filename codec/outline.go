@@ -37,21 +37,10 @@ func (f *flow) isLong() bool {
 			continue
 		}
 		if o.look(b[:min(len(b), readSize)], start, int64(min(f.sizes.value, shortContainer))) {
-			long := o.at-start > int64(f.sizes.value)
-			if long { // it may be asked about again
-				o.remember(start, o.at)
-			}
-			return long
+			return o.at-start > int64(f.sizes.value)
 		}
 	}
 	return true
-}
-
-func (o *outline) remember(begin, end int64) {
-	if o.ended == nil {
-		o.ended = map[int64]int64{}
-	}
-	o.ended[begin] = end
 }
 
 // look goes over b, and stops behind the container that begins at start: then it
@@ -93,7 +82,10 @@ func (o *outline) look(b []byte, start, short int64) bool {
 				return true
 			}
 			if end-begin > short {
-				o.remember(begin, end)
+				if o.ended == nil {
+					o.ended = map[int64]int64{}
+				}
+				o.ended[begin] = end
 			}
 		}
 	}
