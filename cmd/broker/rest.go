@@ -18,7 +18,7 @@ const (
 )
 
 // ballastSize is of memory that counts as heap: Go collects a heap when it has doubled. One of a
-// few MiB would be collected hundreds of times a second under load, and each time all of the
+// few MiB would be collected whenever 4 MiB have been allocated, and each time all of the
 // process's own data and stacks would be gone over. Nobody touches it, so it takes none of the
 // system's.
 const ballastSize = 32 << 20

@@ -47,14 +47,15 @@ func Define(c Custom) (Detector, error) {
 	if err != nil {
 		return Detector{}, err
 	}
-	if width(re).min == 0 {
+	least := width(re).min
+	if least == 0 {
 		return Detector{}, errors.New("regex matches nothing at all: it would match everywhere")
 	}
 	made := &rule{id: c.Name, custom: &custom{validate: validate}}
 	for _, k := range c.Keywords {
 		made.custom.keywords = append(made.custom.keywords, []byte(strings.ToLower(k)))
 	}
-	rules := &ruleSet{count: 1, least: width(re).min}
+	rules := &ruleSet{count: 1, least: least}
 	var all [][]anchor
 	for _, v := range variants(re) {
 		found := anchors(v)
