@@ -6,6 +6,7 @@ import "slices"
 // looked at once for it, however deep it lies.
 type outline struct {
 	at       int64           // what is in front has been looked at
+	long     int64           // where the last one begins that was too long, if one was
 	open     []int64         // where the containers under way begin
 	ended    map[int64]int64 // the end of others by their beginning, but for short ones
 	inString bool
@@ -21,8 +22,10 @@ const shortContainer = 4 << 10
 func (f *flow) isLong() bool {
 	o, start := &f.outline, f.w.passed
 	if o.at <= start {
-		*o = outline{at: start, open: o.open[:0], ended: o.ended}
+		*o = outline{at: start, long: -1, open: o.open[:0], ended: o.ended}
 		clear(o.ended)
+	} else if start == o.long {
+		return true // and may have ended meanwhile
 	} else if end, ok := o.ended[start]; ok {
 		return end-start > int64(f.sizes.value)
 	} else if _, ok := slices.BinarySearch(o.open, start); !ok {
@@ -37,9 +40,13 @@ func (f *flow) isLong() bool {
 			continue
 		}
 		if o.look(b[:min(len(b), readSize)], start, int64(min(f.sizes.value, shortContainer))) {
-			return o.at-start > int64(f.sizes.value)
+			if o.at-start <= int64(f.sizes.value) {
+				return false
+			}
+			break
 		}
 	}
+	o.long = start
 	return true
 }
 
