@@ -26,6 +26,7 @@ type program struct {
 	caps  int    // groups, the whole match included
 	begin bool   // it matches at the start of a text only
 	head  []byte // it begins with that; nil if it may begin otherwise
+	all   *inst  // it matches a text that is one run and nothing else; nil if it is not so
 }
 
 // A span is how many bytes something is long.
@@ -149,6 +150,9 @@ func compile(re *syntax.Regexp) (*program, error) {
 	p := &program{start: start, width: width(re), caps: re.MaxCap() + 1, begin: start.atBegin()}
 	if start.op == opText && !start.fold {
 		p.head = []byte(start.text)
+	}
+	if run := start.next; start.op == opBegin && run.op == opRun && run.next.op == opEnd && run.next.next == end {
+		p.all = run
 	}
 	return p, nil
 }

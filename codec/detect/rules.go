@@ -55,7 +55,7 @@ type allowance struct {
 type patterns struct {
 	pinned  []*program  // match at the start only
 	byFirst [256]uint32 // which of the first 32 of them can begin with a byte, by bits
-	byHead  *heads      // with which three bytes they can begin; nil: with fewer
+	byHead  *longHeads  // with which three bytes they can begin; nil: with fewer
 	others  []sought
 	heads   int // how long the longest of their heads is, if each of them begins with one and none is pinned
 }
@@ -72,14 +72,14 @@ type heads [1 << headBits / 64]uint64
 
 const headBits = 12
 
-// A longHeads is a heads of five bytes.
+// A longHeads is a larger heads, of up to five bytes: those that are not there are zeros.
 type longHeads [1 << longHeadBits / 64]uint64
 
 const longHeadBits = 17
 
 func (h *longHeads) has(hash uint64) bool { return h[hash>>6]>>(hash&63)&1 != 0 }
 
-// longHeadHash returns the hash of five bytes, which are the lowest of k.
+// longHeadHash returns the hash of the five lowest bytes of k, letters' case apart.
 func longHeadHash(k uint64) uint64 {
 	return (k | folding) & 0xffffffffff * longHashMul >> (64 - longHeadBits)
 }
@@ -101,10 +101,10 @@ func (p *patterns) add(q *program) {
 			}
 		}
 		if len(p.pinned) == 0 {
-			p.byHead = new(heads)
+			p.byHead = new(longHeads)
 		}
 		p.pinned = append(p.pinned, q)
-		if p.byHead != nil && !(&headsOf{bits: p.byHead, left: 1 << 16, size: 3, longer: true}).from(q.start, 0, 0, true) {
+		if p.byHead != nil && !(&headsOf{long: p.byHead, left: 1 << 16, size: 3, longer: true}).from(q.start, 0, 0, true) {
 			p.byHead = nil
 		}
 	} else {
@@ -113,7 +113,7 @@ func (p *patterns) add(q *program) {
 			s.bits = nil
 		}
 		s.five = new(longHeads)
-		if h := (&headsOf{five: s.five, left: 1 << 17, size: 5}); !h.from(q.start, 0, 0, false) {
+		if h := (&headsOf{long: s.five, left: 1 << 17, size: 5}); !h.from(q.start, 0, 0, false) {
 			s.five = nil
 		}
 		p.others = append(p.others, s)
@@ -147,6 +147,7 @@ func (p *patterns) in(m *machine, text []byte) bool {
 	if p.starts(m, text) {
 		return true
 	}
+	m.fresh()
 	for i := range p.others {
 		if p.others[i].in(m, text) {
 			return true
@@ -157,23 +158,31 @@ func (p *patterns) in(m *machine, text []byte) bool {
 
 // starts reports whether one of p that is pinned matches text.
 func (p *patterns) starts(m *machine, text []byte) bool {
-	m.fresh()
-	if len(text) >= 3 && p.byHead != nil && !p.byHead.has(headHash(three(text[0], text[1], text[2]))) {
+	if len(text) >= 3 && p.byHead != nil && !p.byHead.has(longHeadHash(uint64(three(text[0], text[1], text[2])))) {
 		return false
 	}
 	if len(text) > 0 {
 		for mask := p.byFirst[text[0]]; mask != 0; mask &= mask - 1 {
-			if m.match(p.pinned[bits.TrailingZeros32(mask)], text, 0) {
+			if p.pinned[bits.TrailingZeros32(mask)].is(m, text) {
 				return true
 			}
 		}
 	}
 	for i, q := range p.pinned {
-		if (i >= 32 || len(text) == 0) && m.match(q, text, 0) {
+		if (i >= 32 || len(text) == 0) && q.is(m, text) {
 			return true
 		}
 	}
 	return false
+}
+
+// is reports whether p, which is pinned, matches text.
+func (p *program) is(m *machine, text []byte) bool {
+	if n := p.all; n != nil {
+		return len(text) >= n.min && len(text) <= n.max && n.set.run(text) == len(text)
+	}
+	m.fresh()
+	return m.match(p, text, 0)
 }
 
 func (s *sought) in(m *machine, text []byte) bool {
@@ -204,7 +213,7 @@ func (s *sought) in(m *machine, text []byte) bool {
 // last byte.
 type headsOf struct {
 	bits   *heads
-	five   *longHeads
+	long   *longHeads // these, or else bits
 	size   int
 	left   int  // so many steps
 	longer bool // the text does not end within three bytes
@@ -218,9 +227,9 @@ func (h *headsOf) from(in *inst, k uint64, n int, pinned bool) bool {
 		return false
 	}
 	if n == h.size {
-		if h.five != nil {
+		if h.long != nil {
 			hash := longHeadHash(k)
-			h.five[hash>>6] |= 1 << (hash & 63)
+			h.long[hash>>6] |= 1 << (hash & 63)
 		} else {
 			hash := headHash(uint32(k))
 			h.bits[hash>>6] |= 1 << (hash & 63)
@@ -575,8 +584,10 @@ func (s *signs) ofValues(list []allowance) {
 }
 
 func (s *signs) words(w *words, is sign) {
-	for k := range w.by {
-		s.threes[headHash(k)] |= is
+	for _, some := range w.by {
+		for _, word := range some {
+			s.threes[headHash(three(word[0], word[1], word[2]))] |= is
+		}
 	}
 }
 
@@ -596,23 +607,26 @@ func (s *signs) in(value []byte) (found sign) {
 
 // words are looked for anywhere in a text, letters' case apart.
 type words struct {
-	prefixes [1 << 16 / 64]uint64
-	by       map[uint32][]string // their first three bytes
+	prefixes [1 << 16 / 64]uint64    // by hash of their first three bytes: 1 if a word has it
+	by       [1 << wordBits][]string // by the upper bits of that hash
 }
+
+const wordBits = 10
+
+func prefixHash(k uint32) uint32 { return k * hashMul >> 16 }
 
 func newWords(list []string) *words {
 	if len(list) == 0 {
 		return nil
 	}
-	w := &words{by: map[uint32][]string{}}
+	w := &words{}
 	for _, s := range list {
 		s = strings.ToLower(s)
 		if len(s) < 3 {
 			continue
 		}
-		k := three(s[0], s[1], s[2])
-		w.by[k] = append(w.by[k], s)
-		h := k * hashMul >> 16
+		h := prefixHash(three(s[0], s[1], s[2]))
+		w.by[h>>(16-wordBits)] = append(w.by[h>>(16-wordBits)], s)
 		w.prefixes[h>>6] |= 1 << (h & 63)
 	}
 	return w
@@ -634,10 +648,11 @@ func (w *words) find(text []byte) (from, to int) {
 	k := three(0, small[text[0]], small[text[1]])
 	for i, c := range text[2:] {
 		k = k>>8 | uint32(small[c])<<16
-		if h := k * hashMul >> 16; w.prefixes[h>>6]>>(h&63)&1 == 0 {
+		h := prefixHash(k)
+		if w.prefixes[h>>6]>>(h&63)&1 == 0 {
 			continue
 		}
-		for _, s := range w.by[k] {
+		for _, s := range w.by[h>>(16-wordBits)] {
 			if isSmall(text[i:], s) {
 				return i, i + len(s)
 			}
