@@ -65,10 +65,12 @@ type inst struct {
 	min, max int
 	set      *byteSet
 	text     string
+	head     eight // the first eight bytes of text, and which of their bits count
 	alts     []*inst
 	next     *inst
 	picks    *picks
-	reach    int // of opRun: how many bytes of set what is behind it takes at most before it needs another; noReach: no matter how many
+	sole     bool // of opRun: what is behind it begins with a byte that is not of set, so that it ends where set does
+	reach    int  // of opRun: how many bytes of set what is behind it takes at most before it needs another; noReach: no matter how many
 
 	first byteSet // with what the rest can begin
 	empty bool    // the rest can match without a byte
@@ -198,6 +200,7 @@ func number(n *inst) {
 		n.some |= slotBit(n.slot)
 		n.every |= slotBit(n.slot)
 	case opRun:
+		n.sole = !n.next.empty && !n.next.first.meets(n.set)
 		n.reach = (&reacher{set: n.set, known: map[*inst]int{}}).of(n.next)
 	}
 }
@@ -419,6 +422,14 @@ func literal(re *syntax.Regexp, next *inst) *inst {
 		}
 		n.text += string(r)
 	}
+	for i := range min(len(n.text), 8) {
+		c, mask := n.text[i], byte(0xff)
+		if n.fold && 'a' <= c && c <= 'z' {
+			mask = 0xdf
+		}
+		n.head.mask |= uint64(mask) << (8 * i)
+		n.head.bits |= uint64(c&mask) << (8 * i)
+	}
 	n.first[n.text[0]] = true
 	if c := n.text[0]; n.fold && 'a' <= c && c <= 'z' {
 		n.first[c-'a'+'A'] = true
@@ -605,8 +616,11 @@ func (m *machine) run(n *inst, i int) bool {
 			} else {
 				low, high = m.ends(n, i)
 			}
-			if low != high {
-				return low < high && m.most(n, low, high)
+			if low > high {
+				return false
+			}
+			if low < high && !n.sole {
+				return m.most(n, low, high)
 			}
 			i = high
 			if !n.next.begins(text, i) {
@@ -791,18 +805,16 @@ func (m *machine) most(n *inst, low, high int) bool {
 
 // textAt reports whether the literal n stands at i.
 func (n *inst) textAt(text []byte, i int) bool {
-	if len(text)-i < len(n.text) {
-		return false
-	}
+	return len(text)-i >= len(n.text) && eightAt(text, i)&n.head.mask == n.head.bits && (len(n.text) <= 8 || n.tailAt(text[i:]))
+}
+
+// tailAt reports whether text goes on as the literal n, whose first eight bytes it has.
+func (n *inst) tailAt(text []byte) bool {
 	if !n.fold {
-		return string(text[i:i+len(n.text)]) == n.text
+		return string(text[8:len(n.text)]) == n.text[8:]
 	}
-	for j := range len(n.text) {
-		c := text[i+j]
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		if c != n.text[j] {
+	for j := 8; j < len(n.text); j++ {
+		if small[text[j]] != n.text[j] {
 			return false
 		}
 	}
