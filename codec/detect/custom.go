@@ -64,7 +64,7 @@ func Define(c Custom) (Detector, error) {
 			all = nil
 			break
 		}
-		rules.expressions = append(rules.expressions, expression{rule: made, naming: rules.naming(v), first: &p.start.first, atWord: p.start.op == opWord, program: p, value: rules.valueOf(v)})
+		rules.expressions = append(rules.expressions, expression{rule: made, naming: rules.naming(v), first: &p.start.first, atWord: p.start.op == opWord, program: p, value: valueOf(v)})
 		all = append(all, found)
 	}
 	if all != nil {

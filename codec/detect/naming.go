@@ -22,6 +22,7 @@ type naming struct {
 	ahead   int // the number of the first gap's set
 	mark    *byteSet
 	rest    *program // from the mark on
+	value   value    // of rest
 	secret  secret
 }
 
@@ -89,6 +90,7 @@ func namingOf(re *syntax.Regexp) *naming {
 	if n.rest, err = compile(rest); err != nil || n.rest.start.empty {
 		return nil
 	}
+	n.value = valueOf(rest)
 	n.secret = secretOf(elems[k:])
 	n.mark = &n.rest.start.first
 	if n.gaps[0].set.meets(n.mark) || n.gaps[1].set.meets(n.mark) {

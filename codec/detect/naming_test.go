@@ -96,7 +96,7 @@ func names(t *testing.T, rules *ruleSet, n named, text string) (matches int) {
 	for start := range s.text {
 		got := []int(nil)
 		dull := x.few > 0 && s.allDull(int32(n.id), start)
-		if !dull && s.behind(x, int32(n.id), start) != nil {
+		if mark := s.mark(x.naming, start); !dull && mark >= 0 && x.naming.value.in(s.text, mark) && s.behind(x, int32(n.id), start, mark) != nil {
 			got = s.m.slots
 		}
 		want := []int(nil)

@@ -744,9 +744,11 @@ func (m *machine) ends(n *inst, i int) (low, high int) {
 		*r = stretch{gen: m.gen, id: n.id, from: i, to: i}
 	}
 	if to := r.to; !r.closed && to < far {
-		if to < far {
-			to += n.set.run(text[to:far])
+		far := far
+		if to > i {
+			far = min(len(text), far+stretchAhead)
 		}
+		to += n.set.run(text[to:far])
 		m.steps -= (to - r.to) / 8
 		r.to, r.closed = to, to < far || to == len(text)
 	}

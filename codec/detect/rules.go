@@ -399,7 +399,8 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 				if e.program, err = compile(v); err != nil {
 					return nil, fmt.Errorf("rule %s: %w", r.ID, err)
 				}
-				e.value = s.valueOf(v)
+				e.value = valueOf(v)
+				s.share(&e.value)
 				e.value.long = e.value.words == nil && e.value.n >= longValue && e.value.from.min == e.value.from.max
 				e.first, e.atWord = &e.start.first, e.start.op == opWord
 				e.naming = s.naming(v)
@@ -428,6 +429,7 @@ func (s *ruleSet) naming(re *syntax.Regexp) *naming {
 		n.gaps[i].set = s.sets[s.numbered(n.gaps[i].set)]
 	}
 	n.mark = s.sets[s.numbered(n.mark)]
+	s.share(&n.value)
 	if n.secret.set != nil {
 		n.secret.ahead = s.numbered(n.secret.set)
 	}
@@ -444,16 +446,14 @@ func (s *ruleSet) numbered(set *byteSet) int {
 	return n
 }
 
-// valueOf returns the value of re. Most have the same sets: as one, they are in the
-// first cache.
-func (s *ruleSet) valueOf(re *syntax.Regexp) value {
-	v := valueOf(re)
+// share makes the sets of v those of others that are the same: most are, and as one
+// they are in the first cache.
+func (s *ruleSet) share(v *value) {
 	for _, set := range []**byteSet{&v.set, &v.words, &v.gap} {
 		if *set != nil {
 			*set = s.sets[s.numbered(*set)]
 		}
 	}
-	return v
 }
 
 func (s *ruleSet) number(list []allowance) {

@@ -103,7 +103,17 @@ func (s *search) hit(at int, of []entry) {
 			if !x.first[s.text[start]] || x.atWord && !wordBoundary(s.text, start) {
 				continue
 			}
-			if x.value.long && !s.inRun(&x.value, e.id, start) || !x.value.long && !x.value.in(s.text, start) {
+			mark := 0
+			switch {
+			case x.naming != nil:
+				if mark = s.mark(x.naming, start); mark < 0 || !x.naming.value.in(s.text, mark) {
+					continue
+				}
+			case x.value.long:
+				if !s.inRun(&x.value, e.id, start) {
+					continue
+				}
+			case !x.value.in(s.text, start):
 				continue
 			}
 			t := s.takenBy(x.rule)
@@ -123,7 +133,7 @@ func (s *search) hit(at int, of []entry) {
 				}
 				break
 			}
-			behind := s.behind(x, e.id, start)
+			behind := s.behind(x, e.id, start, mark)
 			if behind == nil {
 				continue
 			}
@@ -277,21 +287,16 @@ type outcome struct {
 }
 
 // behind returns the outcome of x, the expression of that number, where it matches at
-// start, and has the machine's slots so; nil if it does not match. Many names may
-// have the same outcome.
-func (s *search) behind(x *expression, number int32, start int) *outcome {
-	n := x.naming
-	mark := s.mark(n, start)
-	if mark < 0 {
-		return nil
-	}
+// start and has that mark, and has the machine's slots so; nil if it does not match.
+// Many names may have the same outcome.
+func (s *search) behind(x *expression, number int32, start, mark int) *outcome {
 	b := &s.outcomes[number]
 	if b.text != s.texts || b.mark != mark {
 		if b.text != s.texts {
 			b.dullTo = 0
 		}
 		b.text, b.mark, b.worthless = s.texts, mark, false
-		b.matches = !s.dull(x, b, mark) && s.m.match(n.rest, s.text, mark)
+		b.matches = !s.dull(x, b, mark) && s.m.match(x.naming.rest, s.text, mark)
 		if b.matches {
 			b.slots = append(b.slots[:0], s.m.slots...)
 		}
