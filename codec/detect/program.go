@@ -72,6 +72,11 @@ type inst struct {
 	sole     bool // of opRun: what is behind it begins with a byte that is not of set, so that it ends where set does
 	reach    int  // of opRun: how many bytes of set what is behind it takes at most before it needs another; noReach: no matter how many
 
+	lead struct { // as an alternative, it begins with n bytes of set, if n is not 0
+		set *byteSet
+		n   int
+	}
+
 	first byteSet // with what the rest can begin
 	empty bool    // the rest can match without a byte
 
@@ -196,6 +201,9 @@ func number(n *inst) {
 	switch n.op {
 	case opAlt:
 		n.picks = newPicks(n.alts)
+		for _, alt := range n.alts {
+			alt.leads()
+		}
 	case opOpen:
 		n.some |= slotBit(n.slot)
 		n.every |= slotBit(n.slot)
@@ -203,6 +211,50 @@ func number(n *inst) {
 		n.sole = !n.next.empty && !n.next.first.meets(n.set)
 		n.reach = (&reacher{set: n.set, known: map[*inst]int{}}).of(n.next)
 	}
+}
+
+// maxLead is how many bytes an alternative is asked for before it is tried, at most.
+const maxLead = 16
+
+// leads notes what n begins with. One byte is what picks know.
+func (n *inst) leads() {
+	set, least := &byteSet{}, 0
+walk:
+	for in := n; least < maxLead; in = in.next {
+		switch in.op {
+		case opOpen:
+			continue
+		case opSet:
+			least++
+		case opRun:
+			least += in.min
+		default:
+			break walk
+		}
+		set.add(in.set)
+		if in.op == opRun && in.min < in.max {
+			break
+		}
+	}
+	if least > 1 {
+		n.lead.set, n.lead.n = set, min(least, maxLead)
+	}
+}
+
+// mayBe reports that the alternative n may match at i, as far as it is easily told.
+func (n *inst) mayBe(text []byte, i int) bool {
+	if n.op == opText {
+		return n.textAt(text, i)
+	}
+	if len(text)-i < n.lead.n {
+		return false
+	}
+	for _, c := range text[i : i+n.lead.n] {
+		if !n.lead.set[c] {
+			return false
+		}
+	}
+	return true
 }
 
 // A reacher finds how many bytes of set in a row a program takes from an
@@ -598,7 +650,7 @@ func (m *machine) run(n *inst, i int) bool {
 			i += len(n.text)
 		case opAlt:
 			alts := n.picks.at(text, i)
-			for len(alts) > 1 && alts[len(alts)-1].op == opText && !alts[len(alts)-1].textAt(text, i) { // = or =>
+			for len(alts) > 1 && !alts[len(alts)-1].mayBe(text, i) { // = or =>
 				alts = alts[:len(alts)-1]
 			}
 			switch len(alts) {
