@@ -24,6 +24,7 @@ type naming struct {
 	rest    *program // from the mark on
 	value   value    // of rest
 	secret  secret
+	within  within
 }
 
 // A secret is where the groups of an expression are: each has bytes of set only and
@@ -92,6 +93,7 @@ func namingOf(re *syntax.Regexp) *naming {
 	}
 	n.value = valueOf(rest)
 	n.secret = secretOf(elems[k:])
+	n.within = withinOf(elems[k:])
 	n.mark = &n.rest.start.first
 	if n.gaps[0].set.meets(n.mark) || n.gaps[1].set.meets(n.mark) {
 		return nil
@@ -150,6 +152,69 @@ func secretOf(elems []*syntax.Regexp) (s secret) {
 		return secret{}
 	}
 	return s
+}
+
+// A within is what a value is that ends where its bytes do: one that is not of set,
+// or the end of the text, is no more than most bytes behind where the value begins,
+// which is that far behind the mark, at most. Or it begins with one of others.
+type within struct {
+	set    *byteSet // nil: nothing is known
+	most   int
+	far    int
+	others []value
+	ahead  int // the number of set
+}
+
+// withinOf returns what is known of the value in elems, of which the first begins with
+// the mark: it is one group, perhaps of several ways.
+func withinOf(elems []*syntax.Regexp) (w within) {
+	k := slices.IndexFunc(elems, func(e *syntax.Regexp) bool { return e.Op == syntax.OpCapture })
+	if k < 1 || k+1 == len(elems) || slices.ContainsFunc(elems[:k], func(e *syntax.Regexp) bool { return e.MaxCap() > 0 }) {
+		return within{}
+	}
+	for _, e := range elems[:k] {
+		w.far += width(e).max
+	}
+	ways := []*syntax.Regexp{elems[k].Sub[0]}
+	if ways[0].Op == syntax.OpAlternate {
+		ways = ways[0].Sub
+	}
+	for _, way := range ways {
+		if set, _ := repeats(way); set != nil && w.set == nil && way.Op != syntax.OpCapture {
+			_, w.most = bounds(way)
+			w.set = set
+			continue
+		}
+		p, err := compile(way)
+		if err != nil {
+			return within{}
+		}
+		p.start.leads()
+		if p.start.lead.n == 0 {
+			return within{}
+		}
+		w.others = append(w.others, value{set: p.start.lead.set, n: p.start.lead.n})
+	}
+	if w.set == nil || w.most > maxWithin || !endsAt(elems[k+1], w.set) {
+		return within{}
+	}
+	return w
+}
+
+// maxWithin bounds how long a value is that is known to end.
+const maxWithin = 512
+
+// endsAt reports that re matches nothing but the end of a text, or what begins with a
+// byte that is not of set.
+func endsAt(re *syntax.Regexp, set *byteSet) bool {
+	switch re.Op {
+	case syntax.OpEndText:
+		return true
+	case syntax.OpAlternate:
+		return !slices.ContainsFunc(re.Sub, func(sub *syntax.Regexp) bool { return !endsAt(sub, set) })
+	}
+	first := firstOf([]*syntax.Regexp{re})
+	return first != nil && !first.meets(set)
 }
 
 // hasGroup reports that each match of re has a group that is not empty.

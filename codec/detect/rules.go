@@ -433,6 +433,9 @@ func (s *ruleSet) naming(re *syntax.Regexp) *naming {
 	if n.secret.set != nil {
 		n.secret.ahead = s.numbered(n.secret.set)
 	}
+	if n.within.set != nil {
+		n.within.ahead = s.numbered(n.within.set)
+	}
 	return n
 }
 

@@ -276,6 +276,29 @@ func (d *dull) pass(text []byte, end, few int) bool {
 	return true
 }
 
+// endless reports that no value of x behind that mark ends in time, and notes in b
+// where no match begins for that.
+func (s *search) endless(x *expression, b *outcome, mark int) bool {
+	w := &x.naming.within
+	first, end := mark+1, mark+w.far+w.most+1
+	if x.few == 0 || w.set == nil || end > len(s.text) || !w.set[s.text[first]] {
+		return false
+	}
+	a := &s.aheads[w.ahead]
+	if a.pass(s, w.set, first, end) < end {
+		return false
+	}
+	marks := a.pass(s, w.set, first, min(len(s.text), end+stretchAhead)) - w.most - w.far
+	for _, v := range w.others {
+		v.from = span{1, marks - 1 - mark + w.far}
+		if v.in(s.text, mark) {
+			return false
+		}
+	}
+	b.dullFrom, b.dullTo = mark, marks-x.naming.longest
+	return true
+}
+
 // An outcome is what an expression with a naming matches from a mark on.
 type outcome struct {
 	text, mark int
@@ -283,7 +306,9 @@ type outcome struct {
 	worthless  bool // the value, whatever is in front of the mark
 	slots      []int
 
-	dullFrom, dullTo int // no match that begins from one to in front of the other has a value that is not dull
+	// What begins from one to in front of the other matches not, or has a value that
+	// is dull.
+	dullFrom, dullTo int
 }
 
 // behind returns the outcome of x, the expression of that number, where it matches at
@@ -296,7 +321,7 @@ func (s *search) behind(x *expression, number int32, start, mark int) *outcome {
 			b.dullTo = 0
 		}
 		b.text, b.mark, b.worthless = s.texts, mark, false
-		b.matches = !s.dull(x, b, mark) && s.m.match(x.naming.rest, s.text, mark)
+		b.matches = !s.dull(x, b, mark) && !s.endless(x, b, mark) && s.m.match(x.naming.rest, s.text, mark)
 		if b.matches {
 			b.slots = append(b.slots[:0], s.m.slots...)
 		}
