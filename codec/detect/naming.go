@@ -163,6 +163,33 @@ type within struct {
 	far    int
 	others []value
 	ahead  int // the number of set
+
+	// Most matches are the plain one: a mark that is one byte and has none of longer
+	// behind it, all of gap that is there, then the value, of at least so many bytes,
+	// which is that group, and one of ends.
+	ends   *byteSet // nil: there is no plain one
+	alone  byteSet  // the marks of one byte
+	longer *byteSet // what marks are made of
+	gap    gap
+	least  int
+	group  int
+}
+
+// plain returns where the value is of the plain match behind that mark, or 0, 0 if
+// there is none; there may be others.
+func (w *within) plain(text []byte, mark int) (from, to int) {
+	from = mark + 1
+	if w.ends == nil || from >= len(text) || !w.alone[text[mark]] || w.longer[text[from]] {
+		return 0, 0
+	}
+	for end := min(len(text), from+w.gap.max); from < end && w.gap.set[text[from]]; {
+		from++
+	}
+	to = from + w.set.run(text[from:min(len(text), from+w.most)])
+	if to-from < w.least || to == len(text) || !w.ends[text[to]] {
+		return 0, 0
+	}
+	return from, to
 }
 
 // withinOf returns what is known of the value in elems, of which the first begins with
@@ -179,10 +206,11 @@ func withinOf(elems []*syntax.Regexp) (w within) {
 	if ways[0].Op == syntax.OpAlternate {
 		ways = ways[0].Sub
 	}
-	for _, way := range ways {
+	first := false // it is the first of ways
+	for i, way := range ways {
 		if set, _ := repeats(way); set != nil && w.set == nil && way.Op != syntax.OpCapture {
-			_, w.most = bounds(way)
-			w.set = set
+			w.set, first = set, i == 0
+			w.least, w.most = bounds(way)
 			continue
 		}
 		p, err := compile(way)
@@ -198,7 +226,40 @@ func withinOf(elems []*syntax.Regexp) (w within) {
 	if w.set == nil || w.most > maxWithin || !endsAt(elems[k+1], w.set) {
 		return within{}
 	}
+	if first && k+2 == len(elems) {
+		w.plainOf(elems[:k], elems[k], elems[k+1])
+	}
 	return w
+}
+
+// plainOf notes what the plain match is, if there is one.
+func (w *within) plainOf(before []*syntax.Regexp, value, behind *syntax.Regexp) {
+	switch {
+	case behind.Op == syntax.OpAlternate:
+		behind = behind.Sub[0]
+	case behind.Op != syntax.OpCharClass:
+		return
+	}
+	ends := classOf(behind)
+	p, err := compile(before[0])
+	if ends == nil || err != nil || len(before) > 2 {
+		return
+	}
+	w.gap = gap{set: &byteSet{}}
+	if len(before) == 2 {
+		class, low := repeats(before[1])
+		if class == nil || low > 0 || before[1].Flags&syntax.NonGreedy != 0 {
+			return
+		}
+		_, high := bounds(before[1])
+		w.gap = gap{class, high}
+	}
+	var m machine
+	for c := range w.alone {
+		w.alone[c] = m.match(p, []byte{byte(c)}, 0)
+		m.fresh()
+	}
+	w.ends, w.longer, w.group = ends, bytesOf(before[0]), value.Cap
 }
 
 // maxWithin bounds how long a value is that is known to end.

@@ -617,14 +617,19 @@ func (m *machine) fails(f *failure, n *inst, i int) {
 // where the groups are.
 func (m *machine) match(p *program, text []byte, i int) bool {
 	m.text, m.steps = text, maxSteps
+	m.clear(p)
+	m.slots[0] = i
+	return m.run(p.start, i)
+}
+
+// clear makes the slots those of p, of which none is set.
+func (m *machine) clear(p *program) {
 	if len(m.slots) != 2*p.caps {
 		m.slots = slices.Grow(m.slots[:0], 2*p.caps)[:2*p.caps]
 	}
 	for j := range m.slots {
 		m.slots[j] = -1
 	}
-	m.slots[0] = i
-	return m.run(p.start, i)
 }
 
 // run tries to match the program from n on at i.

@@ -321,7 +321,7 @@ func (s *search) behind(x *expression, number int32, start, mark int) *outcome {
 			b.dullTo = 0
 		}
 		b.text, b.mark, b.worthless = s.texts, mark, false
-		b.matches = !s.dull(x, b, mark) && !s.endless(x, b, mark) && s.m.match(x.naming.rest, s.text, mark)
+		b.matches = !s.dull(x, b, mark) && !s.endless(x, b, mark) && s.rest(x.naming, mark)
 		if b.matches {
 			b.slots = append(b.slots[:0], s.m.slots...)
 		}
@@ -333,6 +333,18 @@ func (s *search) behind(x *expression, number int32, start, mark int) *outcome {
 	}
 	s.m.slots[0] = start
 	return b
+}
+
+// rest reports whether the rest of n matches at that mark, and has the machine's slots so.
+func (s *search) rest(n *naming, mark int) bool {
+	from, to := n.within.plain(s.text, mark)
+	if to == 0 {
+		return s.m.match(n.rest, s.text, mark)
+	}
+	s.m.clear(n.rest)
+	s.m.slots[0], s.m.slots[1] = mark, to+1
+	s.m.slots[2*n.within.group], s.m.slots[2*n.within.group+1] = from, to
+	return true
 }
 
 // allDull reports that the expression of that number has only dull values in the
