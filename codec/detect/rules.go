@@ -304,7 +304,37 @@ type expression struct {
 	lead  span // of a run of leadSet in front of the match, which belongs to it
 	set   *byteSet
 	value value
+	last  last
 }
+
+// A last is how every match of an expression ends: with a byte that is not of others,
+// within so many bytes.
+type last struct {
+	others *byteSet // nil: nothing is known
+	within int
+	ahead  int // the number of others
+}
+
+// lastOf returns how what re matches ends, if that is with a byte that is seldom.
+func lastOf(re *syntax.Regexp) last {
+	elems := flatten(nil, re)
+	most := width(re).max
+	set := classOf(elems[len(elems)-1])
+	if set == nil || most > maxLast {
+		return last{}
+	}
+	others := anyByte
+	for c := range set {
+		if set[c] && (is(byte(c), alnum) || common(byte(c)) > common('@')) {
+			return last{}
+		}
+		others[c] = !set[c]
+	}
+	return last{others: &others, within: most}
+}
+
+// maxLast is how long a match is at most, in bytes, for which its last one is asked.
+const maxLast = 512
 
 // A ruleSet is what a search looks for. It is not changed once it is made.
 type ruleSet struct {
@@ -402,6 +432,9 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 				e.value = valueOf(v)
 				s.share(&e.value)
 				e.value.long = e.value.words == nil && e.value.n >= longValue && e.value.from.min == e.value.from.max
+				if e.last = lastOf(v); e.last.others != nil {
+					e.last.ahead = s.numbered(e.last.others)
+				}
 				e.first, e.atWord = &e.start.first, e.start.op == opWord
 				e.naming = s.naming(v)
 				if e.naming != nil && e.naming.secret.set != nil && !slices.ContainsFunc(found, func(a anchor) bool { return a.back.min != a.back.max }) {

@@ -113,7 +113,7 @@ func (s *search) hit(at int, of []entry) {
 				if !s.inRun(&x.value, e.id, start) {
 					continue
 				}
-			case !x.value.in(s.text, start):
+			case !x.value.in(s.text, start) || !s.ends(&x.last, start):
 				continue
 			}
 			t := s.takenBy(x.rule)
@@ -169,6 +169,15 @@ func (a *ahead) pass(s *search, set *byteSet, i, end int) int {
 // stretchAhead is how much further than asked for is looked where it was before: it
 // will be asked for next.
 const stretchAhead = 128
+
+// ends reports that l may be behind start.
+func (s *search) ends(l *last, start int) bool {
+	if l.others == nil {
+		return true
+	}
+	end := min(len(s.text), start+l.within)
+	return s.aheads[l.ahead].pass(s, l.others, start, end) < end
+}
 
 // mark returns where the mark is of a match of n that begins at start, or -1.
 func (s *search) mark(n *naming, start int) int {
