@@ -121,15 +121,18 @@ func mod97(value []byte) bool {
 	if len(v) < 5 {
 		return false
 	}
-	n := 0
+	n := uint64(0)
 	for _, part := range [2][]byte{v[4:], v[:4]} {
 		for _, c := range part {
+			if n >= 1<<56 {
+				n %= 97
+			}
 			if is(c, digit) {
-				n = (n*10 + int(c-'0')) % 97
+				n = n*10 + uint64(c-'0')
 			} else {
-				n = (n*100 + int(c|0x20-'a') + 10) % 97
+				n = n*100 + uint64(c|0x20-'a') + 10
 			}
 		}
 	}
-	return n == 1
+	return n%97 == 1
 }
