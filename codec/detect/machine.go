@@ -93,9 +93,6 @@ func (m *machine) run(n *inst, i int) bool {
 			i += len(n.text)
 		case opAlt:
 			alts := n.picks.at(text, i)
-			for len(alts) > 1 && !alts[len(alts)-1].mayBe(text, i) { // = or =>
-				alts = alts[:len(alts)-1]
-			}
 			switch len(alts) {
 			case 0:
 				return false
@@ -194,7 +191,7 @@ func (m *machine) either(n *inst, alts []*inst, i int) bool {
 	}
 	if !n.leaves() {
 		for _, alt := range alts {
-			if m.run(alt, i) {
+			if alt.mayBe(m.text, i) && m.run(alt, i) {
 				return true
 			}
 		}
@@ -202,6 +199,9 @@ func (m *machine) either(n *inst, alts []*inst, i int) bool {
 		kept := len(m.kept)
 		m.kept = append(m.kept, m.slots...)
 		for _, alt := range alts {
+			if !alt.mayBe(m.text, i) {
+				continue
+			}
 			if m.run(alt, i) {
 				m.kept = m.kept[:kept]
 				return true
@@ -212,6 +212,22 @@ func (m *machine) either(n *inst, alts []*inst, i int) bool {
 	}
 	m.fails(f, n, i)
 	return false
+}
+
+// attempt goes on with n at i, as one of several places. If that fails, the slots are as
+// they were.
+func (m *machine) attempt(n *inst, i int) bool {
+	if !n.leaves() {
+		return m.run(n, i)
+	}
+	kept := len(m.kept)
+	m.kept = append(m.kept, m.slots...)
+	matches := m.run(n, i)
+	if !matches {
+		copy(m.slots, m.kept[kept:])
+	}
+	m.kept = m.kept[:kept]
+	return matches
 }
 
 // A stretch is what is known of a run: all from one offset to the other is of its
@@ -262,14 +278,14 @@ func (m *machine) most(n *inst, low, high int) bool {
 	if n.max <= shortRun {
 		if n.lazy {
 			for j := low; j <= high; j++ {
-				if next.begins(m.text, j) && m.run(next, j) {
+				if next.begins(m.text, j) && m.attempt(next, j) {
 					return true
 				}
 			}
 			return false
 		}
 		for j := high; j >= low; j-- {
-			if next.begins(m.text, j) && m.run(next, j) {
+			if next.begins(m.text, j) && m.attempt(next, j) {
 				return true
 			}
 		}
@@ -280,14 +296,14 @@ func (m *machine) most(n *inst, low, high int) bool {
 	for j := low; n.lazy && j <= high; j++ {
 		if failed <= j && j < to {
 			j = to - 1
-		} else if next.begins(m.text, j) && m.run(next, j) {
+		} else if next.begins(m.text, j) && m.attempt(next, j) {
 			return true
 		}
 	}
 	for j := high; !n.lazy && j >= low; j-- {
 		if failed <= j && j < to {
 			j = failed
-		} else if next.begins(m.text, j) && m.run(next, j) {
+		} else if next.begins(m.text, j) && m.attempt(next, j) {
 			return true
 		}
 	}

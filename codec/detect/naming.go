@@ -175,9 +175,10 @@ type within struct {
 	group  int
 }
 
-// plain returns where the value is of the plain match behind that mark, or 0, 0 if
+// plain returns where the value is of the plain match of w behind that mark, or 0, 0 if
 // there is none; there may be others.
-func (w *within) plain(text []byte, mark int) (from, to int) {
+func (s *search) plain(w *within, mark int) (from, to int) {
+	text := s.text
 	from = mark + 1
 	if w.ends == nil || from >= len(text) || !w.alone[text[mark]] || w.longer[text[from]] {
 		return 0, 0
@@ -185,8 +186,8 @@ func (w *within) plain(text []byte, mark int) (from, to int) {
 	for end := min(len(text), from+w.gap.max); from < end && w.gap.set[text[from]]; {
 		from++
 	}
-	to = from + w.set.run(text[from:min(len(text), from+w.most)])
-	if to-from < w.least || to == len(text) || !w.ends[text[to]] {
+	to = s.aheads[w.ahead].pass(s, w.set, from, min(len(text), from+w.most+1))
+	if to-from < w.least || to-from > w.most || to == len(text) || !w.ends[text[to]] {
 		return 0, 0
 	}
 	return from, to
@@ -196,7 +197,7 @@ func (w *within) plain(text []byte, mark int) (from, to int) {
 // the mark: it is one group, perhaps of several ways.
 func withinOf(elems []*syntax.Regexp) (w within) {
 	k := slices.IndexFunc(elems, func(e *syntax.Regexp) bool { return e.Op == syntax.OpCapture })
-	if k < 1 || k+1 == len(elems) || slices.ContainsFunc(elems[:k], func(e *syntax.Regexp) bool { return e.MaxCap() > 0 }) {
+	if k < 1 || k+1 == len(elems) || width(elems[0]).min == 0 || slices.ContainsFunc(elems[:k], func(e *syntax.Regexp) bool { return e.MaxCap() > 0 }) {
 		return within{}
 	}
 	for _, e := range elems[:k] {
@@ -217,11 +218,11 @@ func withinOf(elems []*syntax.Regexp) (w within) {
 		if err != nil {
 			return within{}
 		}
-		p.start.leads()
-		if p.start.lead.n == 0 {
+		p.start.findPrefix()
+		if p.start.prefix.n == 0 {
 			return within{}
 		}
-		w.others = append(w.others, value{set: p.start.lead.set, n: p.start.lead.n})
+		w.others = append(w.others, value{set: p.start.prefix.set, n: p.start.prefix.n})
 	}
 	if w.set == nil || w.most > maxWithin || !endsAt(elems[k+1], w.set) {
 		return within{}
@@ -242,7 +243,7 @@ func (w *within) plainOf(before []*syntax.Regexp, value, behind *syntax.Regexp) 
 	}
 	ends := classOf(behind)
 	p, err := compile(before[0])
-	if ends == nil || err != nil || len(before) > 2 {
+	if ends == nil || err != nil || len(before) > 2 || asserts(before[0]) {
 		return
 	}
 	w.gap = gap{set: &byteSet{}}
@@ -256,10 +257,19 @@ func (w *within) plainOf(before []*syntax.Regexp, value, behind *syntax.Regexp) 
 	}
 	var m machine
 	for c := range w.alone {
-		w.alone[c] = m.match(p, []byte{byte(c)}, 0)
 		m.fresh()
+		w.alone[c] = m.match(p, []byte{byte(c)}, 0)
 	}
 	w.ends, w.longer, w.group = ends, bytesOf(before[0]), value.Cap
+}
+
+// asserts reports that what re matches depends on what is around it.
+func asserts(re *syntax.Regexp) bool {
+	switch re.Op {
+	case syntax.OpBeginText, syntax.OpEndText, syntax.OpBeginLine, syntax.OpEndLine, syntax.OpWordBoundary, syntax.OpNoWordBoundary:
+		return true
+	}
+	return slices.ContainsFunc(re.Sub, asserts)
 }
 
 // maxWithin bounds how long a value is that is known to end.

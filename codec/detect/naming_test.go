@@ -78,7 +78,8 @@ func allNamed(t testing.TB) (*ruleSet, []named) {
 	}
 	for _, source := range []string{
 		`key[ ]{0,9}=(a{1,3}|[a-c]{2,5})(?:;|$)`, `(?i)(?:key|keys|monkeys)[ s]{0,20}?[ _]?[:=]+ ?"?(\w{3,}?)\b`, `ab?[a-c]{0,30}[cd]{0,3}(?:=>?|=x)(=*\w+)`,
-		`(?:key|auth)[ ]{0,9}(?:=|=>)[ =]{0,2}([\w=-]{3,9}|[a-k]{4,}x?)(?:;| x|$)`, `pin[ ]?=(\d{2,4})?x?`, `a_name_of_many_bytes[-_]{0,12}=(\d|(z)){1,4}`,
+		`(?:key|auth)[ ]{0,9}(?:=|=>)[ =]{0,2}([\w=-]{3,9}|[a-k]{4,}x?)(?:;| x|$)`, `pin[ ]?=(\d{2,4})?x?`,
+		`account[ ]{0,3}:?#?(\d{6,10})(?:\D|$)`, `key[ ]{0,3}(?:=\B|:)(-?\w{3,9})(?:;|$)`, `key[ ]{0,3}(?:^=|:)(\w{3,9})(?:;|$)`, `a_name_of_many_bytes[-_]{0,12}=(\d|(z)){1,4}`,
 	} {
 		add(&rule{entropy: 2.1}, source)
 	}
@@ -95,7 +96,7 @@ func names(t *testing.T, rules *ruleSet, n named, text string) (matches int) {
 	var m machine
 	for start := range s.text {
 		got := []int(nil)
-		dull := x.few > 0 && s.allDull(int32(n.id), start)
+		dull := x.few > 0 && s.barren(int32(n.id), start)
 		if mark := s.mark(x.naming, start); !dull && mark >= 0 && x.naming.value.in(s.text, mark) && s.behind(x, int32(n.id), start, mark) != nil {
 			got = s.m.slots
 		}

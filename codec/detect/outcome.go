@@ -25,8 +25,8 @@ func (a *ahead) pass(s *search, set *byteSet, i, end int) int {
 // will be asked for next.
 const stretchAhead = 128
 
-// ends reports that l may be behind start.
-func (s *search) ends(l *last, start int) bool {
+// mayEnd reports that a match that begins at start may end so.
+func (s *search) mayEnd(l *ending, start int) bool {
 	if l.others == nil {
 		return true
 	}
@@ -119,7 +119,7 @@ func (s *search) dull(x *expression, b *outcome, mark int) bool {
 	case a.sure:
 		marks = a.to - n.secret.far
 	}
-	b.dullFrom, b.dullTo = mark, marks-n.longest
+	b.barrenFrom, b.barrenTo = mark, marks-n.longest
 	d.wait = 0
 	return true
 }
@@ -159,7 +159,7 @@ func (s *search) endless(x *expression, b *outcome, mark int) bool {
 			return false
 		}
 	}
-	b.dullFrom, b.dullTo = mark, marks-x.naming.longest
+	b.barrenFrom, b.barrenTo = mark, marks-x.naming.longest
 	return true
 }
 
@@ -170,9 +170,9 @@ type outcome struct {
 	worthless  bool // the value, whatever is in front of the mark
 	slots      []int
 
-	// What begins from one to in front of the other matches not, or has a value that
+	// What begins from one to in front of the other does not match, or has a value that
 	// is dull.
-	dullFrom, dullTo int
+	barrenFrom, barrenTo int
 }
 
 // behind returns the outcome of x, the expression of that number, where it matches at
@@ -182,7 +182,7 @@ func (s *search) behind(x *expression, number int32, start, mark int) *outcome {
 	b := &s.outcomes[number]
 	if b.text != s.texts || b.mark != mark {
 		if b.text != s.texts {
-			b.dullTo = 0
+			b.barrenTo = 0
 		}
 		b.text, b.mark, b.worthless = s.texts, mark, false
 		b.matches = !s.dull(x, b, mark) && !s.endless(x, b, mark) && s.rest(x.naming, mark)
@@ -201,7 +201,7 @@ func (s *search) behind(x *expression, number int32, start, mark int) *outcome {
 
 // rest reports whether the rest of n matches at that mark, and has the machine's slots so.
 func (s *search) rest(n *naming, mark int) bool {
-	from, to := n.within.plain(s.text, mark)
+	from, to := s.plain(&n.within, mark)
 	if to == 0 {
 		return s.m.match(n.rest, s.text, mark)
 	}
@@ -211,11 +211,11 @@ func (s *search) rest(n *naming, mark int) bool {
 	return true
 }
 
-// allDull reports that the expression of that number has only dull values in the
-// matches that begin at start.
-func (s *search) allDull(number int32, start int) bool {
+// barren reports that no match of the expression of that number that begins at start has
+// a value that is not dull.
+func (s *search) barren(number int32, start int) bool {
 	b := &s.outcomes[number]
-	return start < b.dullTo && b.dullFrom <= start && b.text == s.texts
+	return start < b.barrenTo && b.barrenFrom <= start && b.text == s.texts
 }
 
 // inRun is v.in, for the long value of the expression of that number. Many may

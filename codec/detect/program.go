@@ -71,7 +71,7 @@ type inst struct {
 	sole     bool // of opRun: what is behind it begins with a byte that is not of set, so that it ends where set does
 	reach    int  // of opRun: how many bytes of set what is behind it takes at most before it needs another; noReach: no matter how many
 
-	lead struct { // as an alternative, it begins with n bytes of set, if n is not 0
+	prefix struct { // as an alternative, it begins with n bytes of set, at least, if n is not 0
 		set *byteSet
 		n   int
 	}
@@ -201,7 +201,7 @@ func number(n *inst) {
 	case opAlt:
 		n.picks = newPicks(n.alts)
 		for _, alt := range n.alts {
-			alt.leads()
+			alt.findPrefix()
 		}
 	case opOpen:
 		n.some |= slotBit(n.slot)
@@ -212,14 +212,14 @@ func number(n *inst) {
 	}
 }
 
-// maxLead is how many bytes an alternative is asked for before it is tried, at most.
-const maxLead = 16
+// maxPrefix is how many bytes an alternative is asked for before it is tried, at most.
+const maxPrefix = 16
 
-// leads notes what n begins with. One byte is what picks know.
-func (n *inst) leads() {
+// findPrefix notes what n begins with. One byte is what picks know.
+func (n *inst) findPrefix() {
 	set, least := &byteSet{}, 0
 walk:
-	for in := n; least < maxLead; in = in.next {
+	for in := n; least < maxPrefix; in = in.next {
 		switch in.op {
 		case opOpen:
 			continue
@@ -236,7 +236,7 @@ walk:
 		}
 	}
 	if least > 1 {
-		n.lead.set, n.lead.n = set, min(least, maxLead)
+		n.prefix.set, n.prefix.n = set, min(least, maxPrefix)
 	}
 }
 
@@ -245,11 +245,11 @@ func (n *inst) mayBe(text []byte, i int) bool {
 	if n.op == opText {
 		return n.textAt(text, i)
 	}
-	if len(text)-i < n.lead.n {
+	if len(text)-i < n.prefix.n {
 		return false
 	}
-	for _, c := range text[i : i+n.lead.n] {
-		if !n.lead.set[c] {
+	for _, c := range text[i : i+n.prefix.n] {
+		if !n.prefix.set[c] {
 			return false
 		}
 	}

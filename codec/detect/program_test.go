@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"regexp/syntax"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,6 +23,27 @@ func mustProgram(t testing.TB, source string) (*program, *regexp.Regexp) {
 		t.Fatal(err)
 	}
 	return p, regexp.MustCompile(source)
+}
+
+// TestProgramGroups checks that groups are where Go's regexp has them: none is left of a
+// way that was tried in vain, and none is lost.
+func TestProgramGroups(t *testing.T) {
+	for _, tt := range []struct{ source, in string }{
+		{`x[abc]{0,9}(?:(b)y|cab)`, "xcabz"},
+		{`x[abc]{0,40}(?:(b)y|cab)`, "xcabz"},
+		{`x[abc]{0,40}?(?:(c)y|cab)`, "xcabz"},
+		{`(?:((?:(;|abcabcabcabc)| )|[A-Za-z]{10,40}?)){2,5}`, "kcbzAxAkaaa "},
+		{`api_key=[a-z0-9]{1,9}(?:(ab=)x|[a-c][b-d][0-9])`, "api_key=zbb1ab;"},
+		{`key(?:(?s:.){0,9}){0,30}[a-c]{20,60}[A-Za-z]`, "keyaababbbbbbaaabbabbabc"},
+		{`(?:(?:(ab)c|(abd))|(\w)be)x?`, "abe"},
+	} {
+		p, re := mustProgram(t, tt.source)
+		var m machine
+		want := re.FindStringSubmatchIndex(tt.in)
+		if want == nil || !m.match(p, []byte(tt.in), 0) || !slices.Equal(m.slots, want) {
+			t.Errorf("%s in %q: %v, want %v", tt.source, tt.in, m.slots, want)
+		}
+	}
 }
 
 // sample writes a text that re matches, but perhaps for what it asserts about

@@ -57,40 +57,40 @@ type expression struct {
 	first  *byteSet
 	atWord bool // it begins with \b
 	*program
-	lead  span // of a run of leadSet in front of the match, which belongs to it
-	set   *byteSet
-	value value
-	last  last
+	lead   span // of a run of set in front of the match, which belongs to it
+	set    *byteSet
+	value  value
+	ending ending
 }
 
-// A last is how every match of an expression ends: with a byte that is not of others,
+// An ending is how every match of an expression ends: with a byte that is not of others,
 // within so many bytes.
-type last struct {
+type ending struct {
 	others *byteSet // nil: nothing is known
 	within int
 	ahead  int // the number of others
 }
 
-// lastOf returns how what re matches ends, if that is with a byte that is seldom.
-func lastOf(re *syntax.Regexp) last {
+// endingOf returns how what re matches ends, if that is with a byte that is seldom.
+func endingOf(re *syntax.Regexp) ending {
 	elems := flatten(nil, re)
 	most := width(re).max
 	set := classOf(elems[len(elems)-1])
-	if set == nil || most > maxLast {
-		return last{}
+	if set == nil || most > maxEnding {
+		return ending{}
 	}
 	others := anyByte
 	for c := range set {
 		if set[c] && (is(byte(c), alnum) || common(byte(c)) > common('@')) {
-			return last{}
+			return ending{}
 		}
 		others[c] = !set[c]
 	}
-	return last{others: &others, within: most}
+	return ending{others: &others, within: most}
 }
 
-// maxLast is how long a match is at most, in bytes, for which its last one is asked.
-const maxLast = 512
+// maxEnding is how long a match is at most, in bytes, for which its last one is asked.
+const maxEnding = 512
 
 // A ruleSet is what a search looks for. It is not changed once it is made.
 type ruleSet struct {
@@ -188,8 +188,8 @@ func newRuleSet(gitleaks, own string) (*ruleSet, error) {
 				e.value = valueOf(v)
 				s.share(&e.value)
 				e.value.long = e.value.words == nil && e.value.n >= longValue && e.value.from.min == e.value.from.max
-				if e.last = lastOf(v); e.last.others != nil {
-					e.last.ahead = s.numbered(e.last.others)
+				if e.ending = endingOf(v); e.ending.others != nil {
+					e.ending.ahead = s.numbered(e.ending.others)
 				}
 				e.first, e.atWord = &e.start.first, e.start.op == opWord
 				e.naming = s.naming(v)

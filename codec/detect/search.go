@@ -1,8 +1,6 @@
 package detect
 
-import (
-	"bytes"
-)
+import "bytes"
 
 // A search looks for what the rules of a set find.
 type search struct {
@@ -18,7 +16,7 @@ type search struct {
 	tally       tally
 	known       []place     // by allowance: where its last word stands, or where none of its heads does
 	runs        []place     // by expression: bytes of its value
-	aheads      []ahead     // by kinds
+	aheads      []ahead     // by number of the set
 	dulls       [16]dull    // by how many different bytes
 	outcomes    []outcome   // by expression
 	knownHolder place       // of placeholders, the same
@@ -95,7 +93,7 @@ func (s *search) hit(at int, of []entry) {
 		}
 		x := &s.expressions[e.id]
 		last := at - int(e.min)
-		if x.few > 0 && s.allDull(e.id, last) {
+		if x.few > 0 && s.barren(e.id, last) {
 			continue
 		}
 		for start := max(0, at-int(e.max)); start <= last; start++ {
@@ -112,7 +110,7 @@ func (s *search) hit(at int, of []entry) {
 				if !s.inRun(&x.value, e.id, start) {
 					continue
 				}
-			case !x.value.in(s.text, start) || !s.ends(&x.last, start):
+			case !x.value.in(s.text, start) || !s.mayEnd(&x.ending, start):
 				continue
 			}
 			t := s.takenBy(x.rule)
@@ -199,7 +197,7 @@ func (s *search) check(x *expression) (worthless bool) {
 	r, slots := x.rule, s.m.slots
 	start, end := s.secretBy(r)
 	match := [2]int{slots[0], slots[1]}
-	if start < 0 || start == end {
+	if start < 0 || end <= start {
 		return true
 	}
 	secret := s.text[start:end]
