@@ -310,8 +310,8 @@ func (s *session) farewell(cause error) {
 		refusal = refusalOf(cause)
 	}
 	s.client.SetWriteDeadline(time.Now().Add(farewellTime))
-	for _, r := range open {
-		s.toClient.say(refusal.appendTo(nil, []byte(r.id), s.id))
+	for _, id := range open {
+		s.toClient.say(refusal.appendTo(nil, id, s.id))
 	}
 }
 
