@@ -286,7 +286,7 @@ func TestFlowHoldsUp(t *testing.T) {
 		}
 		queued <- l.flush()
 	}()
-	waitUntil(t, "the queue is full", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return len(l.buf)+10000 > batchSize })
+	waitUntil(t, "the queue is full", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.queued.size()+10000 > batchSize })
 	if rec.out.String() != "{" {
 		t.Errorf("written is %.100q", rec.out)
 	}

@@ -341,6 +341,18 @@ type view struct {
 	parser *codec.Parser // nil while there is nothing to judge
 	masker *codec.Masker // the same; or nothing is masked
 	looks  *codec.Masker // of what an observing rule would mask, in the same way
+	out    *[]byte       // for what takes a line's place; nil like parser
+}
+
+var outs = sync.Pool{New: func() any { return new([]byte) }}
+
+// place returns a buffer for what takes a line's place. It is valid until rest.
+func (v *view) place() *[]byte {
+	if v.out == nil {
+		v.out = outs.Get().(*[]byte)
+	}
+	*v.out = (*v.out)[:0]
+	return v.out
 }
 
 // parse parses a line. The frame is valid until the next call, and until rest.
@@ -367,7 +379,10 @@ func (v *view) rest() {
 	if v.looks != nil {
 		v.terms.Observed.ReleaseMasker(v.looks)
 	}
-	v.parser, v.masker, v.looks = nil, nil, nil
+	if v.out != nil && cap(*v.out) <= batchSize { // else it was a rare big frame
+		outs.Put(v.out)
+	}
+	v.parser, v.masker, v.looks, v.out = nil, nil, nil, nil
 }
 
 // refresh follows a policy that has been reloaded.
@@ -639,7 +654,6 @@ func (s *session) note() {
 
 // pumpS2C masks what the server sends, until its end.
 func (s *session) pumpS2C(r *codec.Reader, v *view) error {
-	var out []byte
 	defer v.rest()
 	for {
 		line, err := r.Next()
@@ -660,7 +674,7 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 			}
 			s.note()
 		case err == nil:
-			out, err = s.s2c(v, out, line)
+			err = s.s2c(v, line)
 		case errors.Is(err, io.ErrUnexpectedEOF):
 			s.keepBack(v, line)
 			s.toClient.flush()
@@ -674,9 +688,6 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 			v.rest()
 			err = s.toClient.flush()
 			s.note()
-			if cap(out) > batchSize {
-				out = nil // a rare big frame
-			}
 		}
 		if err != nil {
 			s.toClient.flush() // what came before is good
@@ -755,20 +766,20 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 	return err
 }
 
-// s2c handles one line of the server. out is a buffer for what takes the line's place.
-func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
+// s2c handles one line of the server.
+func (s *session) s2c(v *view, line []byte) error {
 	if blank(line) {
-		return out, nil
+		return nil
 	}
 	f, err := v.parse(line, codec.S2C)
 	if err != nil {
 		s.log.Warn("server sent what is not a valid frame", "error", err)
 		s.keepBack(v, line)
 		s.toClient.flush()
-		return out, errServerFrame
+		return errServerFrame
 	}
 	if err := s.refresh(v); err != nil {
-		return out, err
+		return err
 	}
 	verdict, came, sent := recorder.Delivered, line, []byte(nil) // sent, if something else is on record
 	switch {
@@ -785,12 +796,13 @@ func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
 		}
 		// Whatever was asked: a client may have used its id twice.
 		if f.Result != nil && v.terms.HidesTools() {
+			out := v.place()
 			var dropped int
-			if out, dropped = s.filterTools(out[:0], f, v.terms); dropped > 0 {
+			if *out, dropped = s.filterTools(*out, f, v.terms); dropped > 0 {
 				verdict, sent = recorder.Edited, came
-				line = append([]byte(nil), out...)
+				line = bytes.Clone(*out)
 				if f, err = v.parse(line, codec.S2C); err != nil {
-					return out, fmt.Errorf("filter tools/list: %w", err)
+					return fmt.Errorf("filter tools/list: %w", err)
 				}
 			}
 		}
@@ -800,10 +812,10 @@ func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
 			s.log.Warn("server asks too much at once", "limit", s.fromServer.limit)
 			no := &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d requests in flight", s.fromServer.limit)}
 			if err := s.toServer.queue(recorder.Answered, no.appendTo(nil, f.ID, s.id)); err != nil {
-				return out, err
+				return err
 			}
 			if err := s.toServer.flush(); err != nil {
-				return out, err
+				return err
 			}
 			verdict = recorder.Blocked
 		case duplicate:
@@ -812,7 +824,7 @@ func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
 		}
 	case f.Kind != codec.Notification:
 	case bytes.HasPrefix(f.Method, []byte(stream.UpstreamPrefix)): // the agent's
-		return out, s.toClient.relay(line)
+		return s.toClient.relay(line)
 	case string(f.Method) == "notifications/cancelled":
 		s.forget(&s.fromServer, f)
 	case string(f.Method) == "notifications/progress":
@@ -822,25 +834,27 @@ func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
 	}
 	var note *recorder.Note
 	if m := v.observes(); m != nil && verdict != recorder.Blocked {
+		out := v.place()
 		var findings []codec.Finding
-		out, findings = m.Mask(out[:0], f)
+		*out, findings = m.Mask(*out, f)
 		note = s.observeFound(v, findings)
 		s.observed.frame()
 	}
 	if m := s.masks(v); m != nil {
+		out := v.place()
 		var findings []codec.Finding
-		if out, findings = m.Mask(out[:0], f); len(findings) > 0 {
+		if *out, findings = m.Mask(*out, f); len(findings) > 0 {
 			if sent = came; verdict != recorder.Blocked {
 				verdict = recorder.Masked
 			}
 			if err := s.toClient.findings(findings); err != nil {
-				return out, err
+				return err
 			}
 		}
-		out = append(out, '\n')
-		line = out[:len(out)-1]
+		*out = append(*out, '\n')
+		line = (*out)[:len(*out)-1]
 	}
-	return out, s.toClient.queueChanged(sent, note, verdict, line)
+	return s.toClient.queueChanged(sent, note, verdict, line)
 }
 
 // keepBack puts what is no frame on record, as far as the policy lets it be seen.
