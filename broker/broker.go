@@ -361,7 +361,7 @@ func (b *Broker) begin(ctx context.Context, cancel context.CancelCauseFunc, c *c
 		log = log.With("subject", a.identity.Subject, "server", a.server)
 	}
 	if err != nil {
-		r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: min(turnedAwayFrame, b.o.Limits.Frame)})}
+		r := &lineReader{Reader: codec.NewReader(c.Conn, codec.Limits{Frame: min(turnedAwayFrame, b.o.Limits.Frame)})}
 		b.turnAway(ctx, a, c, r, err, log)
 	} else {
 		s = b.receive(ctx, cancel, c, a, log)
@@ -376,7 +376,7 @@ func (b *Broker) begin(ctx context.Context, cancel context.CancelCauseFunc, c *c
 // and returns nil. Nothing is started or recorded before its first line has come:
 // some clients connect only to look.
 func (b *Broker) receive(ctx context.Context, cancel context.CancelCauseFunc, c *client, a *admission, log *slog.Logger) *session {
-	r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: b.o.Limits.Frame})}
+	r := &lineReader{Reader: codec.NewReader(c.Conn, codec.Limits{Frame: b.o.Limits.Frame})}
 	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
 	c.SetReadDeadline(time.Now().Add(b.o.Limits.Idle))
 	r.peek()

@@ -200,7 +200,7 @@ func (s *session) run(ctx context.Context, end context.CancelCauseFunc) error {
 	unwatch := s.watch(ctx, end)
 	served := make(chan struct{})
 	go s.serve(ctx, served)
-	err := s.pumpC2S(s.in)
+	err := s.pumpC2S(s.in, &view{})
 	s.inputEnded(err, served)
 	return s.close(ctx, unwatch)
 }
@@ -473,38 +473,43 @@ func (v *view) observes() *codec.Masker {
 	return v.looks
 }
 
-// pumpC2S judges what the client sends, until its end.
-func (s *session) pumpC2S(r *lineReader) error {
-	var v view
+// pumpC2S judges what the client sends, until its end. It waits in Next, as pumpS2C
+// does: what is done with a line is in functions of its own, see [Broker.serve].
+func (s *session) pumpC2S(r *lineReader, v *view) error {
 	defer v.rest()
 	for {
 		line, err := r.Next()
-		if s.over.Load() {
-			return nil
-		}
-		s.active.Store(int64(time.Since(s.began)))
-		tooLarge := tooLargeIn(err)
-		switch {
-		case err == nil:
-			err = s.c2s(&v, line)
-		case tooLarge != nil:
-			err = s.answer(tooLarge.ID, &Refusal{Code: tooLarge.Code, Reason: "refused: " + tooLarge.Reason})
-		case errors.Is(err, io.ErrUnexpectedEOF): // half a frame reaches nobody
-			s.toServer.queue(recorder.Blocked, line)
-			return s.toServer.flush()
-		case err == io.EOF:
-			return s.toServer.flush()
-		default:
-			return fmt.Errorf("%w: %w", errClientGone, err)
-		}
-		if err == nil && !r.Buffered() {
-			v.rest()
-			err = s.toServer.flush()
-		}
-		if err != nil {
+		if over, err := s.handleC2S(r, v, line, err); over || err != nil {
 			return err
 		}
 	}
+}
+
+// handleC2S handles what a Reader of the client's lines has returned. over says that
+// nothing comes behind it.
+func (s *session) handleC2S(r *lineReader, v *view, line []byte, err error) (over bool, _ error) {
+	if s.over.Load() {
+		return true, nil
+	}
+	s.active.Store(int64(time.Since(s.began)))
+	switch tooLarge := tooLargeIn(err); {
+	case err == nil:
+		err = s.c2s(v, line)
+	case tooLarge != nil:
+		err = s.answer(tooLarge.ID, &Refusal{Code: tooLarge.Code, Reason: "refused: " + tooLarge.Reason})
+	case errors.Is(err, io.ErrUnexpectedEOF): // half a frame reaches nobody
+		s.toServer.queue(recorder.Blocked, line)
+		return true, s.toServer.flush()
+	case err == io.EOF:
+		return true, s.toServer.flush()
+	default:
+		return true, fmt.Errorf("%w: %w", errClientGone, err)
+	}
+	if err == nil && !r.Buffered() {
+		v.rest()
+		err = s.toServer.flush()
+	}
+	return false, err
 }
 
 // tooLargeIn returns what is known of a frame that a Reader has discarded, or nil.
@@ -702,43 +707,49 @@ func (s *session) pumpS2C(r *codec.Reader, v *view) error {
 	defer v.rest()
 	for {
 		line, err := r.Next()
-		if s.over.Load() {
-			return nil
-		}
-		s.active.Store(int64(time.Since(s.began)))
-		tooLarge := tooLargeIn(err)
-		switch {
-		case err == codec.ErrLong:
-			err = s.flow(r, v)
-		case tooLarge != nil:
-			s.log.Warn("server sent a frame over the limit", "limit", s.limits.Frame)
-			if _, ok := s.fromClient.done(tooLarge.ID); ok {
-				err = s.answer(tooLarge.ID, &Refusal{Code: CodeTooLarge, Reason: "refused: the server's answer is over the broker's limit for a frame"})
-			} else {
-				err = nil
-			}
-			s.note()
-		case err == nil:
-			err = s.s2c(v, line)
-		case errors.Is(err, io.ErrUnexpectedEOF):
-			s.keepBack(v, line)
-			s.toClient.flush()
-			return errServerClosed
-		case err == io.EOF:
-			return s.toClient.flush()
-		default:
-			return fmt.Errorf("read from server: %w", err)
-		}
-		if err == nil && !r.Buffered() {
-			v.rest()
-			err = s.toClient.flush()
-			s.note()
-		}
-		if err != nil {
-			s.toClient.flush() // what came before is good
+		if over, err := s.handleS2C(r, v, line, err); over || err != nil {
 			return err
 		}
 	}
+}
+
+// handleS2C handles what a Reader of the server's lines has returned. over says that
+// nothing comes behind it.
+func (s *session) handleS2C(r *codec.Reader, v *view, line []byte, err error) (over bool, _ error) {
+	if s.over.Load() {
+		return true, nil
+	}
+	s.active.Store(int64(time.Since(s.began)))
+	switch tooLarge := tooLargeIn(err); {
+	case err == nil:
+		err = s.s2c(v, line)
+	case err == codec.ErrLong:
+		err = s.flow(r, v)
+	case tooLarge != nil:
+		s.log.Warn("server sent a frame over the limit", "limit", s.limits.Frame)
+		err = nil
+		if _, ok := s.fromClient.done(tooLarge.ID); ok {
+			err = s.answer(tooLarge.ID, &Refusal{Code: CodeTooLarge, Reason: "refused: the server's answer is over the broker's limit for a frame"})
+		}
+		s.note()
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		s.keepBack(v, line)
+		s.toClient.flush()
+		return true, errServerClosed
+	case err == io.EOF:
+		return true, s.toClient.flush()
+	default:
+		return true, fmt.Errorf("read from server: %w", err)
+	}
+	if err == nil && !r.Buffered() {
+		v.rest()
+		err = s.toClient.flush()
+		s.note()
+	}
+	if err != nil {
+		s.toClient.flush() // what came before is good
+	}
+	return false, err
 }
 
 // flow passes a long response while it arrives. Where it must be held, because it
