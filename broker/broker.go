@@ -490,14 +490,14 @@ func (b *Broker) newSession(id string, a *admission, c *client, in *lineReader, 
 
 // open reaches the server, through whichever agent has it.
 func (b *Broker) open(ctx context.Context, s agent.Session) (agent.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, b.o.Limits.Handshake)
-	defer cancel()
 	if name := b.o.Servers[s.Server].Agent; name != "" {
 		return b.agents.open(ctx, name, s)
 	}
 	if b.o.Local == nil {
 		return nil, &Refusal{Code: CodeServer, Reason: fmt.Sprintf("the broker has no agent for server %q", s.Server)}
 	}
+	ctx, cancel := context.WithTimeout(ctx, b.o.Limits.Handshake)
+	defer cancel()
 	return b.o.Local.Open(ctx, s)
 }
 
