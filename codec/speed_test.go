@@ -222,64 +222,117 @@ func BenchmarkMask(b *testing.B) {
 	}
 }
 
+// worstSize is how long what is made to be slow is, in bytes, about.
+const worstSize = 256 << 10
+
 // BenchmarkMaskWorst is of texts that are made to be slow: of what begins a value,
-// over and over, of values that are none in the end, or of nothing but values; and of
-// JSON with much in it to decide and little to read.
+// over and over, and of values that are none in the end; and of JSON with much in it
+// to decide and little to read.
 func BenchmarkMaskWorst(b *testing.B) {
-	const size = 256 << 10
-	worst := func(name string, line []byte) {
-		b.Run(name, func(b *testing.B) {
-			f := parsed(b, line)
-			m := newMasker(detect.Names()...)
-			var out []byte
-			work := func() { out, _ = m.Mask(out[:0], f) }
-			b.SetBytes(int64(len(line)))
-			for b.Loop() {
-				work()
-			}
-			b.StopTimer()
-			ratio(b, "×json.Valid", work, len(line), func() { json.Valid(line) }, len(line))
-		})
-	}
 	for _, tt := range []struct{ name, text string }{
-		{"digits", "1234567890"}, {"digits-apart", "1 22 333 4444 "}, {"signs", "@"}, {"addresses-in-urls", "/a@b.cd"}, {"colons", "::"}, {"base-16", "1:a:"}, {"versions", "1.2.3."},
-		{"base64", "kD3/x+Zq8SKAb0eyJT7"}, {"eyJ", "eyJ"}, {"two-thirds-of-a-token", "eyJhbGciOiJIUzI1NiJ9.eyJhbGciOiJIUzI1NiJ9 "}, {"dashes", "-"},
-		{"open-keys", "-----BEGIN PRIVATE KEY-----a-b-c-"}, {"name-and-blanks", "password" + strings.Repeat(" ", 24)}, {"name-and-mark", "key="},
-		{"names-in-a-value", strings.Repeat("key=", 40) + " "}, {"names-in-quotes", `"secret": "`}, {"same-values", "token=aaaaaaaaaaaaaaaaaaaaaaaa "}, {"words-as-values", "access_key = correct.horse.battery "},
-		{"prefixes", "sk-ant-ghp_hf_xoxb-AKIA"}, {"unended", "ABSKm+h+"}, {"users-in-urls", "http://a:"}, {"options", "--user=1:"}, {"elements", `<add key="password"value="1bb 1abbbbaa"/`},
-		{"keywords", "adafruit asana bitbucket discord "}, {"tokens", "glft-7J93w--__50_5__B_L_a "}, {"keys-found", "SNYK_TOKEN = aff5Ef0e-AF7b-0DA5-E8a3-D0ECfEdf7A8f "},
-		{"names-as-values", "key=auth=creds="}, {"short-keys-found", "key=q7Zx9Lm2Pw4a "}, {"short-keys-allowed", "key=q7Zx9Lm2Padd- "}, {"passwords-found", "pwd=a1b2c3d4 "}, {"digests", "key=d41d8cd98f00b204e9800998ecf8427e "},
-		{"passwords-in-urls", "x://a:b1@"}, {"bearers", "basic kD3x+Zq8SKAb0eyJT "}, {"cards", "4111111111111111 "}, {"cards-in-groups", "4111 1111 1111 1111 "}, {"groups", "4111 "}, {"numbers-of-accounts", "DE89370400440532013001 "}, {"codes-of-countries", "DE89 "},
-		{"telephones", "+442079460958 "}, {"pluses", "+44 20 7"}, {"security-numbers", "123-45-6789 "}, {"nine-digits", "ssn123456789 "}, {"addresses", "a@b.cd "}, {"addresses-of-ipv4", "1.2.3.4 "}, {"addresses-of-ipv6", "a::1 "},
-		{"domains", "a@" + strings.Repeat("b.", 120) + " "}, {"marks", "[masked:secrets]key="}, {"umlauts", "ä@ö.de "}, {"control", "\x01"}, {"quotes", `"`},
+		{"digits", "1234567890"}, {"digits-apart", "1 22 333 4444 "}, {"signs", "@"}, {"colons", "::"}, {"base-16", "1:a:"},
+		{"versions", "1.2.3."}, {"base64", "kD3/x+Zq8SKAb0eyJT7"}, {"eyJ", "eyJ"},
+		{"two-thirds-of-a-token", "eyJhbGciOiJIUzI1NiJ9.eyJhbGciOiJIUzI1NiJ9 "}, {"dashes", "-"},
+		{"name-and-blanks", "password" + strings.Repeat(" ", 24)}, {"name-and-mark", "key="},
+		{"names-in-a-value", strings.Repeat("key=", 40) + " "}, {"names-in-quotes", `"secret": "`},
+		{"same-values", "token=aaaaaaaaaaaaaaaaaaaaaaaa "}, {"words-as-values", "access_key = correct.horse.battery "},
+		{"prefixes", "sk-ant-ghp_hf_xoxb-AKIA"}, {"unended", "ABSKm+h+"}, {"users-in-urls", "http://a:"},
+		{"options", "--user=1:"}, {"elements", `<add key="password"value="1bb 1abbbbaa"/`},
+		{"keywords", "adafruit asana bitbucket discord "}, {"names-as-values", "key=auth=creds="},
+		{"short-keys-allowed", "key=q7Zx9Lm2Padd- "}, {"digests", "key=d41d8cd98f00b204e9800998ecf8427e "}, {"groups", "4111 "},
+		{"numbers-of-accounts", "DE89370400440532013001 "}, {"codes-of-countries", "DE89 "}, {"pluses", "+44 20 7"},
+		{"nine-digits", "ssn123456789 "}, {"domains", "a@" + strings.Repeat("b.", 120) + " "},
+		{"marks", "[masked:secrets]key="}, {"control", "\x01"}, {"quotes", `"`},
 	} {
-		worst(tt.name, textFrame(size, strings.Repeat(tt.text, 1+4096/len(tt.text))))
+		worst(b, tt.name, worstText(tt.text), false)
 	}
 	nested := `["a"]`
 	for range 16 {
 		nested = "[" + string(must(json.Marshal(nested))) + "]"
 	}
 	for _, tt := range []struct{ name, member string }{
-		{"empty-strings", `""`}, {"short-strings", `"ab"`}, {"short-numbers", `1`}, {"empty-objects", `{}`}, {"short-members", `{"a":1}`}, {"escapes", `"\u0041\u0062\u0031"`}, {"escaped-names", `{"\u0061b":"c"}`},
-		{"addresses-in-strings", `"a@b.cd"`}, {"addresses-as-names", `{"a@b.cd":1}`}, {"cards-as-numbers", `4111111111111111`}, {"exponents", `1e5`}, {"names-of-secrets", `{"key":"q7Zx9Lm2Pw4a"}`},
-		{"json-in-strings", `"[1]"`}, {"nearly-json-in-strings", `"[1"`}, {"strings-in-strings", `"\"a\""`}, {"layers", nested},
-		{"blobs", `{"mimeType":"text/plain","blob":"YUBiLmNk"}`}, {"images", `{"type":"image","data":"YUBiLmNk"}`},
+		{"empty-strings", `""`}, {"short-strings", `"ab"`}, {"short-numbers", `1`}, {"empty-objects", `{}`},
+		{"short-members", `{"a":1}`}, {"escapes", `"\u0041\u0062\u0031"`}, {"escaped-names", `{"\u0061b":"c"}`},
+		{"exponents", `1e5`}, {"json-in-strings", `"[1]"`}, {"nearly-json-in-strings", `"[1"`},
+		{"strings-in-strings", `"\"a\""`}, {"layers", nested}, {"images", `{"type":"image","data":"YUBiLmNk"}`},
 	} {
-		n := size / (len(tt.member) + 1)
-		worst(tt.name, answer(`{"structuredContent":{"all":[`+strings.Repeat(tt.member+",", n)+tt.member+`]}}`))
+		worst(b, tt.name, worstMembers(tt.member), false)
 		if tt.member[0] == '"' && !strings.Contains(tt.member, `\`) {
-			worst(tt.name+"-that-differ", answer(`{"structuredContent":{"all":[`+differing(tt.member, n)+`]}}`))
+			worst(b, tt.name+"-that-differ", worstDiffering(tt.member), false)
 		}
+	}
+	worst(b, "near-addresses-that-differ", worstDiffering(`"a@b.cd"`), false)
+	deep := strings.Repeat("[", 100) + strings.Repeat("]", 100)
+	worst(b, "deep", answer(`{"structuredContent":[`+strings.TrimSuffix(strings.Repeat(deep+",", worstSize/len(deep)), ",")+`]}`), false)
+	long := "[" + strings.Repeat(`"key=",`, worstSize/10)
+	worst(b, "json-that-breaks-off", answer(`{"content":[{"type":"text","text":`+string(must(json.Marshal(long)))+`}]}`), false)
+}
+
+// BenchmarkMaskFound is of nothing but values that are found, one behind the other: each
+// is judged, replaced and noted, and what is masked is looked at again.
+func BenchmarkMaskFound(b *testing.B) {
+	for _, tt := range []struct{ name, text string }{
+		{"addresses-in-urls", "/a@b.cd"}, {"open-keys", "-----BEGIN PRIVATE KEY-----a-b-c-"},
+		{"tokens", "glft-7J93w--__50_5__B_L_a "}, {"keys-found", "SNYK_TOKEN = aff5Ef0e-AF7b-0DA5-E8a3-D0ECfEdf7A8f "},
+		{"short-keys-found", "key=q7Zx9Lm2Pw4a "}, {"passwords-found", "pwd=a1b2c3d4 "}, {"passwords-in-urls", "x://a:b1@"},
+		{"bearers", "basic kD3x+Zq8SKAb0eyJT "}, {"cards", "4111111111111111 "}, {"cards-in-groups", "4111 1111 1111 1111 "},
+		{"telephones", "+442079460958 "}, {"security-numbers", "123-45-6789 "}, {"addresses", "a@b.cd "},
+		{"addresses-of-ipv4", "1.2.3.4 "}, {"addresses-of-ipv6", "a::1 "}, {"umlauts", "ä@ö.de "},
+	} {
+		worst(b, tt.name, worstText(tt.text), true)
+	}
+	for _, tt := range []struct{ name, member string }{
+		{"addresses-in-strings", `"a@b.cd"`}, {"addresses-as-names", `{"a@b.cd":1}`}, {"cards-as-numbers", `4111111111111111`},
+		{"names-of-secrets", `{"key":"q7Zx9Lm2Pw4a"}`}, {"blobs", `{"mimeType":"text/plain","blob":"YUBiLmNk"}`},
+	} {
+		worst(b, tt.name, worstMembers(tt.member), true)
 	}
 	var names strings.Builder
 	for i := range 14_000 {
 		fmt.Fprintf(&names, `"a%d@b.cd":1,`, i)
 	}
-	worst("names-masked", answer(`{"structuredContent":{`+strings.TrimSuffix(names.String(), ",")+`}}`))
-	deep := strings.Repeat("[", 100) + strings.Repeat("]", 100)
-	worst("deep", answer(`{"structuredContent":[`+strings.TrimSuffix(strings.Repeat(deep+",", size/len(deep)), ",")+`]}`))
-	long := "[" + strings.Repeat(`"key=",`, size/10)
-	worst("json-that-breaks-off", answer(`{"content":[{"type":"text","text":`+string(must(json.Marshal(long)))+`}]}`))
+	worst(b, "names", answer(`{"structuredContent":{`+strings.TrimSuffix(names.String(), ",")+`}}`), true)
+}
+
+// worst masks line, in which every detector together finds something, or nothing to
+// speak of.
+func worst(b *testing.B, name string, line []byte, finds bool) {
+	b.Run(name, func(b *testing.B) {
+		f := parsed(b, line)
+		m := newMasker(detect.Names()...)
+		var out []byte
+		found := 0
+		work := func() {
+			var findings []codec.Finding
+			out, findings = m.Mask(out[:0], f)
+			found = len(findings)
+		}
+		b.SetBytes(int64(len(line)))
+		for b.Loop() {
+			work()
+		}
+		b.StopTimer()
+		if finds != (found > len(line)/100) {
+			b.Fatalf("%d findings", found)
+		}
+		if finds {
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(found), "ns/finding")
+		}
+		ratio(b, "×json.Valid", work, len(line), func() { json.Valid(line) }, len(line))
+	})
+}
+
+func worstText(text string) []byte {
+	return textFrame(worstSize, strings.Repeat(text, 1+4096/len(text)))
+}
+
+func worstMembers(member string) []byte {
+	n := worstSize / (len(member) + 1)
+	return answer(`{"structuredContent":{"all":[` + strings.Repeat(member+",", n) + member + `]}}`)
+}
+
+func worstDiffering(member string) []byte {
+	return answer(`{"structuredContent":{"all":[` + differing(member, worstSize/(len(member)+1)) + `]}}`)
 }
 
 // differing returns n strings like member, each with another number in it.

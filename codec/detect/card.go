@@ -1,5 +1,7 @@
 package detect
 
+import "encoding/binary"
+
 // card finds payment card numbers: 13 to 19 digits in one run, or in
 // groups with one kind of separator, with a known issuer's prefix and length
 // and a good check digit. Digits within a longer run, a word, a UUID or a
@@ -73,6 +75,9 @@ func isCardIn(text []byte, start, end int) bool {
 	if !ends(text, end) || end+1 < len(text) && text[end] == '-' && is(text[end+1], digit) {
 		return false
 	}
+	if end-start == len("4111 1111 1111 1111") && !luhnOf(eightOf(text[start:])) {
+		return false
+	}
 	var digits [20]byte // of them, and what takes the separator's place for a moment
 	n := 0
 	for _, c := range text[start:end] {
@@ -98,17 +103,18 @@ func ends(text []byte, i int) bool {
 // isCard checks issuer, length and Luhn's check digit (ISO/IEC 7812-1, Annex
 // B). One number in ten passes Luhn: the prefix decides, too.
 func isCard(d []byte) bool {
+	n := len(d)
+	if d[0] == '4' { // Visa
+		return (n == 13 || n == 16 || n == 19) && luhn(d)
+	}
 	six := 0
 	for _, c := range d[:6] {
 		six = six*10 + int(c-'0')
 	}
 	between := func(p, low, high int) bool { return p >= low && p <= high }
-	n := len(d)
 	two, three, four := six/10_000, six/1000, six/100
 	var known bool
 	switch {
-	case d[0] == '4': // Visa
-		known = n == 13 || n == 16 || n == 19
 	case between(two, 51, 55), between(four, 2221, 2720): // Mastercard
 		known = n == 16
 	case two == 34, two == 37: // American Express
@@ -137,6 +143,24 @@ func luhn(d []byte) bool {
 		sum += int(d[0] - '0')
 	}
 	return sum%10 == 0
+}
+
+// eightOf returns the digits of the first two groups of four in text, and of the next two.
+func eightOf(text []byte) (first, last uint64) {
+	four := func(i int) uint64 { return uint64(binary.LittleEndian.Uint32(text[i:])) }
+	return four(0) | four(5)<<32, four(10) | four(15)<<32
+}
+
+// luhnOf is luhn of sixteen digits, eight in each of both.
+func luhnOf(first, last uint64) bool {
+	sum := uint64(0) // four of them
+	for _, eight := range [2]uint64{first, last} {
+		const each = 0x000f000f000f000f
+		twice := eight & each * 2
+		above := (twice + 6*0x0001000100010001) >> 4 & 0x0001000100010001 // of what has two digits
+		sum += twice - 9*above + eight>>8&each
+	}
+	return sum*0x0001000100010001>>48%10 == 0
 }
 
 // doubled is the sum of the digits of twice a digit.

@@ -64,7 +64,7 @@ func Define(c Custom) (Detector, error) {
 			all = nil
 			break
 		}
-		rules.expressions = append(rules.expressions, expression{rule: made, naming: rules.naming(v), first: &p.start.first, atWord: p.start.op == opWord, program: p, value: rules.valueOf(v)})
+		rules.expressions = append(rules.expressions, expression{rule: made, naming: rules.naming(v), first: &p.start.first, atWord: p.start.op == opWord, program: p, value: valueOf(v)})
 		all = append(all, found)
 	}
 	if all != nil {
@@ -121,15 +121,18 @@ func mod97(value []byte) bool {
 	if len(v) < 5 {
 		return false
 	}
-	n := 0
+	n := uint64(0)
 	for _, part := range [2][]byte{v[4:], v[:4]} {
 		for _, c := range part {
+			if n >= 1<<56 {
+				n %= 97
+			}
 			if is(c, digit) {
-				n = (n*10 + int(c-'0')) % 97
+				n = n*10 + uint64(c-'0')
 			} else {
-				n = (n*100 + int(c|0x20-'a') + 10) % 97
+				n = n*100 + uint64(c|0x20-'a') + 10
 			}
 		}
 	}
-	return n == 1
+	return n%97 == 1
 }

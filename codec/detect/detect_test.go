@@ -90,6 +90,7 @@ func TestFind(t *testing.T) {
 		{"secrets", "t=" + jwt + ";", []string{jwt}},
 		{"secrets", "Authorization: Bearer " + r36, []string{r36}},
 		{"secrets", "postgres://app:s3cr3tPw@db.internal:5432/x", []string{"s3cr3tPw"}},
+		{"secrets", "http://a:1 http://" + strings.Repeat("u", 128) + ":" + strings.Repeat("s3cr3tPw", 32) + "@db http://a:2", []string{strings.Repeat("s3cr3tPw", 32)}},
 		{"secrets", "DB_PASSWORD=hunter2-Xyz9 next", []string{"hunter2-Xyz9"}},
 		{"secrets", `"client_secret": "a1B2c3D4e5F6"`, []string{"a1B2c3D4e5F6"}},
 		{"secrets", "aws_secret_access_key = wJalrXUtnFEMIK7MDENGbPxRfiCYzzzzQQ19", []string{"wJalrXUtnFEMIK7MDENGbPxRfiCYzzzzQQ19"}},

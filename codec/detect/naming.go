@@ -22,7 +22,9 @@ type naming struct {
 	ahead   int // the number of the first gap's set
 	mark    *byteSet
 	rest    *program // from the mark on
+	value   value    // of rest
 	secret  secret
+	within  within
 }
 
 // A secret is where the groups of an expression are: each has bytes of set only and
@@ -89,7 +91,9 @@ func namingOf(re *syntax.Regexp) *naming {
 	if n.rest, err = compile(rest); err != nil || n.rest.start.empty {
 		return nil
 	}
+	n.value = valueOf(rest)
 	n.secret = secretOf(elems[k:])
+	n.within = withinOf(elems[k:])
 	n.mark = &n.rest.start.first
 	if n.gaps[0].set.meets(n.mark) || n.gaps[1].set.meets(n.mark) {
 		return nil
@@ -148,6 +152,130 @@ func secretOf(elems []*syntax.Regexp) (s secret) {
 		return secret{}
 	}
 	return s
+}
+
+// A within is what a value is that ends where its bytes do: one that is not of set,
+// or the end of the text, is no more than most bytes behind where the value begins,
+// which is that far behind the mark, at most. Or it begins with one of others.
+type within struct {
+	set    *byteSet // nil: nothing is known
+	most   int
+	far    int
+	others []value
+	ahead  int // the number of set
+
+	// Most matches are the plain one: a mark that is one byte and has none of longer
+	// behind it, all of gap that is there, then the value, of at least so many bytes,
+	// which is that group, and one of ends.
+	ends   *byteSet // nil: there is no plain one
+	alone  byteSet  // the marks of one byte
+	longer *byteSet // what marks are made of
+	gap    gap
+	least  int
+	group  int
+}
+
+// plain returns where the value is of the plain match behind that mark, or 0, 0 if
+// there is none; there may be others.
+func (w *within) plain(text []byte, mark int) (from, to int) {
+	from = mark + 1
+	if w.ends == nil || from >= len(text) || !w.alone[text[mark]] || w.longer[text[from]] {
+		return 0, 0
+	}
+	for end := min(len(text), from+w.gap.max); from < end && w.gap.set[text[from]]; {
+		from++
+	}
+	to = from + w.set.run(text[from:min(len(text), from+w.most)])
+	if to-from < w.least || to == len(text) || !w.ends[text[to]] {
+		return 0, 0
+	}
+	return from, to
+}
+
+// withinOf returns what is known of the value in elems, of which the first begins with
+// the mark: it is one group, perhaps of several ways.
+func withinOf(elems []*syntax.Regexp) (w within) {
+	k := slices.IndexFunc(elems, func(e *syntax.Regexp) bool { return e.Op == syntax.OpCapture })
+	if k < 1 || k+1 == len(elems) || slices.ContainsFunc(elems[:k], func(e *syntax.Regexp) bool { return e.MaxCap() > 0 }) {
+		return within{}
+	}
+	for _, e := range elems[:k] {
+		w.far += width(e).max
+	}
+	ways := []*syntax.Regexp{elems[k].Sub[0]}
+	if ways[0].Op == syntax.OpAlternate {
+		ways = ways[0].Sub
+	}
+	first := false // it is the first of ways
+	for i, way := range ways {
+		if set, _ := repeats(way); set != nil && w.set == nil && way.Op != syntax.OpCapture {
+			w.set, first = set, i == 0
+			w.least, w.most = bounds(way)
+			continue
+		}
+		p, err := compile(way)
+		if err != nil {
+			return within{}
+		}
+		p.start.leads()
+		if p.start.lead.n == 0 {
+			return within{}
+		}
+		w.others = append(w.others, value{set: p.start.lead.set, n: p.start.lead.n})
+	}
+	if w.set == nil || w.most > maxWithin || !endsAt(elems[k+1], w.set) {
+		return within{}
+	}
+	if first && k+2 == len(elems) {
+		w.plainOf(elems[:k], elems[k], elems[k+1])
+	}
+	return w
+}
+
+// plainOf notes what the plain match is, if there is one.
+func (w *within) plainOf(before []*syntax.Regexp, value, behind *syntax.Regexp) {
+	switch {
+	case behind.Op == syntax.OpAlternate:
+		behind = behind.Sub[0]
+	case behind.Op != syntax.OpCharClass:
+		return
+	}
+	ends := classOf(behind)
+	p, err := compile(before[0])
+	if ends == nil || err != nil || len(before) > 2 {
+		return
+	}
+	w.gap = gap{set: &byteSet{}}
+	if len(before) == 2 {
+		class, low := repeats(before[1])
+		if class == nil || low > 0 || before[1].Flags&syntax.NonGreedy != 0 {
+			return
+		}
+		_, high := bounds(before[1])
+		w.gap = gap{class, high}
+	}
+	var m machine
+	for c := range w.alone {
+		w.alone[c] = m.match(p, []byte{byte(c)}, 0)
+		m.fresh()
+	}
+	w.ends, w.longer, w.group = ends, bytesOf(before[0]), value.Cap
+}
+
+// maxWithin bounds how long a value is that is known to end.
+const maxWithin = 512
+
+// endsAt reports that re matches nothing but the end of a text, or what begins with a
+// byte that is not of set.
+func endsAt(re *syntax.Regexp, set *byteSet) bool {
+	switch re.Op {
+	case syntax.OpEndText:
+		return true
+	case syntax.OpAlternate:
+		return !slices.ContainsFunc(re.Sub, func(sub *syntax.Regexp) bool { return !endsAt(sub, set) })
+	}
+	first := firstOf([]*syntax.Regexp{re})
+	return first != nil && !first.meets(set)
 }
 
 // hasGroup reports that each match of re has a group that is not empty.

@@ -78,7 +78,7 @@ func allNamed(t testing.TB) (*ruleSet, []named) {
 	}
 	for _, source := range []string{
 		`key[ ]{0,9}=(a{1,3}|[a-c]{2,5})(?:;|$)`, `(?i)(?:key|keys|monkeys)[ s]{0,20}?[ _]?[:=]+ ?"?(\w{3,}?)\b`, `ab?[a-c]{0,30}[cd]{0,3}(?:=>?|=x)(=*\w+)`,
-		`pin[ ]?=(\d{2,4})?x?`, `a_name_of_many_bytes[-_]{0,12}=(\d|(z)){1,4}`,
+		`(?:key|auth)[ ]{0,9}(?:=|=>)[ =]{0,2}([\w=-]{3,9}|[a-k]{4,}x?)(?:;| x|$)`, `pin[ ]?=(\d{2,4})?x?`, `a_name_of_many_bytes[-_]{0,12}=(\d|(z)){1,4}`,
 	} {
 		add(&rule{entropy: 2.1}, source)
 	}
@@ -96,7 +96,7 @@ func names(t *testing.T, rules *ruleSet, n named, text string) (matches int) {
 	for start := range s.text {
 		got := []int(nil)
 		dull := x.few > 0 && s.allDull(int32(n.id), start)
-		if !dull && s.behind(x, int32(n.id), start) != nil {
+		if mark := s.mark(x.naming, start); !dull && mark >= 0 && x.naming.value.in(s.text, mark) && s.behind(x, int32(n.id), start, mark) != nil {
 			got = s.m.slots
 		}
 		want := []int(nil)
@@ -188,6 +188,55 @@ func TestNamings(t *testing.T) {
 	}
 	if len(all) < 90 || never > 0 {
 		t.Errorf("%d expressions have a name, %d of them in no text", len(all), never)
+	}
+}
+
+// TestWithin checks the same of names and marks that stand where a value may, which
+// ends in time or not.
+func TestWithin(t *testing.T) {
+	rules, all := allNamed(t)
+	r := rand.New(rand.NewPCG(5, 6))
+	tried := 0
+	for _, n := range all {
+		w := n.x.naming.within
+		if w.set == nil {
+			continue
+		}
+		tried++
+		for range 40 {
+			var b strings.Builder
+			for b.Len() < 6*w.most+r.IntN(600) {
+				switch r.IntN(20) {
+				default:
+					b.WriteString(n.word(r) + string(sampleOf(n.mark, r)))
+				case 0, 1:
+					sample(&b, n.tree, r)
+				case 2:
+					b.WriteString([]string{";", " ", "\"", "=", " x"}[r.IntN(5)])
+				case 3, 4:
+					set := w.set
+					if n := len(w.others); n > 0 && r.IntN(2) == 0 {
+						set = w.others[r.IntN(n)].set
+					}
+					for range 1 + r.IntN(2*w.most) {
+						b.WriteByte(sampleOf(set, r))
+					}
+				}
+			}
+			names(t, rules, n, strings.Map(func(c rune) rune { return c & 0x7f }, b.String()))
+		}
+	}
+	if tried < 60 {
+		t.Errorf("of %d expressions it is known how long a value is", tried)
+	}
+}
+
+// sampleOf returns a byte of set.
+func sampleOf(set *byteSet, r *rand.Rand) byte {
+	for {
+		if c := byte(r.IntN(128)); set[c] {
+			return c
+		}
 	}
 }
 

@@ -122,6 +122,32 @@ func FuzzAlone(f *testing.F) {
 	})
 }
 
+// TestLuhn checks that the check digit of groups of four is that of their digits.
+func TestLuhn(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	good := 0
+	for range 10_000 {
+		var digits, groups []byte
+		for i := range 16 {
+			if i > 0 && i%4 == 0 {
+				groups = append(groups, '-')
+			}
+			digits = append(digits, '0'+byte(r.IntN(10)))
+			groups = append(groups, digits[i])
+		}
+		want := luhn(digits)
+		if luhnOf(eightOf(groups)) != want {
+			t.Fatalf("%s: want %v", groups, want)
+		}
+		if want {
+			good++
+		}
+	}
+	if good < 500 || good > 2000 {
+		t.Errorf("of 10,000 numbers %d have a good check digit", good)
+	}
+}
+
 // continues reports a text that ends or begins in what may go on.
 func continues(text string) bool {
 	return strings.Trim(text, " ()-./'") != text || strings.ToValidUTF8(text, "") != text

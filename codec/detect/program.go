@@ -1,7 +1,6 @@
 package detect
 
 import (
-	"bytes"
 	"fmt"
 	"regexp/syntax"
 	"slices"
@@ -26,6 +25,7 @@ type program struct {
 	caps  int    // groups, the whole match included
 	begin bool   // it matches at the start of a text only
 	head  []byte // it begins with that; nil if it may begin otherwise
+	all   *inst  // it matches a text that is one run and nothing else; nil if it is not so
 }
 
 // A span is how many bytes something is long.
@@ -64,10 +64,17 @@ type inst struct {
 	min, max int
 	set      *byteSet
 	text     string
+	head     eight // the first eight bytes of text, and which of their bits count
 	alts     []*inst
 	next     *inst
 	picks    *picks
-	reach    int // of opRun: how many bytes of set what is behind it takes at most before it needs another; noReach: no matter how many
+	sole     bool // of opRun: what is behind it begins with a byte that is not of set, so that it ends where set does
+	reach    int  // of opRun: how many bytes of set what is behind it takes at most before it needs another; noReach: no matter how many
+
+	lead struct { // as an alternative, it begins with n bytes of set, if n is not 0
+		set *byteSet
+		n   int
+	}
 
 	first byteSet // with what the rest can begin
 	empty bool    // the rest can match without a byte
@@ -150,6 +157,9 @@ func compile(re *syntax.Regexp) (*program, error) {
 	if start.op == opText && !start.fold {
 		p.head = []byte(start.text)
 	}
+	if run := start.next; start.op == opBegin && run.op == opRun && run.next.op == opEnd && run.next.next == end {
+		p.all = run
+	}
 	return p, nil
 }
 
@@ -190,12 +200,60 @@ func number(n *inst) {
 	switch n.op {
 	case opAlt:
 		n.picks = newPicks(n.alts)
+		for _, alt := range n.alts {
+			alt.leads()
+		}
 	case opOpen:
 		n.some |= slotBit(n.slot)
 		n.every |= slotBit(n.slot)
 	case opRun:
+		n.sole = !n.next.empty && !n.next.first.meets(n.set)
 		n.reach = (&reacher{set: n.set, known: map[*inst]int{}}).of(n.next)
 	}
+}
+
+// maxLead is how many bytes an alternative is asked for before it is tried, at most.
+const maxLead = 16
+
+// leads notes what n begins with. One byte is what picks know.
+func (n *inst) leads() {
+	set, least := &byteSet{}, 0
+walk:
+	for in := n; least < maxLead; in = in.next {
+		switch in.op {
+		case opOpen:
+			continue
+		case opSet:
+			least++
+		case opRun:
+			least += in.min
+		default:
+			break walk
+		}
+		set.add(in.set)
+		if in.op == opRun && in.min < in.max {
+			break
+		}
+	}
+	if least > 1 {
+		n.lead.set, n.lead.n = set, min(least, maxLead)
+	}
+}
+
+// mayBe reports that the alternative n may match at i, as far as it is easily told.
+func (n *inst) mayBe(text []byte, i int) bool {
+	if n.op == opText {
+		return n.textAt(text, i)
+	}
+	if len(text)-i < n.lead.n {
+		return false
+	}
+	for _, c := range text[i : i+n.lead.n] {
+		if !n.lead.set[c] {
+			return false
+		}
+	}
+	return true
 }
 
 // A reacher finds how many bytes of set in a row a program takes from an
@@ -415,6 +473,14 @@ func literal(re *syntax.Regexp, next *inst) *inst {
 		}
 		n.text += string(r)
 	}
+	for i := range min(len(n.text), 8) {
+		c, mask := n.text[i], byte(0xff)
+		if n.fold && 'a' <= c && c <= 'z' {
+			mask = 0xdf
+		}
+		n.head.mask |= uint64(mask) << (8 * i)
+		n.head.bits |= uint64(c&mask) << (8 * i)
+	}
 	n.first[n.text[0]] = true
 	if c := n.text[0]; n.fold && 'a' <= c && c <= 'z' {
 		n.first[c-'a'+'A'] = true
@@ -498,327 +564,4 @@ func width(re *syntax.Regexp) span {
 		return span{w.min * low, w.max * high}
 	}
 	return span{}
-}
-
-// A machine tries programs on one text. Its zero value is ready for use.
-type machine struct {
-	text  []byte
-	slots []int // offsets of groups, as regexp's FindSubmatchIndex has them
-	kept  []int // a stack of slots as they were where there are several ways on
-	steps int
-
-	// Where an alternation has failed, it fails again, wherever the match
-	// began: what is behind it and the text are the same.
-	failed []failure // nil until it is needed: most sessions never do
-	gen    uint32    // of the text
-	ran    [keptStretches]stretch
-}
-
-const (
-	keptFailures  = 512
-	keptStretches = 64
-)
-
-// A failure is an instruction that does not lead to a match from that place.
-type failure struct {
-	gen, id uint32
-	at      int
-}
-
-// fresh forgets the text before.
-func (m *machine) fresh() { m.gen++ }
-
-func (m *machine) slot(n *inst, i int) *failure {
-	if m.failed == nil {
-		m.failed = make([]failure, keptFailures)
-	}
-	return &m.failed[(uint32(i)*31+n.id*977)%keptFailures]
-}
-
-func (f *failure) is(m *machine, n *inst, i int) bool {
-	return f.at == i && f.id == n.id && f.gen == m.gen
-}
-
-// fails notes that n does not lead to a match from i, if that is sure.
-func (m *machine) fails(f *failure, n *inst, i int) {
-	if m.steps >= 0 {
-		*f = failure{m.gen, n.id, i}
-	}
-}
-
-// match tries p at i, and reports whether it matches there. Then m.slots holds
-// where the groups are.
-func (m *machine) match(p *program, text []byte, i int) bool {
-	m.text, m.steps = text, maxSteps
-	if len(m.slots) != 2*p.caps {
-		m.slots = slices.Grow(m.slots[:0], 2*p.caps)[:2*p.caps]
-	}
-	for j := range m.slots {
-		m.slots[j] = -1
-	}
-	m.slots[0] = i
-	return m.run(p.start, i)
-}
-
-// run tries to match the program from n on at i.
-func (m *machine) run(n *inst, i int) bool {
-	text := m.text
-	for {
-		if m.steps--; m.steps < 0 {
-			return false
-		}
-		switch n.op {
-		case opMatch:
-			m.slots[1] = i
-			return true
-		case opSet:
-			if i >= len(text) || !n.set[text[i]] {
-				return false
-			}
-			i++
-		case opText:
-			if !n.textAt(text, i) {
-				return false
-			}
-			i += len(n.text)
-		case opAlt:
-			alts := n.picks.at(text, i)
-			for len(alts) > 1 && alts[len(alts)-1].op == opText && !alts[len(alts)-1].textAt(text, i) { // = or =>
-				alts = alts[:len(alts)-1]
-			}
-			switch len(alts) {
-			case 0:
-				return false
-			case 1:
-				n = alts[0]
-				continue
-			}
-			return m.either(n, alts, i)
-		case opRun:
-			var low, high int
-			if n.max <= shortRun {
-				low, high = n.ends(text, i)
-			} else {
-				low, high = m.ends(n, i)
-			}
-			if low != high {
-				return low < high && m.most(n, low, high)
-			}
-			i = high
-			if !n.next.begins(text, i) {
-				return false
-			}
-		case opOpen:
-			m.slots[n.slot] = i
-		case opBegin:
-			if i != 0 {
-				return false
-			}
-		case opEnd:
-			if i != len(text) {
-				return false
-			}
-		case opLine:
-			if i != 0 && text[i-1] != '\n' {
-				return false
-			}
-		case opLineEnd:
-			if i != len(text) && text[i] != '\n' {
-				return false
-			}
-		case opWord, opNoWord:
-			if wordBoundary(text, i) != (n.op == opWord) {
-				return false
-			}
-		}
-		n = n.next
-	}
-}
-
-// wordBoundary reports that a word begins or ends at i.
-func wordBoundary(text []byte, i int) bool {
-	before := i > 0 && is(text[i-1], alnum|under)
-	behind := i < len(text) && is(text[i], alnum|under)
-	return before != behind
-}
-
-// shortRun is how long a run is at most that is gone over each time: to know
-// what was gone over before costs more.
-const shortRun = 24
-
-// ends is machine.ends for a short run.
-func (n *inst) ends(text []byte, i int) (low, high int) {
-	low, high = i+n.min, min(len(text), i+n.max)
-	for j := i; j < high; j++ {
-		if !n.set[text[j]] {
-			high = j
-			break
-		}
-	}
-	return low, high
-}
-
-// run returns how many bytes text begins with that are all of s.
-func (s *byteSet) run(text []byte) int {
-	for i, c := range text {
-		if !s[c] {
-			return i
-		}
-	}
-	return len(text)
-}
-
-// begins reports whether the program can go on with n at i, as far as one byte tells.
-func (n *inst) begins(text []byte, i int) bool {
-	return n.empty || i < len(text) && n.first[text[i]]
-}
-
-// either tries alts, which are those of n that can begin at i.
-func (m *machine) either(n *inst, alts []*inst, i int) bool {
-	f := m.slot(n, i)
-	if f.is(m, n, i) {
-		return false
-	}
-	if !n.leaves() {
-		for _, alt := range alts {
-			if m.run(alt, i) {
-				return true
-			}
-		}
-	} else {
-		kept := len(m.kept)
-		m.kept = append(m.kept, m.slots...)
-		for _, alt := range alts {
-			if m.run(alt, i) {
-				m.kept = m.kept[:kept]
-				return true
-			}
-			copy(m.slots, m.kept[kept:])
-		}
-		m.kept = m.kept[:kept]
-	}
-	m.fails(f, n, i)
-	return false
-}
-
-// A stretch is what is known of a run: all from one offset to the other is of its
-// set, and what follows is not if it is closed. So no run is gone over twice,
-// wherever a match begins in it.
-type stretch struct {
-	gen, id  uint32
-	from, to int
-	closed   bool
-
-	failed, failedTo int // what is behind the run does not match at places from one to in front of the other
-}
-
-// ends returns the offsets between which the run n that begins at i can end; high
-// is less than low if there are none.
-func (m *machine) ends(n *inst, i int) (low, high int) {
-	text := m.text
-	low, high = i+n.min, min(len(text), i+n.max)
-	far := high
-	if n.reach != noReach {
-		far = min(len(text), high+n.reach+1)
-	}
-	r := &m.ran[n.id%keptStretches]
-	if r.id != n.id || r.gen != m.gen || i < r.from || i > r.to {
-		*r = stretch{gen: m.gen, id: n.id, from: i, to: i}
-	}
-	if to := r.to; !r.closed && to < far {
-		if to < far {
-			to += n.set.run(text[to:far])
-		}
-		m.steps -= (to - r.to) / 8
-		r.to, r.closed = to, to < far || to == len(text)
-	}
-	if n.reach != noReach {
-		// Where the run is not long enough, what is behind it meets more of set than
-		// it can take.
-		low = max(low, min(r.to, far)-n.reach)
-	}
-	return low, min(high, r.to)
-}
-
-// most tries to go on behind the run n from high down to low, or up if it is lazy.
-// Where that has failed it fails again, wherever the run began.
-func (m *machine) most(n *inst, low, high int) bool {
-	next := n.next
-	if n.max <= shortRun {
-		if n.lazy {
-			for j := low; j <= high; j++ {
-				if next.begins(m.text, j) && m.run(next, j) {
-					return true
-				}
-			}
-			return false
-		}
-		for j := high; j >= low; j-- {
-			if next.begins(m.text, j) && m.run(next, j) {
-				return true
-			}
-		}
-		return false
-	}
-	r := &m.ran[n.id%keptStretches]
-	failed, to := r.failed, r.failedTo
-	for j := low; n.lazy && j <= high; j++ {
-		if failed <= j && j < to {
-			j = to - 1
-		} else if next.begins(m.text, j) && m.run(next, j) {
-			return true
-		}
-	}
-	for j := high; !n.lazy && j >= low; j-- {
-		if failed <= j && j < to {
-			j = failed
-		} else if next.begins(m.text, j) && m.run(next, j) {
-			return true
-		}
-	}
-	if r.id == n.id && r.gen == m.gen && m.steps >= 0 {
-		if low <= to && failed <= high+1 && failed < to { // they meet
-			low, high = min(low, failed), max(high, to-1)
-		}
-		r.failed, r.failedTo = low, high+1
-	}
-	return false
-}
-
-// textAt reports whether the literal n stands at i.
-func (n *inst) textAt(text []byte, i int) bool {
-	if len(text)-i < len(n.text) {
-		return false
-	}
-	if !n.fold {
-		return string(text[i:i+len(n.text)]) == n.text
-	}
-	for j := range len(n.text) {
-		c := text[i+j]
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		if c != n.text[j] {
-			return false
-		}
-	}
-	return true
-}
-
-// search reports whether p matches anywhere in text.
-func (m *machine) search(p *program, text []byte) bool {
-	m.fresh()
-	if p.head != nil && !bytes.Contains(text, p.head) {
-		return false
-	}
-	last := len(text)
-	if p.begin {
-		last = 0
-	}
-	for i := 0; i <= last; i++ {
-		if (p.start.empty || i < len(text) && p.start.first[text[i]]) && m.match(p, text, i) {
-			return true
-		}
-	}
-	return false
 }

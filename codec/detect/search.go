@@ -2,7 +2,6 @@ package detect
 
 import (
 	"bytes"
-	"math"
 )
 
 // A search looks for what the rules of a set find.
@@ -103,7 +102,17 @@ func (s *search) hit(at int, of []entry) {
 			if !x.first[s.text[start]] || x.atWord && !wordBoundary(s.text, start) {
 				continue
 			}
-			if x.value.long && !s.inRun(&x.value, e.id, start) || !x.value.long && !x.value.in(s.text, start) {
+			mark := 0
+			switch {
+			case x.naming != nil:
+				if mark = s.mark(x.naming, start); mark < 0 || !x.naming.value.in(s.text, mark) {
+					continue
+				}
+			case x.value.long:
+				if !s.inRun(&x.value, e.id, start) {
+					continue
+				}
+			case !x.value.in(s.text, start) || !s.ends(&x.last, start):
 				continue
 			}
 			t := s.takenBy(x.rule)
@@ -123,7 +132,7 @@ func (s *search) hit(at int, of []entry) {
 				}
 				break
 			}
-			behind := s.behind(x, e.id, start)
+			behind := s.behind(x, e.id, start, mark)
 			if behind == nil {
 				continue
 			}
@@ -133,204 +142,6 @@ func (s *search) hit(at int, of []entry) {
 			break
 		}
 	}
-}
-
-// An ahead is what is known of a set's bytes in a text: there are no others between
-// from and to, and to is none if it is sure.
-type ahead struct {
-	text, from, to int
-	sure           bool
-}
-
-// pass returns the offset behind the bytes of set from i on, or one behind end.
-func (a *ahead) pass(s *search, set *byteSet, i, end int) int {
-	if a.text != s.texts || i < a.from || i > a.to {
-		*a = ahead{text: s.texts, from: i, to: i}
-	} else if a.to < end {
-		end = min(len(s.text), end+stretchAhead)
-	}
-	if !a.sure && a.to < end {
-		a.to += set.run(s.text[a.to:end])
-		a.sure = a.to < end
-	}
-	return a.to
-}
-
-// stretchAhead is how much further than asked for is looked where it was before: it
-// will be asked for next.
-const stretchAhead = 128
-
-// mark returns where the mark is of a match of n that begins at start, or -1.
-func (s *search) mark(n *naming, start int) int {
-	head := eightAt(s.text, start)
-	words := n.words[n.firsts[s.text[start]]]
-	for i := range words {
-		if w := &words[i]; w.at(s.text, start, head) {
-			if mark := s.next(n, start+w.n); mark >= 0 {
-				return mark
-			}
-		}
-	}
-	return -1
-}
-
-// next returns where the mark behind a word that ends at i is, or -1. Of the first
-// gap as many bytes as there are belong to it: no mark is among them.
-func (s *search) next(n *naming, i int) int {
-	text, g := s.text, &n.gaps[0]
-	end := min(len(text), i+g.max)
-	if g.max > shortRun/2 {
-		i = min(end, s.aheads[n.ahead].pass(s, g.set, i, end))
-	} else {
-		for i < end && g.set[text[i]] {
-			i++
-		}
-	}
-	g = &n.gaps[1]
-	for end = min(len(text), i+g.max); i < end && g.set[text[i]]; {
-		i++
-	}
-	if i < len(text) && n.mark[text[i]] {
-		return i
-	}
-	return -1
-}
-
-// A dull is a part of a text that has few different bytes.
-type dull struct {
-	text, from, to int
-	seen           [4]uint64
-	n              int
-
-	left, wait int // so many marks are not looked behind: where text is as it mostly is, it is in vain
-}
-
-func (d *dull) misses() {
-	d.wait = min(2*d.wait+1, 15)
-	d.left = d.wait
-}
-
-// dull reports that no value of x behind that mark has more than few different
-// bytes, and notes in b where no match begins for that.
-func (s *search) dull(x *expression, b *outcome, mark int) bool {
-	n, few := x.naming, x.few
-	if few == 0 || few >= len(s.dulls) {
-		return false
-	}
-	d := &s.dulls[few]
-	if d.left > 0 {
-		d.left--
-		return false
-	}
-	if d.text != s.texts || mark < d.from || mark > d.to {
-		d.text, d.from, d.to, d.seen, d.n = s.texts, mark, mark, [4]uint64{}, 0
-	}
-	first := min(len(s.text), mark+n.secret.far)
-	if !d.pass(s.text, first, few) {
-		d.misses()
-		return false
-	}
-	end := min(len(s.text), mark+n.rest.width.max)
-	d.pass(s.text, min(len(s.text), end+stretchAhead), few)
-	a := &s.aheads[n.secret.ahead]
-	var marks int // so far they are all alike
-	switch {
-	case d.to == len(s.text):
-		marks = d.to
-	case d.to >= end:
-		marks = d.to - n.rest.width.max
-	case a.pass(s, n.secret.set, first, end) > d.to:
-		d.misses()
-		return false
-	case a.sure:
-		marks = a.to - n.secret.far
-	}
-	b.dullFrom, b.dullTo = mark, marks-n.longest
-	d.wait = 0
-	return true
-}
-
-// pass reports that there are no more than so many different bytes up to end.
-func (d *dull) pass(text []byte, end, few int) bool {
-	for ; d.to < end; d.to++ {
-		c := text[d.to]
-		if d.seen[c>>6]>>(c&63)&1 != 0 {
-			continue
-		}
-		if d.n == few {
-			return false
-		}
-		d.n++
-		d.seen[c>>6] |= 1 << (c & 63)
-	}
-	return true
-}
-
-// An outcome is what an expression with a naming matches from a mark on.
-type outcome struct {
-	text, mark int
-	matches    bool
-	worthless  bool // the value, whatever is in front of the mark
-	slots      []int
-
-	dullFrom, dullTo int // no match that begins from one to in front of the other has a value that is not dull
-}
-
-// behind returns the outcome of x, the expression of that number, where it matches at
-// start, and has the machine's slots so; nil if it does not match. Many names may
-// have the same outcome.
-func (s *search) behind(x *expression, number int32, start int) *outcome {
-	n := x.naming
-	mark := s.mark(n, start)
-	if mark < 0 {
-		return nil
-	}
-	b := &s.outcomes[number]
-	if b.text != s.texts || b.mark != mark {
-		if b.text != s.texts {
-			b.dullTo = 0
-		}
-		b.text, b.mark, b.worthless = s.texts, mark, false
-		b.matches = !s.dull(x, b, mark) && s.m.match(n.rest, s.text, mark)
-		if b.matches {
-			b.slots = append(b.slots[:0], s.m.slots...)
-		}
-	} else if b.matches {
-		s.m.slots = append(s.m.slots[:0], b.slots...)
-	}
-	if !b.matches {
-		return nil
-	}
-	s.m.slots[0] = start
-	return b
-}
-
-// allDull reports that the expression of that number has only dull values in the
-// matches that begin at start.
-func (s *search) allDull(number int32, start int) bool {
-	b := &s.outcomes[number]
-	return start < b.dullTo && b.dullFrom <= start && b.text == s.texts
-}
-
-// inRun is v.in, for the long value of the expression of that number. Many may
-// begin in one run of its bytes, which is gone over once.
-func (s *search) inRun(v *value, number int32, start int) bool {
-	if s.runs == nil {
-		s.runs = make([]place, len(s.expressions))
-	}
-	from := start + v.from.min
-	r := &s.runs[number]
-	if r.text == s.texts && r.from <= from && from+v.n <= r.to {
-		return true
-	}
-	if !v.in(s.text, start) {
-		return false
-	}
-	*r = place{s.texts, from, from + v.n}
-	for end := min(len(s.text), from+5*v.n); r.to < end && v.set[s.text[r.to]]; {
-		r.to++
-	}
-	return true
 }
 
 func (s *search) takenBy(r *rule) *taken {
@@ -594,174 +405,3 @@ const (
 	maxName  = 64  // of a member whose value is looked at under its name, in bytes
 	maxNamed = 512 // of such a value
 )
-
-// varied reports a value that looks made at random, or at least chosen by the
-// rules for passwords: letters, and digits or marks, and not few of them.
-func (s *search) varied(from, to int) bool {
-	letters, others := false, false
-	for _, c := range s.text[from:to] {
-		if is(c, upper|lower|beyond) {
-			letters = true
-		} else if !is(c, under|dash|dot) {
-			others = true
-		}
-		if letters && others {
-			return !s.entropyAtMost(leastVaried, from, to)
-		}
-	}
-	return false
-}
-
-// leastVaried is the entropy that such a value has more than.
-const leastVaried = 2.3
-
-// entropyAtMost reports whether the entropy of s.text[from:to] is not above limit.
-func (s *search) entropyAtMost(limit float64, from, to int) bool {
-	n := to - from
-	if n < len(timesLog) && timesLog[n]/float64(n) <= limit { // even if no two bytes are the same
-		return true
-	}
-	if n >= longTally && n < len(timesLog) {
-		s.tally.move(s.texts, s.text, from, to)
-		const unsure = 1e-6 // what entropy adds up differs by less
-		switch e := timesLog[n]/float64(n) - float64(s.tally.sum)/logOne/float64(n); {
-		case e < limit-unsure:
-			return true
-		case e > limit+unsure:
-			return false
-		}
-	}
-	return entropyBy(&s.counts, s.text[from:to]) <= limit
-}
-
-// A tally counts the bytes of a part of a text. Values that overlap, as those of
-// names in a value do, are counted once.
-type tally struct {
-	text     int
-	from, to int
-	counts   [256]uint16
-	sum      int64 // of counts times their logarithm, in parts of logOne
-}
-
-const (
-	logOne    = 1 << 32
-	longTally = 48 // of shorter values it is no gain
-)
-
-// countLog is timesLog in parts of logOne.
-var countLog = func() (t [len(timesLog)]int64) {
-	for n := range t {
-		t[n] = int64(math.Round(timesLog[n] * logOne))
-	}
-	return t
-}()
-
-func (t *tally) move(number int, text []byte, from, to int) {
-	if t.text != number || from < t.from || from >= t.to || from-t.from+max(to-t.to, t.to-to) >= to-from {
-		t.counts, t.sum = [256]uint16{}, 0
-		t.text, t.from, t.to = number, from, from
-	}
-	for ; t.to < to; t.to++ {
-		t.add(text[t.to])
-	}
-	for ; t.to > to; t.to-- {
-		t.remove(text[t.to-1])
-	}
-	for ; t.from < from; t.from++ {
-		t.remove(text[t.from])
-	}
-}
-
-func (t *tally) add(c byte) {
-	n := t.counts[c]
-	t.counts[c] = n + 1
-	t.sum += countLog[n+1] - countLog[n]
-}
-
-func (t *tally) remove(c byte) {
-	n := t.counts[c]
-	t.counts[c] = n - 1
-	t.sum -= countLog[n] - countLog[n-1]
-}
-
-// entropy is Shannon's, of the bytes of value, in bits a byte.
-func entropy(value []byte) float64 {
-	var counts [256]uint16
-	return entropyBy(&counts, value)
-}
-
-// entropyBy is entropy, by counts that are zeros before and behind.
-func entropyBy(counts *[256]uint16, value []byte) float64 {
-	value = value[:min(len(value), len(timesLog)-1)]
-	for _, c := range value {
-		counts[c]++
-	}
-	sum := 0.0
-	for _, c := range value {
-		sum += timesLog[counts[c]]
-		counts[c] = 0
-	}
-	n := float64(len(value))
-	return timesLog[len(value)]/n - sum/n
-}
-
-// timesLog is n times its logarithm to the base of 2.
-var timesLog = func() (t [1 << 12]float64) {
-	for n := 2; n < len(t); n++ {
-		t[n] = float64(n) * math.Log2(float64(n))
-	}
-	return t
-}()
-
-// placeholders stand where documentation, templates and maskers leave a secret out.
-var placeholders = newWords([]string{
-	"example", "changeme", "change_me", "placeholder", "redacted", "xxxx", "your-", "your_", "insert", "****", "....", "[masked:", "process.env", "os.environ", "getenv",
-})
-
-// longPlaceholder is how long one is at most: nobody writes a longer one.
-const longPlaceholder = 128
-
-// placeholder reports that s.text[from:to], which has such signs, is one, has one in
-// it, or has what begins one.
-func (s *search) placeholder(from, to int, signs sign) bool {
-	if to-from > longPlaceholder {
-		return false
-	}
-	value := s.text[from:to]
-	if signs&holderSign != 0 {
-		if s.knownHolder.in(s.texts, from, to) {
-			return true
-		}
-		if first, end := placeholders.find(value); end > 0 {
-			s.knownHolder = place{s.texts, from + first, from + end}
-			return true
-		}
-	}
-	return signs&openSign != 0 && begins(value) || standsFor(value)
-}
-
-// placeholder reports a value that is one, has one in it, or has what begins one.
-func placeholder(value []byte) bool {
-	return len(value) <= longPlaceholder && (placeholders.in(value) || begins(value) || standsFor(value))
-}
-
-// begins reports what begins a placeholder in value: < ${ {{ $(
-func begins(value []byte) bool {
-	for i, c := range value {
-		if opens[c] && (c == '<' || i > 0 && (value[i-1] == '$' || c == '{' && value[i-1] == '{')) {
-			return true
-		}
-	}
-	return false
-}
-
-// standsFor reports a value that is one byte over and over, or between marks of its own.
-func standsFor(value []byte) bool {
-	same := 1
-	for same < len(value) && value[same] == value[0] {
-		same++
-	}
-	return same == len(value) || value[0] == '$' || value[0] == '%' && value[len(value)-1] == '%'
-}
-
-var opens = [256]bool{'<': true, '{': true, '(': true}
