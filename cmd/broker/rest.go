@@ -14,7 +14,7 @@ import (
 const (
 	restInterval = 100 * time.Millisecond
 	restingAt    = 128 << 10 // who allocates less in an interval rests
-	leastGarbage = 8 << 20   // that is worth it, and a quarter of what is in use
+	leastGarbage = 8 << 20   // that is worth it, and an eighth of what is in use
 )
 
 // ballastSize is of memory that counts as heap: Go collects a heap when it has doubled. One of a
@@ -59,5 +59,5 @@ func readMemory() memory {
 // resting reports whether there is garbage that nobody would collect soon, or nobody give
 // back. before is what had been allocated an interval ago.
 func (m memory) resting(before uint64) bool {
-	return m.allocated-before < restingAt && m.used+m.free > m.live+max(leastGarbage, m.live/4)
+	return m.allocated-before < restingAt && m.used+m.free > m.live+max(leastGarbage, m.live/8)
 }
