@@ -440,11 +440,13 @@ func (a *agents) open(ctx context.Context, name string, s agent.Session) (agent.
 	if err != nil {
 		return nil, err
 	}
-	c, err := t.Open(ctx)
+	opening, cancel := context.WithTimeout(ctx, a.handshake)
+	defer cancel()
+	c, err := t.Open(opening)
 	if err != nil {
 		return nil, &Refusal{Code: CodeUnavailable, Reason: fmt.Sprintf("agent %q does not answer; try again", name)}
 	}
-	conn, err := agent.Call(ctx, c, agent.MethodSessionOpen, s, nil)
+	conn, err := agent.Call(opening, c, agent.MethodSessionOpen, s, nil)
 	if err != nil {
 		c.Close()
 		var refusal *agent.Error

@@ -204,6 +204,7 @@ type admission struct {
 	serial   string              // of its certificate, in hex
 	until    time.Time           // the identity is proven
 	server   string
+	policy   *policy.Policy // that says the terms
 	terms    *policy.Terms
 	use      *grant.Use // of the grant, where the terms need one; nil: it waits for one
 }
@@ -250,7 +251,8 @@ func (b *Broker) judge(a *admission) error {
 	if a.server == "" {
 		return &Refusal{Code: CodeDenied, Reason: "no server is named; the first label of the SNI name is the server"}
 	}
-	a.terms = b.policy.Load().Decide(a.identity, a.server)
+	a.policy = b.policy.Load()
+	a.terms = a.policy.Decide(a.identity, a.server)
 	if r := ofTerms(a.terms, a.identity.Subject, a.server); r != nil && r.Code != CodeApproval {
 		return r
 	}
@@ -338,81 +340,115 @@ func (b *Broker) serveStream(ctx context.Context, c stream.Conn, p stream.Peer) 
 	b.serve(ctx, &client{Conn: c, peer: p, prove: func(a *admission) error { return b.identify(a, p) }})
 }
 
-// serve serves a client. Nothing is started, counted or recorded before its
-// first line has come: some clients connect only to look.
+// serve serves a client.
+//
+// Sessions wait in run, thousands of them at once. What is needed only before and
+// after that is in functions of its own, so that it takes no room on their stacks
+// meanwhile.
 func (b *Broker) serve(ctx context.Context, c *client) {
-	p := c.peer
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	log := b.log.With("client", p.Addr.String())
+	if s := b.begin(ctx, cancel, c); s != nil {
+		b.finish(ctx, s, s.run(ctx, cancel))
+	}
+}
 
+// begin admits a client and opens its session, or turns it away and returns nil.
+func (b *Broker) begin(ctx context.Context, cancel context.CancelCauseFunc, c *client) (s *session) {
+	log := b.log.With("client", c.peer.Addr.String())
 	a, err := b.admit(c, cancel)
 	if a != nil {
-		defer b.leave(a)
 		log = log.With("subject", a.identity.Subject, "server", a.server)
 	}
 	if err != nil {
-		r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: min(turnedAwayFrame, b.o.Limits.Frame)})}
+		r := &lineReader{Reader: codec.NewReader(c.Conn, codec.Limits{Frame: min(turnedAwayFrame, b.o.Limits.Frame)})}
 		b.turnAway(ctx, a, c, r, err, log)
-		return
+	} else {
+		s = b.receive(ctx, cancel, c, a, log)
 	}
-	r := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: b.o.Limits.Frame})}
+	if s == nil && a != nil {
+		b.leave(a)
+	}
+	return s
+}
 
+// receive opens the session of a client that has been admitted, or turns it away
+// and returns nil. Nothing is started or recorded before its first line has come:
+// some clients connect only to look.
+func (b *Broker) receive(ctx context.Context, cancel context.CancelCauseFunc, c *client, a *admission, log *slog.Logger) *session {
+	r := &lineReader{Reader: codec.NewReader(c.Conn, codec.Limits{Frame: b.o.Limits.Frame})}
 	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
 	c.SetReadDeadline(time.Now().Add(b.o.Limits.Idle))
 	r.peek()
 	c.SetReadDeadline(time.Time{})
 	if !stop() { // the broker shuts down
-		return
+		return nil
 	}
 	if r.err != nil && tooLargeIn(r.err) == nil { // not one whole line
-		return
+		return nil
 	}
 	// The client may have taken its time. What is known of it stays: others read it.
-	if err = c.prove(&admission{}); err == nil {
+	err := c.prove(&admission{})
+	if err == nil {
 		err = b.judge(a)
 	}
 	if err != nil {
 		b.turnAway(ctx, a, c, r, err, log)
-		return
+		return nil
 	}
 
-	s := recorder.Session{
+	p := c.peer
+	record := recorder.Session{
 		ID: recorder.NewID(), Start: time.Now(),
 		Subject: a.identity.Subject, Groups: a.identity.Groups,
 		Server: a.server, Rule: a.terms.Rule, Access: a.terms.Access.String(), Keep: int64(a.terms.Keep / time.Second), Agent: b.o.Servers[a.server].Agent,
 		Transport: p.Transport, Client: p.Addr.String(),
 	}
-	log = log.With("session", s.ID)
-	rec, err := b.o.Log.Start(s)
+	log = log.With("session", record.ID)
+	rec, err := b.o.Log.Start(record)
 	if err != nil {
 		log.Error("session refused: the recorder is not available", "error", err)
 		b.turnAway(ctx, nil, c, r, err, log)
-		return
+		return nil
 	}
 	if c.web != nil {
-		c.web.SetRecord(b.record(s.ID, rec))
+		c.web.SetRecord(b.record(record.ID, rec))
 	}
-	defer endWithIdentity(c, a, cancel)()
-	if a.terms.Access == policy.Allow && a.terms.Duration > 0 {
-		timer := time.AfterFunc(a.terms.Duration, func() { cancel(ErrGrantEnded) })
-		defer timer.Stop()
-	}
-	session := b.newSession(s.ID, a, c, recorded(rec), log)
+	inTime := endInTime(c, a, cancel)
+	s := b.newSession(record.ID, a, c, r, recorded(rec), log)
+	s.left = func() { inTime(); b.leave(a) }
 	if a.terms.Access == policy.Approval && a.use == nil {
 		log.Info("session waits for an approval", "rule", a.terms.Rule, "transport", p.Transport)
-		session.room = newRoom(session, a.terms)
-	} else if err = session.reach(ctx, a.use); err != nil {
+		s.room = newRoom(s, a.terms)
+		return s
+	}
+	if err := s.reach(ctx, a.use); err != nil {
 		log.Warn("session refused: server not reached", "error", err)
 		refusal := refusalOf(err)
-		b.answerAll(ctx, c, r, rec, s.ID, refusal)
+		b.answerAll(ctx, c, r, rec, record.ID, refusal)
 		rec.End("refused", refusal.Reason)
-		return
-	} else {
-		log.Info("session opened", "rule", a.terms.Rule, "transport", p.Transport)
+		inTime()
+		return nil
 	}
-	err = session.run(ctx, r)
-	b.recordObserved(ctx, session)
+	log.Info("session opened", "rule", a.terms.Rule, "transport", p.Transport)
+	return s
+}
+
+// endInTime ends a session when its identity is no longer proven, or when the time is
+// over that its rule gives it.
+func endInTime(c *client, a *admission, cancel context.CancelCauseFunc) (stop func()) {
+	unwatch := endWithIdentity(c, a, cancel)
+	if a.terms.Access != policy.Allow || a.terms.Duration <= 0 {
+		return unwatch
+	}
+	timer := time.AfterFunc(a.terms.Duration, func() { cancel(ErrGrantEnded) })
+	return func() { timer.Stop(); unwatch() }
+}
+
+// finish puts on record how a session has ended.
+func (b *Broker) finish(ctx context.Context, s *session, err error) {
+	defer s.left()
+	b.recordObserved(ctx, s)
 	reason := "closed"
 	if err != nil {
 		reason = err.Error()
@@ -421,19 +457,22 @@ func (b *Broker) serve(ctx context.Context, c *client) {
 			reason = refusal.Reason
 		}
 	}
-	if err := rec.End("ended", reason); err != nil {
-		log.Error("the end of the session is not on record", "error", err)
+	if err := s.toClient.rec.End("ended", reason); err != nil {
+		s.log.Error("the end of the session is not on record", "error", err)
 	}
-	log.Info("session ended", "reason", reason)
+	s.log.Info("session ended", "reason", reason)
 }
 
-func (b *Broker) newSession(id string, a *admission, c *client, rec Recording, log *slog.Logger) *session {
+func (b *Broker) newSession(id string, a *admission, c *client, in *lineReader, rec Recording, log *slog.Logger) *session {
 	s := &session{
 		id: id, identity: a.identity, server: a.server, rule: a.terms.Rule,
 		policy: &b.policy, desk: b.o.Desk, sealer: b.o.Sealer, url: b.o.URL, faces: &b.faces,
 		idle: b.o.Limits.Idle, limits: codec.Limits{Frame: b.o.Limits.Frame, Held: min(b.o.Limits.Frame, heldFrame)}, handshake: b.o.Limits.Handshake, log: log,
 		began:      time.Now(),
 		client:     c.Conn,
+		in:         in,
+		decided:    a.policy,
+		terms:      a.terms,
 		toClient:   lane{direction: codec.S2C, rec: rec, originals: b.o.Log.KeepsOriginals(), w: c.Conn, gone: errClientGone},
 		toServer:   lane{direction: codec.C2S, rec: rec, originals: b.o.Log.KeepsOriginals(), gone: errServerInput},
 		fromClient: ledger{limit: b.o.Limits.Requests},
@@ -451,14 +490,14 @@ func (b *Broker) newSession(id string, a *admission, c *client, rec Recording, l
 
 // open reaches the server, through whichever agent has it.
 func (b *Broker) open(ctx context.Context, s agent.Session) (agent.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, b.o.Limits.Handshake)
-	defer cancel()
 	if name := b.o.Servers[s.Server].Agent; name != "" {
 		return b.agents.open(ctx, name, s)
 	}
 	if b.o.Local == nil {
 		return nil, &Refusal{Code: CodeServer, Reason: fmt.Sprintf("the broker has no agent for server %q", s.Server)}
 	}
+	ctx, cancel := context.WithTimeout(ctx, b.o.Limits.Handshake)
+	defer cancel()
 	return b.o.Local.Open(ctx, s)
 }
 

@@ -330,7 +330,7 @@ func TestCancelled(t *testing.T) {
 	if n := len(l.flying); n > 1+l.limit {
 		t.Errorf("%d requests are kept", n)
 	}
-	if left := l.drain(); len(left) != 1 || string(left[0].id) != "1" {
+	if left := l.drain(); len(left) != 1 || string(left[0]) != "1" {
 		t.Errorf("drain: %v", left)
 	}
 }

@@ -27,8 +27,7 @@ import (
 type calls struct {
 	elicits atomic.Bool // the client, of the older era, can ask its person to open a URL
 
-	ctx     context.Context
-	end     context.CancelFunc
+	ctx     context.Context // the session's
 	running sync.WaitGroup
 
 	mu      sync.Mutex
@@ -41,14 +40,13 @@ type calls struct {
 // maxWaiting bounds the calls that wait at a time.
 const maxWaiting = 64
 
-func (c *calls) start(ctx context.Context) {
-	c.ctx, c.end = context.WithCancel(ctx)
-	c.waiting, c.asked, c.rounds = map[string]context.CancelFunc{}, map[string]chan string{}, map[string]string{}
-}
-
 // stop ends what waits, and returns when it has.
 func (c *calls) stop() {
-	c.end()
+	c.mu.Lock()
+	for _, cancel := range c.waiting {
+		cancel()
+	}
+	c.mu.Unlock()
 	c.running.Wait()
 }
 
@@ -56,6 +54,9 @@ func (c *calls) stop() {
 func (c *calls) run(id []byte, wait func(ctx context.Context)) {
 	ctx, cancel := context.WithCancel(c.ctx)
 	c.mu.Lock()
+	if c.waiting == nil {
+		c.waiting = map[string]context.CancelFunc{}
+	}
 	c.waiting[string(id)] = cancel
 	c.mu.Unlock()
 	c.running.Go(func() {
@@ -103,6 +104,9 @@ func (c *calls) ask(session string) (id []byte, action chan string) {
 	c.n++
 	id = fmt.Appendf(nil, `"broker-%s-%d"`, session, c.n)
 	action = make(chan string, 1)
+	if c.asked == nil {
+		c.asked = map[string]chan string{}
+	}
 	c.asked[string(id)] = action
 	return id, action
 }
@@ -121,6 +125,9 @@ func (c *calls) round(digest string, result []byte) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.rounds == nil {
+		c.rounds = map[string]string{}
+	}
 	c.rounds[digest] = string(codec.Member(result, "requestState"))
 }
 
@@ -463,7 +470,7 @@ func (s *session) passHeld(ctx context.Context, h *heldCall) error {
 	if err != nil {
 		return err
 	}
-	t := s.policy.Load().Decide(s.identity, s.server)
+	t := s.decide(s.policy.Load())
 	if r := ofTerms(t, s.identity.Subject, s.server); r != nil && (r.Code != CodeApproval || !s.granted(t.Rule)) {
 		return r
 	}

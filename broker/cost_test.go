@@ -94,12 +94,13 @@ func benchmarkRecording(b *testing.B, parallel int) {
 			}
 			rec = &sampledRecording{Recording: rec, took: &appends}
 		}
-		s := broker.newSession(recorder.NewID(), a, &client{Conn: c, peer: p}, rec, slog.New(slog.DiscardHandler))
+		in := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: 1 << 20})}
+		s := broker.newSession(recorder.NewID(), a, &client{Conn: c, peer: p}, in, rec, slog.New(slog.DiscardHandler))
 		if err := s.reach(ctx, nil); err != nil {
 			b.Error(err)
 			return
 		}
-		if err := s.run(ctx, &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: 1 << 20})}); err != nil {
+		if err := s.run(context.WithCancelCause(ctx)); err != nil {
 			b.Error(err)
 		}
 		if err := rec.End(recorder.Ended, ""); err != nil {

@@ -286,7 +286,7 @@ func TestFlowHoldsUp(t *testing.T) {
 		}
 		queued <- l.flush()
 	}()
-	waitUntil(t, "the queue is full", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return len(l.buf)+10000 > batchSize })
+	waitUntil(t, "the queue is full", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return l.queued.size()+10000 > batchSize })
 	if rec.out.String() != "{" {
 		t.Errorf("written is %.100q", rec.out)
 	}
@@ -412,13 +412,14 @@ func TestAnswerAfterInput(t *testing.T) {
 		a.terms = p.Decide(a.identity, a.server)
 		c := end{PipeReader: fromClient, PipeWriter: toClient, closed: make(chan struct{})}
 		up := end{PipeReader: fromServer, PipeWriter: toServer, closed: make(chan struct{})}
-		s := b.newSession("s", a, &client{Conn: c, peer: stream.Peer{Addr: &net.TCPAddr{}}}, unrecorded{}, slog.New(slog.DiscardHandler))
+		in := &lineReader{Reader: codec.NewReader(c, codec.Limits{})}
+		s := b.newSession("s", a, &client{Conn: c, peer: stream.Peer{Addr: &net.TCPAddr{}}}, in, unrecorded{}, slog.New(slog.DiscardHandler))
 		s.open = func(context.Context) (agent.Conn, error) { return up, nil }
 		if err := s.reach(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 		done := make(chan error)
-		go func() { done <- s.run(t.Context(), &lineReader{Reader: codec.NewReader(c, codec.Limits{})}) }()
+		go func() { done <- s.run(context.WithCancelCause(t.Context())) }()
 		go io.Copy(io.Discard, answers)
 		go io.Copy(io.Discard, calls)
 		io.WriteString(asked, call(1))

@@ -44,11 +44,34 @@ type lane struct {
 	closed sync.Cond // of mu: under has become false
 	under  bool      // a frame is being delivered in parts: others are queued until its end
 	broken bool      // its end could not be put on record: there is no newline behind it
-	buf    []byte    // the queued frames, a newline behind each
+	queued *batch    // nil: nothing is
+	err    error     // of a write: what the receiver has is uncertain
+}
+
+// A batch is frames that go on record and out together.
+type batch struct {
+	buf    []byte // the frames, a newline behind each
 	frames []recorder.Frame
 	ends   []int // of each frame in buf, behind its newline
-	came   int   // bytes of the originals of queued frames
-	err    error // of a write: what the receiver has is uncertain
+	came   int   // bytes of the frames' originals
+}
+
+// batches are those that no lane needs. Sessions wait most of their time.
+var batches = sync.Pool{New: func() any { return new(batch) }}
+
+// size is what is gathered, in bytes.
+func (b *batch) size() int {
+	if b == nil {
+		return 0
+	}
+	return len(b.buf) + b.came
+}
+
+// release gives b back. Nobody may look into it any more.
+func (b *batch) release() {
+	clear(b.frames) // of originals
+	b.buf, b.frames, b.ends, b.came = b.buf[:0], b.frames[:0], b.ends[:0], 0
+	batches.Put(b)
 }
 
 // queue gathers one frame. line has room for a newline behind it, in the same
@@ -65,7 +88,7 @@ func (l *lane) queueChanged(came []byte, n *recorder.Note, v recorder.Verdict, l
 	if !l.originals {
 		came = nil
 	}
-	for l.under && len(l.buf)+l.came+len(line)+len(came) > batchSize && l.err == nil {
+	for l.under && l.queued.size()+len(line)+len(came) > batchSize && l.err == nil {
 		l.closed.L = &l.mu
 		l.closed.Wait()
 	}
@@ -88,10 +111,15 @@ func (l *lane) queueLocked(came []byte, v recorder.Verdict, line []byte) error {
 		}
 		return l.deliver(append(line, '\n'), recorder.Frame{Direction: l.direction, Verdict: v, Bytes: line, Original: came})
 	}
-	l.buf = append(append(l.buf, line...), '\n')
-	l.frames = append(l.frames, recorder.Frame{Direction: l.direction, Verdict: v, Original: bytes.Clone(came)})
-	l.ends = append(l.ends, len(l.buf))
-	if l.came += len(came); len(l.buf)+l.came > batchSize {
+	if l.queued == nil {
+		l.queued = batches.Get().(*batch)
+	}
+	b := l.queued
+	b.buf = append(append(b.buf, line...), '\n')
+	b.frames = append(b.frames, recorder.Frame{Direction: l.direction, Verdict: v, Original: bytes.Clone(came)})
+	b.ends = append(b.ends, len(b.buf))
+	b.came += len(came)
+	if b.size() > batchSize {
 		return l.flushLocked()
 	}
 	return nil
@@ -122,18 +150,18 @@ func (l *lane) flush() error {
 }
 
 func (l *lane) flushLocked() error {
-	if len(l.frames) == 0 || l.under {
+	b := l.queued
+	if b == nil || l.under {
 		return l.err
 	}
+	l.queued = nil
+	defer b.release()
 	start := 0
-	for i, end := range l.ends {
-		l.frames[i].Bytes = l.buf[start : end-1]
+	for i, end := range b.ends {
+		b.frames[i].Bytes = b.buf[start : end-1]
 		start = end
 	}
-	err := l.deliver(l.buf, l.frames...)
-	clear(l.frames) // of originals
-	l.buf, l.frames, l.ends, l.came = l.buf[:0], l.frames[:0], l.ends[:0], 0
-	return err
+	return l.deliver(b.buf, b.frames...)
 }
 
 // part delivers a part of a frame that is not held until its end. about is what is

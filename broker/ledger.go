@@ -3,6 +3,7 @@ package broker
 import (
 	"bytes"
 	"slices"
+	"strconv"
 	"sync"
 
 	"example.com/broker/codec"
@@ -17,14 +18,25 @@ type ledger struct {
 	limit int // requests in flight
 
 	mu        sync.Mutex
-	flying    map[string]request // by canonical id
-	listening int                // of flying: those that nobody waits for
-	cancelled []string           // of flying: keys of those that nobody waits for any more, oldest first
+	flying    map[requestID]request // nil while there are none
+	listening int                   // of flying: those that nobody waits for
+	cancelled []requestID           // of flying: those that nobody waits for any more, oldest first
 	scratch   []byte
 }
 
+// A requestID is a request's id as both sides understand it: "a" and "\u0061" are
+// one. Most are numbers, which need no memory of their own.
+type requestID struct {
+	number int64
+	text   string // decoded, behind a quotation mark; empty: it is the number
+}
+
+// flights are maps of requests in flight that no ledger needs: a map for one has room
+// for eight, and sessions wait most of their time.
+var flights = sync.Pool{New: func() any { return map[requestID]request{} }}
+
 type request struct {
-	id     string // raw, as it came
+	text   string // its id as it came, if that is no number
 	method string
 	token  []byte // raw progressToken, if there is one and the server has shown no progress
 	call   string // digest of a call that was approved
@@ -54,42 +66,56 @@ const (
 	full
 )
 
-// key returns a raw id as both sides understand it: "a" and "\u0061" are one.
-// It is valid until the next call.
-func (l *ledger) key(raw []byte) []byte {
+// nobody is the id of no request: those with any other than a string or a plain integer
+// are refused.
+var nobody = requestID{text: "nobody"}
+
+// key returns what a raw id is known by.
+func (l *ledger) key(raw []byte) requestID {
 	if len(raw) > 0 && raw[0] == '"' {
 		l.scratch = codec.Unquote(append(l.scratch[:0], '"'), raw)
-		return l.scratch
+		return requestID{text: string(l.scratch)}
 	}
-	return raw
+	n, err := strconv.ParseInt(string(raw), 10, 64)
+	if l.scratch = strconv.AppendInt(l.scratch[:0], n, 10); err != nil || !bytes.Equal(l.scratch, raw) {
+		return nobody
+	}
+	return requestID{number: n}
+}
+
+// raw returns the id, which is id, as it came.
+func (r request) raw(id requestID) []byte {
+	if id.text != "" {
+		return []byte(r.text)
+	}
+	return strconv.AppendInt(nil, id.number, 10)
 }
 
 // add puts the request f in flight. call is the digest of an approved one.
 func (l *ledger) add(f *codec.Frame, call string) addResult {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := l.key(f.ID)
-	if _, ok := l.flying[string(key)]; ok {
+	id := l.key(f.ID)
+	if _, ok := l.flying[id]; ok {
 		return duplicate
 	}
 	if len(l.flying)-len(l.cancelled) >= l.limit {
 		return full
 	}
-	if l.flying == nil {
-		l.flying = map[string]request{}
+	r := request{method: methodOf(f.Method), call: call}
+	if id.text != "" {
+		r.text = string(f.ID)
 	}
-	r := request{id: string(f.ID), method: methodOf(f.Method), call: call}
 	if f.Meta != nil {
 		r.token = bytes.Clone(codec.Member(f.Meta, "progressToken"))
 	}
 	if r.listens() {
 		l.listening++
 	}
-	if r.id == string(key) { // mostly: then one string is both
-		l.flying[r.id] = r
-	} else {
-		l.flying[string(key)] = r
+	if l.flying == nil {
+		l.flying = flights.Get().(map[requestID]request)
 	}
+	l.flying[id] = r
 	return added
 }
 
@@ -108,36 +134,35 @@ func methodOf(method []byte) string {
 
 // done takes the request with that raw id out, answered; ok is false if there
 // is none that somebody waits for.
-func (l *ledger) done(id []byte) (r request, ok bool) {
+func (l *ledger) done(raw []byte) (r request, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := string(l.key(id))
-	r, ok = l.flying[key]
+	id := l.key(raw)
+	r, ok = l.flying[id]
 	if !ok {
 		return r, false
 	}
-	l.remove(key, r)
-	return r, !r.cancelled
-}
-
-func (l *ledger) remove(key string, r request) {
 	switch {
 	case r.cancelled:
-		l.cancelled = slices.DeleteFunc(l.cancelled, func(k string) bool { return k == key })
+		l.cancelled = slices.DeleteFunc(l.cancelled, func(c requestID) bool { return c == id })
 	case r.listens():
 		l.listening--
 	}
-	delete(l.flying, key)
+	if delete(l.flying, id); len(l.flying) == 0 {
+		flights.Put(l.flying)
+		l.flying = nil
+	}
+	return r, !r.cancelled
 }
 
 // cancel notes that nobody waits for the answer to a request any more. It may
 // come all the same, so that its id stays taken, or never, so that only so many
 // are kept.
-func (l *ledger) cancel(id []byte) {
+func (l *ledger) cancel(raw []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := string(l.key(id))
-	r, ok := l.flying[key]
+	id := l.key(raw)
+	r, ok := l.flying[id]
 	if !ok || r.cancelled {
 		return
 	}
@@ -145,8 +170,8 @@ func (l *ledger) cancel(id []byte) {
 		l.listening--
 	}
 	r.cancelled = true
-	l.flying[key] = r
-	if l.cancelled = append(l.cancelled, key); len(l.cancelled) > l.limit {
+	l.flying[id] = r
+	if l.cancelled = append(l.cancelled, id); len(l.cancelled) > l.limit {
 		delete(l.flying, l.cancelled[0])
 		l.cancelled = l.cancelled[1:]
 	}
@@ -154,11 +179,11 @@ func (l *ledger) cancel(id []byte) {
 
 // flows reports whether the answer to the request with that raw id, or to any if
 // it is not known yet, may pass before it is whole.
-func (l *ledger) flows(id []byte) bool {
+func (l *ledger) flows(raw []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if id != nil {
-		r, ok := l.flying[string(l.key(id))]
+	if raw != nil {
+		r, ok := l.flying[l.key(raw)]
 		return ok && r.flows() && !r.cancelled
 	}
 	for _, r := range l.flying {
@@ -171,26 +196,26 @@ func (l *ledger) flows(id []byte) bool {
 
 // only returns the raw id of the one request that somebody waits for, or nil if
 // there are none or several.
-func (l *ledger) only() (id []byte) {
+func (l *ledger) only() (raw []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, r := range l.flying {
+	for id, r := range l.flying {
 		switch {
 		case r.cancelled || r.listens():
-		case id != nil:
+		case raw != nil:
 			return nil
 		default:
-			id = []byte(r.id)
+			raw = r.raw(id)
 		}
 	}
-	return id
+	return raw
 }
 
 // has reports whether somebody waits for the request with that raw id.
-func (l *ledger) has(id []byte) bool {
+func (l *ledger) has(raw []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r, ok := l.flying[string(l.key(id))]
+	r, ok := l.flying[l.key(raw)]
 	return ok && !r.cancelled
 }
 
@@ -198,10 +223,10 @@ func (l *ledger) has(id []byte) bool {
 func (l *ledger) progressed(token []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for key, r := range l.flying {
+	for id, r := range l.flying {
 		if r.token != nil && bytes.Equal(r.token, token) {
 			r.token = nil
-			l.flying[key] = r
+			l.flying[id] = r
 		}
 	}
 }
@@ -226,17 +251,15 @@ func (l *ledger) waiting() int {
 	return len(l.flying) - l.listening - len(l.cancelled)
 }
 
-// drain takes all requests out and returns them.
-func (l *ledger) drain() []request {
+// drain takes all requests out and returns the raw ids of those that somebody waits for.
+func (l *ledger) drain() (open [][]byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := make([]request, 0, len(l.flying))
-	for _, r := range l.flying {
+	for id, r := range l.flying {
 		if !r.cancelled {
-			all = append(all, r)
+			open = append(open, r.raw(id))
 		}
 	}
-	clear(l.flying)
-	l.listening, l.cancelled = 0, nil
-	return all
+	l.flying, l.listening, l.cancelled = nil, 0, nil
+	return open
 }

@@ -409,7 +409,6 @@ func (r *room) readWelcome(frames *codec.Reader, v *view) error {
 		return err
 	}
 	id := bytes.Clone(f.ID)
-	var out []byte
 	for {
 		line, err := frames.Next()
 		if err == codec.ErrLong {
@@ -436,7 +435,7 @@ func (r *room) readWelcome(frames *codec.Reader, v *view) error {
 			}
 			return nil
 		}
-		if out, err = s.s2c(v, out, line); err != nil {
+		if err := s.s2c(v, line); err != nil {
 			return err
 		}
 	}

@@ -79,6 +79,8 @@ type session struct {
 	log       *slog.Logger
 
 	client   stream.Conn
+	in       *lineReader // of the client's frames
+	left     func()      // says that the session is over
 	open     func(ctx context.Context) (agent.Conn, error)
 	room     *room // where it waits for a grant; nil: it has what it needs
 	toClient lane
@@ -88,17 +90,21 @@ type session struct {
 	fromServer ledger // requests of the server
 	calls      calls  // those that wait for an approval
 	observed   observed
-	ending     atomic.Bool // the client has ended its input: run waits for the answers
-	answered   chan struct{}
-	began      time.Time    // by the monotonic clock
-	active     atomic.Int64 // when the last frame passed, in ns since began: the wall clock may be set
-	wantsLog   atomic.Bool  // the client has asked for log messages
+	ending     atomic.Bool   // the client has ended its input: run waits for the answers
+	answered   chan struct{} // a request is, while run waits for that
+	began      time.Time     // by the monotonic clock
+	active     atomic.Int64  // when the last frame passed, in ns since began: the wall clock may be set
+	wantsLog   atomic.Bool   // the client has asked for log messages
 
-	over atomic.Bool // no frame passes any more
-	mu   sync.Mutex
-	up   agent.Conn // nil: not reached yet
-	use  *grant.Use // of the grant that the session has, if it needs one
 	end  context.CancelCauseFunc
+	over atomic.Bool // no frame passes any more
+
+	mu       sync.Mutex
+	up       agent.Conn     // nil: not reached yet
+	use      *grant.Use     // of the grant that the session has, if it needs one
+	unfollow func()         // use; nil: nobody follows it
+	decided  *policy.Policy // that says the terms
+	terms    *policy.Terms
 }
 
 // reach connects the session to its server. use is the grant that it has, or nil.
@@ -137,12 +143,13 @@ func (s *session) granted(rule string) bool {
 	return s.use != nil && s.use.Rule == rule && s.use.Cause() == nil
 }
 
-// followGrant ends the session with its grant, and tells the client before.
-func (s *session) followGrant() (stop func()) {
+// followGrant ends the session with its grant, if it has one, and tells the client
+// before, until unfollow.
+func (s *session) followGrant() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.use == nil {
-		return func() {}
+		return
 	}
 	use := s.use
 	unfollow := use.AfterEnd(func() {
@@ -154,7 +161,7 @@ func (s *session) followGrant() (stop func()) {
 	})
 	left := time.Until(use.Until)
 	warning := time.AfterFunc(left-min(warnTime, left/2), func() { s.tell(use.Until) })
-	return func() { unfollow(); warning.Stop() }
+	s.unfollow = func() { unfollow(); warning.Stop() }
 }
 
 // warnTime is how long before its end a session is told of it.
@@ -188,31 +195,42 @@ func (s *session) reply(line []byte) error {
 // run carries frames both ways until both sides are done, one of them fails or
 // ctx is done, and returns the cause; nil means that the session ended in
 // order. Requests that nobody answered are then answered by the broker, both
-// connections are closed, and no goroutine of s is left.
-func (s *session) run(ctx context.Context, r *lineReader) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	s.end = cancel
-	s.calls.start(ctx)
-	defer s.followGrant()()
-	var interrupting sync.WaitGroup
-	interrupting.Add(1)
+// connections are closed, and no goroutine of s is left. end ends ctx.
+func (s *session) run(ctx context.Context, end context.CancelCauseFunc) error {
+	unwatch := s.watch(ctx, end)
+	served := make(chan struct{})
+	go s.serve(ctx, served)
+	err := s.pumpC2S(s.in, &view{})
+	s.inputEnded(err, served)
+	return s.close(ctx, unwatch)
+}
+
+// watch sees to it that ctx ends the session, and the end of its grant or of all
+// frames ends ctx.
+func (s *session) watch(ctx context.Context, end context.CancelCauseFunc) (unwatch func()) {
+	s.end, s.calls.ctx = end, ctx
+	s.followGrant()
+	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		defer interrupting.Done()
+		defer close(interrupted)
 		s.interrupt()
 	})
 	s.active.Store(int64(time.Since(s.began)))
-	idle := s.watchIdle(cancel)
-	defer idle.Stop()
-
-	type end struct {
-		direction codec.Direction
-		err       error
+	idle := s.watchIdle()
+	return func() {
+		if !stop() {
+			<-interrupted
+		}
+		idle.Stop()
+		if s.unfollow != nil {
+			s.unfollow()
+		}
 	}
-	ends := make(chan end, 2)
-	go func() { ends <- end{codec.C2S, s.pumpC2S(r)} }()
-	go func() { ends <- end{codec.S2C, s.serve(ctx)} }()
+}
 
+// inputEnded waits for what the server still has to say once nothing comes from the
+// client any more; err is why, unless that was in order.
+func (s *session) inputEnded(err error, served <-chan struct{}) {
 	var (
 		inputClosed       bool // towards the server
 		hold, last, drain <-chan time.Time
@@ -225,46 +243,45 @@ func (s *session) run(ctx context.Context, r *lineReader) error {
 			}
 		}
 	}
-	for running := 2; running > 0; {
-		select {
-		case e := <-ends:
-			running--
-			switch {
-			case errors.Is(e.err, errServerInput): // its last answers may be on their way
-				s.ending.Store(true)
-				closeInput()
-				drain = time.After(drainTime)
-			case e.err != nil:
-				cancel(e.err)
-			case e.direction == codec.C2S:
-				s.ending.Store(true)
-				hold, last = time.After(holdTime), time.After(lastTime)
-			case running > 0: // nobody is left to talk to
-				cancel(errServerClosed)
-			}
-		case <-s.answered:
-		case <-hold:
-			closeInput()
-		case <-drain:
-			cancel(errServerLate)
-		case <-last:
-			cancel(errServerLate)
-		}
+	switch {
+	case errors.Is(err, errServerInput): // its last answers may be on their way
+		s.ending.Store(true)
+		closeInput()
+		drain = time.After(drainTime)
+	case err != nil:
+		s.end(err)
+	default:
+		s.ending.Store(true)
+		hold, last = time.After(holdTime), time.After(lastTime)
+	}
+	for {
 		if s.ending.Load() && drain == nil && s.fromClient.waiting() == 0 {
 			closeInput()
 			drain = time.After(drainTime)
 			if s.upstream() == nil { // it waits for nothing any more
-				cancel(errServerLate)
+				s.end(errServerLate)
 			}
 		}
+		select {
+		case <-served:
+			return
+		case <-s.answered:
+		case <-hold:
+			closeInput()
+		case <-drain:
+			s.end(errServerLate)
+		case <-last:
+			s.end(errServerLate)
+		}
 	}
-	s.calls.stop()
+}
 
+// close ends what is left of the session, and returns why it has ended.
+func (s *session) close(ctx context.Context, unwatch func()) error {
+	s.calls.stop()
 	err := context.Cause(ctx)
 	s.farewell(err)
-	if !stop() {
-		interrupting.Wait()
-	}
+	unwatch()
 	s.client.Close()
 	if up := s.upstream(); up != nil {
 		up.Close()
@@ -286,17 +303,35 @@ func (s *session) interrupt() {
 	}
 }
 
-// serve brings what the server sends, as soon as the session may use it.
-func (s *session) serve(ctx context.Context) error {
+// serve brings what the server sends, as soon as the session may use it. It closes
+// served in the end.
+func (s *session) serve(ctx context.Context, served chan<- struct{}) {
+	defer close(served)
+	r, v, err := s.reached(ctx)
+	if err == nil {
+		err = s.pumpS2C(r, v)
+	}
+	switch {
+	case errors.Is(err, errServerInput): // nor does anybody read what it still says
+		s.end(errServerLate)
+	case err != nil:
+		s.end(err)
+	case !s.ending.Load(): // nobody is left to talk to
+		s.end(errServerClosed)
+	}
+}
+
+// reached waits until the session may use its server. It returns the server's frames
+// from there on, and the policy's view of them.
+func (s *session) reached(ctx context.Context) (*codec.Reader, *view, error) {
 	if s.room == nil {
-		return s.pumpS2C(codec.NewReader(s.upstream(), s.limits), &view{})
+		return codec.NewReader(s.upstream(), s.limits), &view{}, nil
 	}
 	r, v, err := s.room.leave(ctx)
-	if err != nil {
-		return err
+	if err == nil {
+		s.followGrant()
 	}
-	defer s.followGrant()()
-	return s.pumpS2C(r, v)
+	return r, v, err
 }
 
 // farewell answers what the server never will.
@@ -310,13 +345,13 @@ func (s *session) farewell(cause error) {
 		refusal = refusalOf(cause)
 	}
 	s.client.SetWriteDeadline(time.Now().Add(farewellTime))
-	for _, r := range open {
-		s.toClient.say(refusal.appendTo(nil, []byte(r.id), s.id))
+	for _, id := range open {
+		s.toClient.say(refusal.appendTo(nil, id, s.id))
 	}
 }
 
 // watchIdle ends the session when no frame has passed for s.idle.
-func (s *session) watchIdle(cancel context.CancelCauseFunc) *time.Timer {
+func (s *session) watchIdle() *time.Timer {
 	var t *time.Timer
 	var mu sync.Mutex // t is set before the function can read it
 	mu.Lock()
@@ -326,7 +361,7 @@ func (s *session) watchIdle(cancel context.CancelCauseFunc) *time.Timer {
 		defer mu.Unlock()
 		left := s.idle - (time.Since(s.began) - time.Duration(s.active.Load()))
 		if left <= 0 {
-			cancel(ErrIdle)
+			s.end(ErrIdle)
 			return
 		}
 		t.Reset(left)
@@ -341,6 +376,18 @@ type view struct {
 	parser *codec.Parser // nil while there is nothing to judge
 	masker *codec.Masker // the same; or nothing is masked
 	looks  *codec.Masker // of what an observing rule would mask, in the same way
+	out    *[]byte       // for what takes a line's place; nil like parser
+}
+
+var outs = sync.Pool{New: func() any { return new([]byte) }}
+
+// place returns a buffer for what takes a line's place. It is valid until rest.
+func (v *view) place() *[]byte {
+	if v.out == nil {
+		v.out = outs.Get().(*[]byte)
+	}
+	*v.out = (*v.out)[:0]
+	return v.out
 }
 
 // parse parses a line. The frame is valid until the next call, and until rest.
@@ -367,7 +414,10 @@ func (v *view) rest() {
 	if v.looks != nil {
 		v.terms.Observed.ReleaseMasker(v.looks)
 	}
-	v.parser, v.masker, v.looks = nil, nil, nil
+	if v.out != nil && cap(*v.out) <= batchSize { // else it was a rare big frame
+		outs.Put(v.out)
+	}
+	v.parser, v.masker, v.looks, v.out = nil, nil, nil, nil
 }
 
 // refresh follows a policy that has been reloaded.
@@ -376,7 +426,7 @@ func (s *session) refresh(v *view) error {
 	if p == v.policy {
 		return nil
 	}
-	t := p.Decide(s.identity, s.server)
+	t := s.decide(p)
 	switch r := ofTerms(t, s.identity.Subject, s.server); {
 	case r == nil:
 	case r.Code != CodeApproval:
@@ -391,6 +441,16 @@ func (s *session) refresh(v *view) error {
 	v.masker, v.looks = nil, nil // they are of other terms
 	v.policy, v.terms = p, t
 	return nil
+}
+
+// decide returns what p says of the session. Both pumps ask, and have the same then.
+func (s *session) decide(p *policy.Policy) *policy.Terms {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p != s.decided {
+		s.decided, s.terms = p, p.Decide(s.identity, s.server)
+	}
+	return s.terms
 }
 
 // masks returns the masker of the terms, or nil if they mask nothing.
@@ -413,38 +473,43 @@ func (v *view) observes() *codec.Masker {
 	return v.looks
 }
 
-// pumpC2S judges what the client sends, until its end.
-func (s *session) pumpC2S(r *lineReader) error {
-	var v view
+// pumpC2S judges what the client sends, until its end. It waits in Next, as pumpS2C
+// does: what is done with a line is in functions of its own, see [Broker.serve].
+func (s *session) pumpC2S(r *lineReader, v *view) error {
 	defer v.rest()
 	for {
 		line, err := r.Next()
-		if s.over.Load() {
-			return nil
-		}
-		s.active.Store(int64(time.Since(s.began)))
-		tooLarge := tooLargeIn(err)
-		switch {
-		case err == nil:
-			err = s.c2s(&v, line)
-		case tooLarge != nil:
-			err = s.answer(tooLarge.ID, &Refusal{Code: tooLarge.Code, Reason: "refused: " + tooLarge.Reason})
-		case errors.Is(err, io.ErrUnexpectedEOF): // half a frame reaches nobody
-			s.toServer.queue(recorder.Blocked, line)
-			return s.toServer.flush()
-		case err == io.EOF:
-			return s.toServer.flush()
-		default:
-			return fmt.Errorf("%w: %w", errClientGone, err)
-		}
-		if err == nil && !r.Buffered() {
-			v.rest()
-			err = s.toServer.flush()
-		}
-		if err != nil {
+		if over, err := s.handleC2S(r, v, line, err); over || err != nil {
 			return err
 		}
 	}
+}
+
+// handleC2S handles what a Reader of the client's lines has returned. over says that
+// nothing comes behind it.
+func (s *session) handleC2S(r *lineReader, v *view, line []byte, err error) (over bool, _ error) {
+	if s.over.Load() {
+		return true, nil
+	}
+	s.active.Store(int64(time.Since(s.began)))
+	switch tooLarge := tooLargeIn(err); {
+	case err == nil:
+		err = s.c2s(v, line)
+	case tooLarge != nil:
+		err = s.answer(tooLarge.ID, &Refusal{Code: tooLarge.Code, Reason: "refused: " + tooLarge.Reason})
+	case errors.Is(err, io.ErrUnexpectedEOF): // half a frame reaches nobody
+		s.toServer.queue(recorder.Blocked, line)
+		return true, s.toServer.flush()
+	case err == io.EOF:
+		return true, s.toServer.flush()
+	default:
+		return true, fmt.Errorf("%w: %w", errClientGone, err)
+	}
+	if err == nil && !r.Buffered() {
+		v.rest()
+		err = s.toServer.flush()
+	}
+	return false, err
 }
 
 // tooLargeIn returns what is known of a frame that a Reader has discarded, or nil.
@@ -639,50 +704,52 @@ func (s *session) note() {
 
 // pumpS2C masks what the server sends, until its end.
 func (s *session) pumpS2C(r *codec.Reader, v *view) error {
-	var out []byte
 	defer v.rest()
 	for {
 		line, err := r.Next()
-		if s.over.Load() {
-			return nil
-		}
-		s.active.Store(int64(time.Since(s.began)))
-		tooLarge := tooLargeIn(err)
-		switch {
-		case err == codec.ErrLong:
-			err = s.flow(r, v)
-		case tooLarge != nil:
-			s.log.Warn("server sent a frame over the limit", "limit", s.limits.Frame)
-			if _, ok := s.fromClient.done(tooLarge.ID); ok {
-				err = s.answer(tooLarge.ID, &Refusal{Code: CodeTooLarge, Reason: "refused: the server's answer is over the broker's limit for a frame"})
-			} else {
-				err = nil
-			}
-			s.note()
-		case err == nil:
-			out, err = s.s2c(v, out, line)
-		case errors.Is(err, io.ErrUnexpectedEOF):
-			s.keepBack(v, line)
-			s.toClient.flush()
-			return errServerClosed
-		case err == io.EOF:
-			return s.toClient.flush()
-		default:
-			return fmt.Errorf("read from server: %w", err)
-		}
-		if err == nil && !r.Buffered() {
-			v.rest()
-			err = s.toClient.flush()
-			s.note()
-			if cap(out) > batchSize {
-				out = nil // a rare big frame
-			}
-		}
-		if err != nil {
-			s.toClient.flush() // what came before is good
+		if over, err := s.handleS2C(r, v, line, err); over || err != nil {
 			return err
 		}
 	}
+}
+
+// handleS2C handles what a Reader of the server's lines has returned. over says that
+// nothing comes behind it.
+func (s *session) handleS2C(r *codec.Reader, v *view, line []byte, err error) (over bool, _ error) {
+	if s.over.Load() {
+		return true, nil
+	}
+	s.active.Store(int64(time.Since(s.began)))
+	switch tooLarge := tooLargeIn(err); {
+	case err == nil:
+		err = s.s2c(v, line)
+	case err == codec.ErrLong:
+		err = s.flow(r, v)
+	case tooLarge != nil:
+		s.log.Warn("server sent a frame over the limit", "limit", s.limits.Frame)
+		err = nil
+		if _, ok := s.fromClient.done(tooLarge.ID); ok {
+			err = s.answer(tooLarge.ID, &Refusal{Code: CodeTooLarge, Reason: "refused: the server's answer is over the broker's limit for a frame"})
+		}
+		s.note()
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		s.keepBack(v, line)
+		s.toClient.flush()
+		return true, errServerClosed
+	case err == io.EOF:
+		return true, s.toClient.flush()
+	default:
+		return true, fmt.Errorf("read from server: %w", err)
+	}
+	if err == nil && !r.Buffered() {
+		v.rest()
+		err = s.toClient.flush()
+		s.note()
+	}
+	if err != nil {
+		s.toClient.flush() // what came before is good
+	}
+	return false, err
 }
 
 // flow passes a long response while it arrives. Where it must be held, because it
@@ -755,20 +822,20 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 	return err
 }
 
-// s2c handles one line of the server. out is a buffer for what takes the line's place.
-func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
+// s2c handles one line of the server.
+func (s *session) s2c(v *view, line []byte) error {
 	if blank(line) {
-		return out, nil
+		return nil
 	}
 	f, err := v.parse(line, codec.S2C)
 	if err != nil {
 		s.log.Warn("server sent what is not a valid frame", "error", err)
 		s.keepBack(v, line)
 		s.toClient.flush()
-		return out, errServerFrame
+		return errServerFrame
 	}
 	if err := s.refresh(v); err != nil {
-		return out, err
+		return err
 	}
 	verdict, came, sent := recorder.Delivered, line, []byte(nil) // sent, if something else is on record
 	switch {
@@ -785,12 +852,13 @@ func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
 		}
 		// Whatever was asked: a client may have used its id twice.
 		if f.Result != nil && v.terms.HidesTools() {
+			out := v.place()
 			var dropped int
-			if out, dropped = s.filterTools(out[:0], f, v.terms); dropped > 0 {
+			if *out, dropped = s.filterTools(*out, f, v.terms); dropped > 0 {
 				verdict, sent = recorder.Edited, came
-				line = append([]byte(nil), out...)
+				line = bytes.Clone(*out)
 				if f, err = v.parse(line, codec.S2C); err != nil {
-					return out, fmt.Errorf("filter tools/list: %w", err)
+					return fmt.Errorf("filter tools/list: %w", err)
 				}
 			}
 		}
@@ -800,10 +868,10 @@ func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
 			s.log.Warn("server asks too much at once", "limit", s.fromServer.limit)
 			no := &Refusal{Code: CodeLimit, Reason: fmt.Sprintf("refused: over %d requests in flight", s.fromServer.limit)}
 			if err := s.toServer.queue(recorder.Answered, no.appendTo(nil, f.ID, s.id)); err != nil {
-				return out, err
+				return err
 			}
 			if err := s.toServer.flush(); err != nil {
-				return out, err
+				return err
 			}
 			verdict = recorder.Blocked
 		case duplicate:
@@ -812,7 +880,7 @@ func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
 		}
 	case f.Kind != codec.Notification:
 	case bytes.HasPrefix(f.Method, []byte(stream.UpstreamPrefix)): // the agent's
-		return out, s.toClient.relay(line)
+		return s.toClient.relay(line)
 	case string(f.Method) == "notifications/cancelled":
 		s.forget(&s.fromServer, f)
 	case string(f.Method) == "notifications/progress":
@@ -822,25 +890,27 @@ func (s *session) s2c(v *view, out, line []byte) ([]byte, error) {
 	}
 	var note *recorder.Note
 	if m := v.observes(); m != nil && verdict != recorder.Blocked {
+		out := v.place()
 		var findings []codec.Finding
-		out, findings = m.Mask(out[:0], f)
+		*out, findings = m.Mask(*out, f)
 		note = s.observeFound(v, findings)
 		s.observed.frame()
 	}
 	if m := s.masks(v); m != nil {
+		out := v.place()
 		var findings []codec.Finding
-		if out, findings = m.Mask(out[:0], f); len(findings) > 0 {
+		if *out, findings = m.Mask(*out, f); len(findings) > 0 {
 			if sent = came; verdict != recorder.Blocked {
 				verdict = recorder.Masked
 			}
 			if err := s.toClient.findings(findings); err != nil {
-				return out, err
+				return err
 			}
 		}
-		out = append(out, '\n')
-		line = out[:len(out)-1]
+		*out = append(*out, '\n')
+		line = (*out)[:len(*out)-1]
 	}
-	return out, s.toClient.queueChanged(sent, note, verdict, line)
+	return s.toClient.queueChanged(sent, note, verdict, line)
 }
 
 // keepBack puts what is no frame on record, as far as the policy lets it be seen.

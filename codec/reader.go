@@ -88,7 +88,10 @@ func (r *Reader) Next() ([]byte, error) {
 		case r.err != nil:
 			return r.rest()
 		case r.start == len(r.buf) && r.skip == nil:
-			r.begin()
+			size := r.release()
+			if r.read(r.first[:]) > 0 { // it waits here, most of the time
+				r.begin(size)
+			}
 		default:
 			r.fill()
 		}
@@ -237,17 +240,20 @@ func releaseBuffer(b []byte) {
 	}
 }
 
-// begin waits for a line to begin.
-func (r *Reader) begin() {
-	size := firstBuffer
+// release gives the buffer back, which is read, and says which size is next.
+func (r *Reader) release() (size int) {
+	size = firstBuffer
 	if len(r.buf) > firstBuffer/2 {
 		size = bigBuffer
 	}
 	releaseBuffer(r.buf)
 	r.buf, r.start, r.scanned = nil, 0, 0
-	if n := r.read(r.first[:]); n > 0 {
-		r.buf = append(acquireBuffer(size), r.first[0])
-	}
+	return size
+}
+
+// begin takes a buffer for a line of which the first byte has come.
+func (r *Reader) begin(size int) {
+	r.buf = append(acquireBuffer(size), r.first[0])
 }
 
 // fill reads more of the stream into buf.

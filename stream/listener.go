@@ -293,21 +293,15 @@ func (l *Listener) acceptTLS(ctx context.Context, h Handlers) error {
 
 func (l *Listener) serveTLS(ctx context.Context, raw net.Conn, h Handlers) {
 	c := &tlsConn{Conn: tls.Server(raw, l.tls)}
-	hctx, cancel := context.WithTimeout(ctx, l.o.Handshake)
-	shaken := make(chan error, 1)
-	go func() { shaken <- c.HandshakeContext(hctx) }() // whose stack is large, and goes with it
-	err := <-shaken
-	cancel()
+	p, protocol, err := l.shake(ctx, c)
 	if err != nil {
 		l.o.Log.Debug("handshake failed", "client", raw.RemoteAddr().String(), "error", err)
 		raw.Close()
 		l.leave(raw)
 		return
 	}
-	state := c.ConnectionState()
-	p := Peer{strings.ToLower(state.ServerName), state.PeerCertificates, raw.RemoteAddr(), "tls"}
 	handler := h.Session
-	switch state.NegotiatedProtocol {
+	switch protocol {
 	case ALPNSession:
 	case ALPNAgent:
 		handler = h.Agent
@@ -318,6 +312,19 @@ func (l *Listener) serveTLS(ctx context.Context, raw net.Conn, h Handlers) {
 	handler(ctx, c, p)
 	c.Close()
 	l.leave(raw)
+}
+
+// shake makes the handshake. It says who has come, and which protocol follows.
+func (l *Listener) shake(ctx context.Context, c *tlsConn) (p Peer, protocol string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.o.Handshake)
+	defer cancel()
+	shaken := make(chan error, 1)
+	go func() { shaken <- c.HandshakeContext(ctx) }() // whose stack is large, and goes with it
+	if err := <-shaken; err != nil {
+		return p, "", err
+	}
+	state := c.ConnectionState()
+	return Peer{strings.ToLower(state.ServerName), state.PeerCertificates, c.RemoteAddr(), "tls"}, state.NegotiatedProtocol, nil
 }
 
 func (l *Listener) acceptQUIC(ctx context.Context, h Handlers) error {

@@ -426,6 +426,48 @@ func TestSlowStreamHoldsUpOnlyItself(t *testing.T) {
 	}
 }
 
+// TestTunnelShrinks checks that streams that wait do not keep what a burst took.
+func TestTunnelShrinks(t *testing.T) {
+	inUse := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	const streams, burst = 16, 512 << 10
+	client, server := tunnels(t, TunnelOptions{})
+	before := inUse()
+	var conns []Conn
+	for range streams {
+		c, err := client.Open(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := server.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c, s)
+		if _, err := c.Write(make([]byte, burst)); err != nil { // within the window: nobody reads yet
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(s, make([]byte, burst)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(30 * time.Second); inUse() > before+streams*burst/4; time.Sleep(shrinkTime / 10) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes in use, had %d", inUse(), before)
+		}
+	}
+	for i := 0; i < len(conns); i += 2 { // and they work as before
+		io.WriteString(conns[i], "x")
+		if _, err := io.ReadFull(conns[i+1], make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestTunnelEnds checks that a tunnel whose connection breaks wakes its streams.
 func TestTunnelEnds(t *testing.T) {
 	a, b := tcpPair(t)

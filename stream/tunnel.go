@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -52,18 +53,63 @@ func (o TunnelOptions) yamux() *yamux.Config {
 // A Tunnel carries many streams over one connection, which it owns.
 type Tunnel struct {
 	y *yamux.Session
+
+	mu    sync.Mutex
+	conns map[*tunnelConn]struct{} // those that are not closed
 }
 
 // ClientTunnel starts a tunnel on the side that dialled.
 func ClientTunnel(c net.Conn, o TunnelOptions) (*Tunnel, error) {
 	y, err := yamux.Client(newCoalescer(c), o.yamux())
-	return &Tunnel{y}, err
+	if err != nil {
+		return nil, err
+	}
+	return newTunnel(y), nil
 }
 
 // ServerTunnel starts a tunnel on the side that accepted.
 func ServerTunnel(c net.Conn, o TunnelOptions) (*Tunnel, error) {
 	y, err := yamux.Server(newCoalescer(c), o.yamux())
-	return &Tunnel{y}, err
+	if err != nil {
+		return nil, err
+	}
+	return newTunnel(y), nil
+}
+
+func newTunnel(y *yamux.Session) *Tunnel {
+	t := &Tunnel{y: y, conns: map[*tunnelConn]struct{}{}}
+	go t.shrink()
+	return t
+}
+
+// shrinkTime is how long a stream waits before it gives back what it receives into.
+const shrinkTime = time.Second
+
+// shrink has streams that wait give back their buffers, until the tunnel has ended. Of
+// itself a yamux stream keeps what the largest burst took that it has had.
+func (t *Tunnel) shrink() {
+	tick := time.NewTicker(shrinkTime)
+	defer tick.Stop()
+	var waiting []*yamux.Stream
+	for {
+		select {
+		case <-t.y.CloseChan():
+			return
+		case <-tick.C:
+		}
+		t.mu.Lock()
+		for c := range t.conns {
+			if !c.read.Swap(false) {
+				waiting = append(waiting, c.Stream)
+			}
+		}
+		t.mu.Unlock()
+		for _, s := range waiting {
+			s.Shrink() // waits if a frame is arriving
+		}
+		clear(waiting)
+		waiting = waiting[:0]
+	}
 }
 
 // Open opens a stream.
@@ -117,6 +163,7 @@ func (t *Tunnel) Close() error { return t.y.Close() }
 type tunnelConn struct {
 	*yamux.Stream
 	tunnel *Tunnel
+	read   atomic.Bool // something, since shrink has looked
 
 	mu      sync.Mutex // guards writeBy
 	writeBy time.Time  // zero: no deadline
@@ -125,12 +172,19 @@ type tunnelConn struct {
 }
 
 func newTunnelConn(s *yamux.Stream, t *Tunnel) *tunnelConn {
-	return &tunnelConn{Stream: s, tunnel: t, closed: make(chan struct{})}
+	c := &tunnelConn{Stream: s, tunnel: t, closed: make(chan struct{})}
+	t.mu.Lock()
+	t.conns[c] = struct{}{}
+	t.mu.Unlock()
+	return c
 }
 
 func (c *tunnelConn) Close() (err error) {
 	c.once.Do(func() {
 		close(c.closed)
+		c.tunnel.mu.Lock()
+		delete(c.tunnel.conns, c)
+		c.tunnel.mu.Unlock()
 		c.Stream.SetDeadline(aLongTimeAgo)
 		err = c.Stream.Close()
 	})
@@ -141,6 +195,7 @@ func (c *tunnelConn) CloseWrite() error { return c.Stream.Close() }
 
 func (c *tunnelConn) Read(p []byte) (int, error) {
 	n, err := c.Stream.Read(p)
+	c.read.Store(true)
 	return n, c.translate(err)
 }
 

@@ -13,5 +13,8 @@ func rawTunnels(x, y net.Conn) (client, server *Tunnel, err error) {
 		return nil, nil, err
 	}
 	s, err := yamux.Server(y, TunnelOptions{}.yamux())
-	return &Tunnel{c}, &Tunnel{s}, err
+	if err != nil {
+		return nil, nil, err
+	}
+	return newTunnel(c), newTunnel(s), nil
 }

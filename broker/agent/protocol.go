@@ -144,6 +144,14 @@ func (c *lineConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
+// rest returns the connection at the byte after the lines.
+func (c *lineConn) rest() stream.Conn {
+	if c.r.Buffered() > 0 {
+		return c
+	}
+	return c.Conn
+}
+
 // readLine returns the next line without its newline.
 func (c *lineConn) readLine() ([]byte, error) {
 	var line []byte
@@ -191,7 +199,7 @@ func ReadRequest(c stream.Conn) (*Request, error) {
 	if f.Kind != codec.Request {
 		return nil, errors.New("read request: not a request")
 	}
-	return &Request{Method: string(f.Method), Conn: lc, params: f.Params, id: f.ID}, nil
+	return &Request{Method: string(f.Method), Conn: lc.rest(), params: f.Params, id: f.ID}, nil
 }
 
 // Decode reads the request's params into v, a pointer to one of the structs above.
@@ -280,5 +288,5 @@ func call(c stream.Conn, method string, params, result any) (stream.Conn, error)
 			return nil, errors.New("the answer's result is not as expected")
 		}
 	}
-	return lc, nil
+	return lc.rest(), nil
 }

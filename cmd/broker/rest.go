@@ -14,7 +14,7 @@ import (
 const (
 	restInterval = 100 * time.Millisecond
 	restingAt    = 128 << 10 // who allocates less in an interval rests
-	leastGarbage = 8 << 20   // that is worth it, and a quarter of what is in use
+	leastGarbage = 8 << 20   // that is worth it, and an eighth of what is in use
 )
 
 // ballastSize is of memory that counts as heap: Go collects a heap when it has doubled. One of a
@@ -47,16 +47,17 @@ type memory struct {
 	allocated uint64 // since the start
 	used      uint64 // now, garbage among it
 	live      uint64 // when it was last collected
+	free      uint64 // and not given back: what was collected since
 }
 
 func readMemory() memory {
-	samples := []runtimemetrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	samples := []runtimemetrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/free:bytes"}}
 	runtimemetrics.Read(samples)
-	return memory{samples[0].Value.Uint64(), samples[1].Value.Uint64(), samples[2].Value.Uint64()}
+	return memory{samples[0].Value.Uint64(), samples[1].Value.Uint64(), samples[2].Value.Uint64(), samples[3].Value.Uint64()}
 }
 
-// resting reports whether there is garbage that nobody would collect soon. before is what
-// had been allocated an interval ago.
+// resting reports whether there is garbage that nobody would collect soon, or nobody give
+// back. before is what had been allocated an interval ago.
 func (m memory) resting(before uint64) bool {
-	return m.allocated-before < restingAt && m.used > m.live+max(leastGarbage, m.live/4)
+	return m.allocated-before < restingAt && m.used+m.free > m.live+max(leastGarbage, m.live/8)
 }

@@ -12,10 +12,11 @@ func TestResting(t *testing.T) {
 		now    memory
 		want   bool
 	}{
-		{"garbage", 300 << 20, memory{300<<20 + 1000, 90 << 20, 50 << 20}, true},
-		{"garbage, and busy", 299 << 20, memory{300 << 20, 90 << 20, 50 << 20}, false},
-		{"little garbage", 300 << 20, memory{300 << 20, 55 << 20, 50 << 20}, false},
-		{"little of much", 300 << 20, memory{300 << 20, 210 << 20, 200 << 20}, false},
+		{"garbage", 300 << 20, memory{300<<20 + 1000, 90 << 20, 50 << 20, 0}, true},
+		{"garbage, and busy", 299 << 20, memory{300 << 20, 90 << 20, 50 << 20, 0}, false},
+		{"little garbage", 300 << 20, memory{300 << 20, 55 << 20, 50 << 20, 0}, false},
+		{"garbage, collected and kept", 300 << 20, memory{300 << 20, 52 << 20, 50 << 20, 40 << 20}, true},
+		{"little of much", 300 << 20, memory{300 << 20, 210 << 20, 200 << 20, 8 << 20}, false},
 	} {
 		if got := tt.now.resting(tt.before); got != tt.want {
 			t.Errorf("%s: got %t", tt.name, got)
