@@ -104,7 +104,10 @@ func (s *webSession) delivered(_ context.Context, from int64) iter.Seq2[[]byte, 
 func (s *webSession) next(t *testing.T) string {
 	t.Helper()
 	select {
-	case line := <-s.lines:
+	case line, ok := <-s.lines:
+		if !ok {
+			t.Fatal("the session is over")
+		}
 		return line
 	case <-time.After(20 * time.Second):
 		t.Fatal("nothing comes")
