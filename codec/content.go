@@ -121,8 +121,10 @@ func (t *content) unquote(dst, b []byte, more bool) (i, n int, fault string) {
 				} else if end >= blocks {
 					read, wrote := unquoteBlocks(dst[n:], b[i:end])
 					i, n = i+read, n+wrote
-					begun := cutChar(b, i)
-					i, n = i-begun, n-begun
+					// A character is not cut. What goes on behind anything else, such as an escape, is a fault.
+					if start := runeStart(b, i); start < i && b[start] >= utf8.RuneSelf {
+						i, n = start, n-(i-start)
+					}
 					blocks = i + aBlock
 				}
 			}
@@ -156,22 +158,6 @@ func (t *content) unquote(dst, b []byte, more bool) (i, n int, fault string) {
 		i, n = i+size, n+utf8.EncodeRune(dst[n:n+utf8.UTFMax], r)
 	}
 	return i, n, ""
-}
-
-// cutChar returns how many bytes in front of i begin a character that goes on there. What
-// goes on behind anything else, such as an escape, is a fault.
-func cutChar(b []byte, i int) int {
-	if i == len(b) || utf8.RuneStart(b[i]) {
-		return 0
-	}
-	for n := 1; n < utf8.UTFMax && n <= i; n++ {
-		if c := b[i-n]; c < utf8.RuneSelf {
-			break
-		} else if utf8.RuneStart(c) {
-			return n
-		}
-	}
-	return 0
 }
 
 // take goes on by i bytes of the string, which are n of the text.

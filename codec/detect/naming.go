@@ -50,6 +50,24 @@ type gap struct {
 	max int
 }
 
+// gapOf returns what re, a class that is repeated, may have between; ok is false if it is
+// something else, or not empty.
+// gapOf returns the gap that re is; ok is false if it is none: so many bytes of a class, or
+// nothing.
+func gapOf(re *syntax.Regexp) (g gap, ok bool) {
+	class, low := repeats(re)
+	if class == nil || low > 0 || re.Op == syntax.OpCapture {
+		return gap{}, false
+	}
+	_, high := bounds(re)
+	return gap{class, high}, true
+}
+
+// pass returns the offset behind as much of g as there is in text from i on.
+func (g *gap) pass(text []byte, i int) int {
+	return i + g.set.run(text[i:min(len(text), i+g.max)])
+}
+
 // maxGap bounds how far a mark is from the name.
 const maxGap = 64
 
@@ -69,15 +87,14 @@ func namingOf(re *syntax.Regexp) *naming {
 	}
 	gaps := 0
 	for ; k < len(elems) && gaps < len(n.gaps); k++ {
-		class, low := repeats(elems[k])
-		if class == nil || low > 0 || elems[k].Op == syntax.OpCapture {
+		g, ok := gapOf(elems[k])
+		if !ok {
 			break
 		}
-		_, high := bounds(elems[k])
-		if high > maxGap {
+		if g.max > maxGap {
 			return nil
 		}
-		n.gaps[gaps] = gap{class, high}
+		n.gaps[gaps] = g
 		gaps++
 	}
 	if gaps == 0 || k == len(elems) {
@@ -183,9 +200,7 @@ func (s *search) plain(w *within, mark int) (from, to int) {
 	if w.ends == nil || from >= len(text) || !w.alone[text[mark]] || w.longer[text[from]] {
 		return 0, 0
 	}
-	for end := min(len(text), from+w.gap.max); from < end && w.gap.set[text[from]]; {
-		from++
-	}
+	from = w.gap.pass(text, from)
 	to = s.aheads[w.ahead].pass(s, w.set, from, min(len(text), from+w.most+1))
 	if to-from < w.least || to-from > w.most || to == len(text) || !w.ends[text[to]] {
 		return 0, 0
@@ -248,12 +263,11 @@ func (w *within) plainOf(before []*syntax.Regexp, value, behind *syntax.Regexp) 
 	}
 	w.gap = gap{set: &byteSet{}}
 	if len(before) == 2 {
-		class, low := repeats(before[1])
-		if class == nil || low > 0 || before[1].Flags&syntax.NonGreedy != 0 {
+		g, ok := gapOf(before[1])
+		if !ok || before[1].Flags&syntax.NonGreedy != 0 {
 			return
 		}
-		_, high := bounds(before[1])
-		w.gap = gap{class, high}
+		w.gap = g
 	}
 	var m machine
 	for c := range w.alone {

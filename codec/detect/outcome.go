@@ -51,20 +51,13 @@ func (s *search) mark(n *naming, start int) int {
 // next returns where the mark behind a word that ends at i is, or -1. Of the first
 // gap as many bytes as there are belong to it: no mark is among them.
 func (s *search) next(n *naming, i int) int {
-	text, g := s.text, &n.gaps[0]
-	end := min(len(text), i+g.max)
-	if g.max > shortRun/2 {
+	if g := &n.gaps[0]; g.max > shortRun/2 {
+		end := min(len(s.text), i+g.max)
 		i = min(end, s.aheads[n.ahead].pass(s, g.set, i, end))
 	} else {
-		for i < end && g.set[text[i]] {
-			i++
-		}
+		i = g.pass(s.text, i)
 	}
-	g = &n.gaps[1]
-	for end = min(len(text), i+g.max); i < end && g.set[text[i]]; {
-		i++
-	}
-	if i < len(text) && n.mark[text[i]] {
+	if i = n.gaps[1].pass(s.text, i); i < len(s.text) && n.mark[s.text[i]] {
 		return i
 	}
 	return -1
@@ -148,11 +141,11 @@ func (s *search) endless(x *expression, b *outcome, mark int) bool {
 	if x.few == 0 || w.set == nil || end > len(s.text) || !w.set[s.text[first]] {
 		return false
 	}
-	a := &s.aheads[w.ahead]
-	if a.pass(s, w.set, first, end) < end {
+	to := s.aheads[w.ahead].pass(s, w.set, first, min(len(s.text), end+stretchAhead))
+	if to < end {
 		return false
 	}
-	marks := a.pass(s, w.set, first, min(len(s.text), end+stretchAhead)) - w.most - w.far
+	marks := to - w.most - w.far
 	for _, v := range w.others {
 		v.from = span{1, marks - 1 - mark + w.far}
 		if v.in(s.text, mark) {
