@@ -33,7 +33,7 @@ var countWorks = []struct {
 }{
 	{"tls", work{protocol: overTLS, sessions: 1, tool: toolEcho}, 20000, false},
 	{"tls-pipelined", work{protocol: overTLS, sessions: 4, depth: 32, tool: toolEcho}, 400, true},
-	{"tls-64k", work{protocol: overTLS, sessions: 1, tool: toolMedium}, 400, true},
+	{"tls-64k", work{protocol: overTLS, sessions: 1, tool: toolMedium}, 4000, true}, // fewer, and a block that is written between them counts
 	{"quic", work{protocol: overQUIC, sessions: 1, tool: toolEcho}, 5000, true},
 	{"http1", work{protocol: overHTTP1, sessions: 1, tool: toolEcho}, 5000, false},
 }
