@@ -164,6 +164,16 @@ func waitUntil(t testing.TB, what string, is func() bool) {
 // dial opens a session as a subject.
 func (h *harness) dial(t testing.TB, subject, server string, over func(context.Context, string, *tls.Config) (stream.Conn, error)) stream.Conn {
 	t.Helper()
+	c, err := over(context.Background(), h.listener.Addr().String(), h.tls(t, subject, server))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// tls is with what subject connects to server.
+func (h *harness) tls(t testing.TB, subject, server string) *tls.Config {
+	t.Helper()
 	key, err := identity.NewKey()
 	if err != nil {
 		t.Fatal(err)
@@ -172,14 +182,10 @@ func (h *harness) dial(t testing.TB, subject, server string, over func(context.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := over(context.Background(), h.listener.Addr().String(), &tls.Config{
+	return &tls.Config{
 		ServerName: server + ".localhost", InsecureSkipVerify: true,
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
-	return c
 }
 
 var allowAll = policy.Rule{Name: "all", Users: []string{"*"}, Servers: []string{"*"}, Access: policy.Allow}

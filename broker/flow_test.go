@@ -252,11 +252,11 @@ func TestFlowTooLarge(t *testing.T) {
 func TestFlowUnrecorded(t *testing.T) {
 	rec := &testRecording{out: &bytes.Buffer{}}
 	l := lane{direction: codec.S2C, rec: rec, w: rec, gone: errClientGone}
-	if err := l.part(recorder.Frame{}, recorder.Delivered, []byte(`{"jsonrpc":"2.0","id":1,"result":["a`), nil); err != nil {
+	if err := l.part(nil, recorder.Frame{}, recorder.Delivered, []byte(`{"jsonrpc":"2.0","id":1,"result":["a`), nil); err != nil {
 		t.Fatal(err)
 	}
 	rec.err = recorder.ErrUnavailable
-	if err := l.part(recorder.Frame{Verdict: recorder.Found, Bytes: []byte(`[]`)}, recorder.Masked, []byte(`b`), nil); !errors.Is(err, recorder.ErrUnavailable) {
+	if err := l.part(nil, recorder.Frame{Verdict: recorder.Found, Bytes: []byte(`[]`)}, recorder.Masked, []byte(`b`), nil); !errors.Is(err, recorder.ErrUnavailable) {
 		t.Fatal(err)
 	}
 	if err := l.end(recorder.Cut); !errors.Is(err, recorder.ErrUnavailable) {
@@ -273,7 +273,7 @@ func TestFlowUnrecorded(t *testing.T) {
 func TestFlowHoldsUp(t *testing.T) {
 	rec := &testRecording{out: &bytes.Buffer{}}
 	l := lane{direction: codec.S2C, rec: rec, w: rec, gone: errClientGone}
-	if err := l.part(recorder.Frame{}, recorder.Delivered, []byte(`{`), nil); err != nil {
+	if err := l.part(nil, recorder.Frame{}, recorder.Delivered, []byte(`{`), nil); err != nil {
 		t.Fatal(err)
 	}
 	queued := make(chan error)
@@ -290,7 +290,7 @@ func TestFlowHoldsUp(t *testing.T) {
 	if rec.out.String() != "{" {
 		t.Errorf("written is %.100q", rec.out)
 	}
-	if err := l.part(recorder.Frame{}, recorder.Delivered, []byte(`}`), nil); err != nil {
+	if err := l.part(nil, recorder.Frame{}, recorder.Delivered, []byte(`}`), nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.end(recorder.Delivered); err != nil {

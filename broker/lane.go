@@ -164,9 +164,10 @@ func (l *lane) flushLocked() error {
 	return l.deliver(b.buf, b.frames...)
 }
 
-// part delivers a part of a frame that is not held until its end. about is what is
-// put on record in front of it, if it has bytes; came, what the part was, unless it is nil.
-func (l *lane) part(about recorder.Frame, v recorder.Verdict, p, came []byte) error {
+// part delivers a part of a frame that is not held until its end: of the answer to the
+// request with that raw id, as far as it is known. about is what is put on record in front
+// of it, if it has bytes; came, what the part was, unless it is nil.
+func (l *lane) part(id []byte, about recorder.Frame, v recorder.Verdict, p, came []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.under {
@@ -174,13 +175,23 @@ func (l *lane) part(about recorder.Frame, v recorder.Verdict, p, came []byte) er
 			return err
 		}
 		l.under = true
+		if r, ok := l.w.(relayed); ok {
+			r.Flow(id)
+		}
 	}
-	f := recorder.Frame{Direction: l.direction, Verdict: v, Bytes: p, Original: came, More: true}
-	if len(about.Bytes) == 0 {
-		return l.deliver(p, f)
+	if l.err != nil {
+		return l.err
 	}
 	about.Direction = l.direction
-	return l.deliver(append(append(about.Bytes, '\n'), p...), about, f)
+	frames := []recorder.Frame{about, {Direction: l.direction, Verdict: v, Bytes: p, Original: came, More: true}}
+	if len(about.Bytes) == 0 {
+		frames = frames[1:]
+	}
+	if err := l.rec.Append(frames...); err != nil {
+		return err
+	}
+	l.write(p)
+	return l.err
 }
 
 // end ends a frame that was delivered in parts: in order, or cut.
@@ -191,6 +202,9 @@ func (l *lane) end(v recorder.Verdict) error {
 }
 
 func (l *lane) endLocked(v recorder.Verdict) error {
+	if r, ok := l.w.(relayed); ok && v == recorder.Cut {
+		r.Cut()
+	}
 	if !l.under {
 		return l.err
 	}
@@ -216,11 +230,17 @@ func (l *lane) relay(line []byte) error {
 	return nil
 }
 
-// relayed is a client that gets its frames by other means than a stream.
-type relayed interface{ Relay(line []byte) }
+// relayed is a client that gets its frames by other means than a stream, as
+// [stream.HTTPConn] brings them.
+type relayed interface {
+	Relay(line []byte)
+	Flows(id []byte) bool
+	Flow(id []byte)
+	Cut()
+}
 
 // deliver records frames and writes those that are not blocked. out is all of
-// them, a newline behind each, or one part of a frame.
+// them, a newline behind each.
 func (l *lane) deliver(out []byte, frames ...recorder.Frame) error {
 	if l.err != nil {
 		return l.err
@@ -230,7 +250,7 @@ func (l *lane) deliver(out []byte, frames ...recorder.Frame) error {
 	}
 	start, end := 0, 0
 	for _, f := range frames {
-		next := min(end+len(f.Bytes)+1, len(out))
+		next := end + len(f.Bytes) + 1
 		if f.Verdict == recorder.Blocked || !f.Verdict.IsFrame() {
 			l.write(out[start:end])
 			start = next

@@ -84,7 +84,7 @@ func TestLaneBroken(t *testing.T) {
 	for _, v := range []recorder.Verdict{recorder.Delivered, recorder.Cut} {
 		rec := &testRecording{out: &bytes.Buffer{}}
 		l := lane{rec: rec, w: rec, gone: errClientGone}
-		if err := l.part(recorder.Frame{}, recorder.Delivered, []byte(`{"long":1}`), nil); err != nil {
+		if err := l.part(nil, recorder.Frame{}, recorder.Delivered, []byte(`{"long":1}`), nil); err != nil {
 			t.Fatal(err)
 		}
 		rec.err = recorder.ErrUnavailable

@@ -194,14 +194,15 @@ func (l *ledger) flows(raw []byte) bool {
 	return len(l.flying) > 0
 }
 
-// only returns the raw id of the one request that somebody waits for, or nil if
-// there are none or several.
-func (l *ledger) only() (raw []byte) {
+// only returns the raw id of the one request that may be answered before the session
+// ends, or nil if there are none or several. With waiting, those that were cancelled
+// do not count.
+func (l *ledger) only(waiting bool) (raw []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for id, r := range l.flying {
 		switch {
-		case r.cancelled || r.listens():
+		case r.cancelled && waiting || !r.cancelled && r.listens():
 		case raw != nil:
 			return nil
 		default:
@@ -209,6 +210,13 @@ func (l *ledger) only() (raw []byte) {
 		}
 	}
 	return raw
+}
+
+// same reports whether two raw ids are one.
+func (l *ledger) same(a, b []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.key(a) == l.key(b)
 }
 
 // has reports whether somebody waits for the request with that raw id.

@@ -38,8 +38,8 @@ func TestRequestIDs(t *testing.T) {
 			if got := l.add(f, ""); got != duplicate {
 				t.Errorf("%s can be added twice: %v", test.id, got)
 			}
-			if string(l.only()) != test.id {
-				t.Errorf("the only one is %s, want %s", l.only(), test.id)
+			if string(l.only(true)) != test.id {
+				t.Errorf("the only one is %s, want %s", l.only(true), test.id)
 			}
 			if _, ok := l.done([]byte(raw)); !ok {
 				t.Errorf("%s is not known by %s", test.id, raw)

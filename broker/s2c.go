@@ -68,11 +68,15 @@ func (s *session) handleS2C(r *codec.Reader, v *view, line []byte, err error) (o
 // flow passes a long response while it arrives. Where it must be held, because it
 // is judged as a whole or its client needs it whole, the Reader waits for it.
 func (s *session) flow(r *codec.Reader, v *view) error {
-	_, whole := s.client.(relayed)
-	if id, ok := r.Long(); !ok || whole || !s.fromClient.flows(id) {
+	id, ok := r.Long()
+	if ok {
+		id, ok = s.flows(id)
+	}
+	if !ok {
 		r.Whole()
 		return nil
 	}
+	id = bytes.Clone(id)
 	if err := s.refresh(v); err != nil {
 		return err
 	}
@@ -93,14 +97,16 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 		if err != nil {
 			return err
 		}
-		return s.toClient.part(about, verdict, part.Bytes, part.Came)
+		return s.toClient.part(id, about, verdict, part.Bytes, part.Came)
 	})
 	s.observed.frame()
 	if err == nil {
-		req, ok := s.fromClient.done(f.ID)
-		s.note()
-		if ok && req.flows() || req.cancelled { // the rest of it is the client's to ignore
-			return s.toClient.end(recorder.Delivered)
+		if id == nil || s.fromClient.same(id, f.ID) {
+			req, ok := s.fromClient.done(f.ID)
+			s.note()
+			if ok && req.flows() || req.cancelled { // the rest of it is the client's to ignore
+				return s.toClient.end(recorder.Delivered)
+			}
 		}
 		s.log.Warn("server answered what it was not asked, at length")
 		err = errServerFrame
@@ -117,9 +123,11 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 		return nil
 	case errors.As(err, &bad) && bad.Code == codec.CodeTooLarge:
 		s.log.Warn("server sent a frame that would cost too much", "error", err)
-		id := bad.ID
+		if bad.ID != nil {
+			id = bad.ID
+		}
 		if id == nil {
-			id = s.fromClient.only()
+			id = s.fromClient.only(true)
 		}
 		if _, ok := s.fromClient.done(id); id != nil && ok {
 			s.note()
@@ -133,6 +141,19 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 		return errServerClosed
 	}
 	return err
+}
+
+// flows reports whether a long response may pass before it is whole, and to which
+// request: that of id or, if that is nil, as far as it is known.
+func (s *session) flows(id []byte) ([]byte, bool) {
+	web, byURL := s.client.(relayed)
+	if !byURL {
+		return id, s.fromClient.flows(id)
+	}
+	if id == nil { // it goes into the HTTP response that the id, which comes behind it, says
+		id = s.fromClient.only(false)
+	}
+	return id, id != nil && s.fromClient.flows(id) && web.Flows(id)
 }
 
 // s2c handles one line of the server.

@@ -137,21 +137,23 @@ func (b *Broker) record(session string, rec Recording) stream.Record {
 			}
 			return rec.Append(recorder.Frame{Direction: codec.C2S, Verdict: recorder.Aliased, Bytes: text})
 		},
-		Delivered: func(ctx context.Context, from int64) iter.Seq2[[]byte, error] {
-			return func(yield func([]byte, error) bool) {
+		Delivered: func(ctx context.Context, from int64) iter.Seq2[stream.Piece, error] {
+			return func(yield func(stream.Piece, error) bool) {
 				n := int64(0)
 				for f, err := range b.o.Log.Frames(ctx, session) {
 					if err != nil {
-						yield(nil, err)
+						yield(stream.Piece{}, err)
 						return
 					}
 					if f.Direction != codec.S2C || f.Verdict == recorder.Blocked || !f.Verdict.IsFrame() {
 						continue
 					}
-					if n >= from && !yield(f.Bytes, nil) {
+					if n >= from && !yield(stream.Piece{Bytes: f.Bytes, More: f.More}, nil) {
 						return
 					}
-					n++
+					if !f.More {
+						n++
+					}
 				}
 			}
 		},

@@ -22,9 +22,13 @@ type carrier struct {
 
 	mu      sync.Mutex
 	out     []byte // to be written
+	spare   []byte // has been written, and is the next out
+	writing int    // bytes of what is being written
 	status  int
 	events  bool // a stream has begun
 	single  bool // it is one response in JSON
+	partial bool // of an answer that comes in parts, the end is missing
+	slow    bool // parts of it wait in out, and not the session
 	started bool // the header is written; of run's goroutine
 	ended   bool // nothing more comes
 	gone    bool // the client is
@@ -32,8 +36,16 @@ type carrier struct {
 	room    chan struct{}
 }
 
-// maxPending is how much waits for a slow client before the session does, in bytes.
-const maxPending = 256 << 10
+const (
+	// maxPending is how much waits for a slow client before the session does, in bytes.
+	maxPending = 64 << 10
+	// patience is how long a session waits for the client that gets an answer in parts.
+	// Others may share the session: from then on, as much waits for that client as if it
+	// got the answer whole.
+	patience = 100 * time.Millisecond
+	// writeSize is how many bytes a client must take in the time of a stall.
+	writeSize = 64 << 10
+)
 
 func newCarrier(w http.ResponseWriter, o HTTPOptions) *carrier {
 	return &carrier{
@@ -105,39 +117,58 @@ func statusOf(r *reply, line []byte) int {
 	return http.StatusOK
 }
 
-// send takes a line of the reply r. It waits while the client takes nothing, but
-// not for ever: then the client is cut off.
-func (by *carrier) send(r *reply, line []byte, pos int64, last bool, status int) {
+// enter locks by as soon as it takes more of the reply r: of an answer in parts, or of
+// lines. It waits while the client takes nothing, but not for ever: then the client is
+// cut off. It is false, and by is not locked, if nobody takes anything any more.
+func (by *carrier) enter(r *reply, parts bool) bool {
 	by.mu.Lock()
-	if by.gone || by.ended {
-		by.mu.Unlock()
-		return
-	}
-	var timeout <-chan time.Time
-	for len(by.out) > maxPending && !by.gone {
-		by.mu.Unlock()
-		if timeout == nil {
-			timer := time.NewTimer(by.o.Stall)
-			defer timer.Stop()
-			timeout = timer.C
+	var patient <-chan time.Time
+	for !by.gone && !by.ended {
+		pending := len(by.out) + by.writing
+		if pending <= maxPending {
+			by.slow = false
+			return true
 		}
-		stalled := false
+		if parts && by.slow && pending <= by.o.Body {
+			return true
+		}
+		if parts && !by.slow && patient == nil {
+			patient = time.After(patience)
+		}
+		by.mu.Unlock()
+		stalled := time.NewTimer(by.o.Stall)
+		slow, late := false, false
 		select {
 		case <-by.room:
-		case <-timeout:
-			stalled = true
+		case <-patient:
+			slow = true
+		case <-stalled.C:
+			late = true
 		case <-r.conn.late:
-			stalled = true
+			late = true
 		}
+		stalled.Stop()
 		by.mu.Lock()
-		if stalled {
+		by.slow = by.slow || slow
+		if late {
 			by.gone = true
 			signal(by.more)
 		}
 	}
+	by.mu.Unlock()
+	return false
+}
+
+// send takes a line of the reply r.
+func (by *carrier) send(r *reply, line []byte, pos int64, last bool, status int) {
+	if !by.enter(r, false) {
+		return
+	}
 	defer by.mu.Unlock()
 	switch {
-	case by.gone:
+	case by.single && last: // the answer was cut, and this says why
+		by.out = append(append(by.out, '\n'), line...)
+	case by.single:
 		return
 	case last && !by.events:
 		by.single = true
@@ -155,15 +186,44 @@ func (by *carrier) send(r *reply, line []byte, pos int64, last bool, status int)
 				by.out = r.appendPrime(by.out)
 			}
 		}
-		by.out = append(by.out, r.event(line, pos)...)
+		by.out = append(append(r.appendEvent(by.out, pos), line...), endOfEvent...)
 	}
 	by.ended = by.ended || last
 	signal(by.more)
 }
 
-// write writes to the client at once.
-func (by *carrier) write(b []byte) bool {
-	by.rc.SetWriteDeadline(time.Now().Add(by.o.Stall))
+// part takes a part of the answer that is the reply r.
+func (by *carrier) part(r *reply, b []byte, pos int64) {
+	if !by.enter(r, true) {
+		return
+	}
+	defer by.mu.Unlock()
+	if !by.partial {
+		by.partial, by.single = true, !by.events
+		if by.events {
+			by.out = r.appendEvent(by.out, pos)
+		}
+	}
+	by.out = append(by.out, b...)
+	signal(by.more)
+}
+
+// finish ends an answer that came in parts. If it is not whole, another line says why.
+func (by *carrier) finish(whole bool) {
+	by.mu.Lock()
+	defer by.mu.Unlock()
+	if by.events {
+		by.out = append(by.out, endOfEvent...)
+	}
+	// What a client has of one in JSON is no answer, and never will be: its response
+	// does not end in order.
+	by.partial = by.single && !whole
+	by.ended = by.ended || whole
+	signal(by.more)
+}
+
+// write writes to the client at once. ended tells that nothing comes behind it.
+func (by *carrier) write(b []byte, ended bool) bool {
 	if !by.started {
 		by.started = true
 		h := by.w.Header()
@@ -173,22 +233,32 @@ func (by *carrier) write(b []byte) bool {
 			h.Set(HeaderSession, by.session)
 		}
 		by.mu.Lock()
-		single, status := by.single, by.status
+		single, status, whole := by.single, by.status, ended && !by.partial
 		by.mu.Unlock()
 		if single {
 			h.Set("Content-Type", "application/json")
-			h.Set("Content-Length", fmt.Sprint(len(b)))
+			if whole {
+				h.Set("Content-Length", fmt.Sprint(len(b)))
+			}
 		} else {
 			h.Set("Content-Type", "text/event-stream")
 			h.Set("X-Accel-Buffering", "no")
 		}
 		by.w.WriteHeader(status)
 	}
-	if len(b) > 0 {
-		if _, err := by.w.Write(b); err != nil {
+	for len(b) > 0 {
+		n := min(len(b), writeSize)
+		by.rc.SetWriteDeadline(time.Now().Add(by.o.Stall))
+		if _, err := by.w.Write(b[:n]); err != nil {
 			return false
 		}
+		b = b[n:]
+		by.mu.Lock()
+		by.writing -= min(n, by.writing)
+		by.mu.Unlock()
+		signal(by.room)
 	}
+	by.rc.SetWriteDeadline(time.Now().Add(by.o.Stall))
 	return by.rc.Flush() == nil
 }
 
@@ -219,9 +289,9 @@ func (by *carrier) run(ctx context.Context, r *reply) {
 			done = nil
 		}
 		by.mu.Lock()
-		b, ended, gone := by.out, by.ended, by.gone
-		by.out = nil
-		if beat && !by.single && len(b) == 0 {
+		b, ended, gone, partial := by.out, by.ended, by.gone, by.partial
+		by.out, by.spare, by.writing = by.spare, nil, len(b)
+		if beat && !by.single && !partial && len(b) == 0 {
 			// A proxy on the way would take silence for death.
 			by.events = true
 			b = []byte(": still there\n\n")
@@ -236,9 +306,17 @@ func (by *carrier) run(ctx context.Context, r *reply) {
 			fail(by.w, http.StatusNotFound, codeSession, r.clientID(), errNoSession.Error())
 			return
 		case begun && (len(b) > 0 || !by.started):
-			if !by.write(b) {
+			if !by.write(b, ended) {
 				return
 			}
+		}
+		if ended && partial {
+			panic(http.ErrAbortHandler)
+		}
+		if partial && cap(b) <= 4*maxPending {
+			by.mu.Lock()
+			by.spare = b[:0]
+			by.mu.Unlock()
 		}
 		if ended {
 			return

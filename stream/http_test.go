@@ -87,13 +87,15 @@ func (s *webSession) noted() []codec.Alias {
 	return slices.Clone(s.aliases)
 }
 
-func (s *webSession) delivered(_ context.Context, from int64) iter.Seq2[[]byte, error] {
-	return func(yield func([]byte, error) bool) {
+// delivered has each line in two pieces.
+func (s *webSession) delivered(_ context.Context, from int64) iter.Seq2[Piece, error] {
+	return func(yield func(Piece, error) bool) {
 		s.mu.Lock()
 		sent := s.sent[from:]
 		s.mu.Unlock()
 		for _, line := range sent {
-			if !yield([]byte(line), nil) {
+			half := len(line) / 2
+			if !yield(Piece{Bytes: []byte(line[:half]), More: true}, nil) || !yield(Piece{Bytes: []byte(line[half:])}, nil) {
 				return
 			}
 		}
@@ -122,6 +124,18 @@ func (s *webSession) say(format string, args ...any) {
 	s.sent = append(s.sent, line)
 	s.mu.Unlock()
 	s.Write([]byte(line + "\n"))
+}
+
+// sayPart writes a part of the answer to request id, which is on record before.
+func (s *webSession) sayPart(id, part string) {
+	s.mu.Lock()
+	if s.answer == nil {
+		s.sent = append(s.sent, "")
+		s.Flow([]byte(id))
+	}
+	s.sent[len(s.sent)-1] += strings.TrimSuffix(part, "\n")
+	s.mu.Unlock()
+	s.Write([]byte(part))
 }
 
 func (w *web) session(t *testing.T) *webSession {

@@ -44,7 +44,13 @@ type Record struct {
 	Alias func(a codec.Alias) error
 	// Delivered yields the lines that were written to the conn, the from-th and all
 	// after it, counted from 0.
-	Delivered func(ctx context.Context, from int64) iter.Seq2[[]byte, error]
+	Delivered func(ctx context.Context, from int64) iter.Seq2[Piece, error]
+}
+
+// A Piece is a line without its newline, or a part of one: then there is More of it.
+type Piece struct {
+	Bytes []byte
+	More  bool
 }
 
 // An HTTPConn is a session over HTTP: what the bodies of its requests hold comes
@@ -72,6 +78,7 @@ type HTTPConn struct {
 	n         int               // replies so far
 	sent      int64             // lines so far
 	hint      *Upstream         // of the next line
+	answer    *answer           // that is being written in parts; of the caller of Write, Flow and Cut
 	status    int               // of the next response; 0: what is usual
 	until     time.Time
 	users     int // HTTP requests now
@@ -456,19 +463,30 @@ func (c *HTTPConn) catchUp(ctx context.Context, r *reply, by *carrier, after int
 			return !over
 		}
 		c.mu.Unlock()
-		n := first
-		for line, err := range c.record.Delivered(ctx, first) {
+		n, begins := first, true
+		var b []byte
+		for piece, err := range c.record.Delivered(ctx, first) {
 			if err != nil {
 				c.http.o.Log.Error("a stream cannot go on: the recording cannot be read", "error", err)
 				return false
 			}
 			if missed[n] {
-				delete(missed, n)
-				after = n
-				if !by.write(r.event(line, n)) {
+				if b = b[:0]; begins {
+					b = r.appendEvent(b, n)
+				}
+				if b = append(b, piece.Bytes...); !piece.More {
+					b = append(b, endOfEvent...)
+				}
+				if !by.write(b, false) {
 					return false
 				}
-				if len(missed) == 0 {
+			}
+			if begins = !piece.More; piece.More {
+				continue
+			}
+			if missed[n] {
+				delete(missed, n)
+				if after = n; len(missed) == 0 {
 					break
 				}
 			}
@@ -480,15 +498,16 @@ func (c *HTTPConn) catchUp(ctx context.Context, r *reply, by *carrier, after int
 	}
 }
 
-// event is a line as an event of a stream.
-func (r *reply) event(line []byte, pos int64) []byte {
-	b := make([]byte, 0, len(line)+48)
+// appendEvent appends what stands in front of a line in an event of a stream. Behind
+// it stands endOfEvent.
+func (r *reply) appendEvent(dst []byte, pos int64) []byte {
 	if !r.modern {
-		b = fmt.Appendf(b, "id: %d.%d\n", r.n, pos)
+		dst = fmt.Appendf(dst, "id: %d.%d\n", r.n, pos)
 	}
-	b = append(b, "event: message\ndata: "...)
-	return append(append(b, line...), "\n\n"...)
+	return append(dst, "event: message\ndata: "...)
 }
+
+const endOfEvent = "\n\n"
 
 // appendPrime appends an event without data, for its id: that of a stream of
 // which nothing has been sent. Revisions before 2025-11-25 know none.
@@ -513,17 +532,109 @@ func parseEventID(id string) (stream int, line int64, ok bool) {
 // Read gives the session what clients send.
 func (c *HTTPConn) Read(p []byte) (int, error) { return c.out.Read(p) }
 
-// Write takes whole lines of the session's and sends them on. It waits for a
-// client that is slow, for a while; that a client is gone is no error.
+// Write takes lines of the session's, whole but for an answer that [HTTPConn.Flow] has
+// named, and sends them on. It waits for a client that is slow, for a while; that a
+// client is gone is no error.
 func (c *HTTPConn) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {
-		line, more, _ := bytes.Cut(rest, []byte("\n"))
+		line, more, ended := bytes.Cut(rest, []byte("\n"))
 		rest = more
-		if !c.deliver(line) {
+		ok := false
+		if c.answer != nil {
+			ok = c.part(line, ended)
+		} else {
+			ok = c.deliver(line)
+		}
+		if !ok {
 			return 0, net.ErrClosed
 		}
 	}
 	return len(p), nil
+}
+
+// An answer is one that is written in parts.
+type answer struct {
+	reply *reply   // nil: nobody waits for it
+	by    *carrier // that has had its beginning; nil: none has
+	pos   int64
+	cut   bool
+}
+
+// Flows reports whether the answer to the request with that raw id may be written in
+// parts. One to a request that goes by another id may not: it is changed as a whole.
+func (c *HTTPConn) Flows(id []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.replies[rawKey(id)]
+	return r != nil && r.alias == nil
+}
+
+// Flow says that what is written next, up to a newline, is the answer to the request
+// with that raw id, in parts.
+func (c *HTTPConn) Flow(id []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.useful, c.hint = true, nil
+	a := &answer{reply: c.replies[rawKey(id)], pos: c.sent}
+	c.sent++
+	if r := a.reply; r != nil && r.by != nil && r.by.live {
+		a.by = r.by
+	}
+	c.answer = a
+}
+
+// Cut says that the answer which is written in parts, if one is, ends with the next
+// newline and is not whole. Another answer to the same request says why.
+func (c *HTTPConn) Cut() {
+	if c.answer != nil {
+		c.answer.cut = true
+	}
+}
+
+// part sends a part of an answer on. It is false if the conn is closed.
+func (c *HTTPConn) part(b []byte, last bool) bool {
+	a := c.answer
+	c.mu.Lock()
+	closed := c.closed
+	c.mu.Unlock()
+	if closed {
+		return false
+	}
+	if a.by != nil && len(b) > 0 {
+		a.by.part(a.reply, b, a.pos)
+	}
+	if !last {
+		return true
+	}
+	c.answer = nil
+	if a.reply != nil && !a.cut {
+		c.answeredInParts(a)
+	}
+	if a.by != nil {
+		a.by.finish(!a.cut)
+	}
+	return true
+}
+
+// answeredInParts notes that an answer is whole.
+func (c *HTTPConn) answeredInParts(a *answer) {
+	c.mu.Lock()
+	r := a.reply
+	if r.over { // its client has cancelled the request
+		c.mu.Unlock()
+		return
+	}
+	delete(c.replies, rawKey(r.id))
+	r.came(a.pos, true)
+	other := r.by
+	if a.by != nil {
+		r.handed = len(r.events)
+	}
+	late := other != nil && other != a.by && other.live
+	c.mu.Unlock()
+	if late { // the client has come back in the middle of it, and gets it when it does so again
+		other.pause(0)
+	}
 }
 
 // Relay takes a notification of the agent's about the frames that follow.
@@ -597,16 +708,7 @@ func (c *HTTPConn) deliver(line []byte) bool {
 		return true
 	}
 	last := method == nil
-	if !r.modern {
-		if r.events = append(r.events, pos); len(r.events) > maxEvents {
-			r.events = r.events[1:]
-			r.handed = max(r.handed-1, 0)
-		}
-		if last && r.n != 0 {
-			c.keep(r)
-		}
-	}
-	r.over = r.over || last
+	r.came(pos, last)
 	by := r.by
 	if by != nil && !by.live { // it is being caught up, and reads this from the record
 		by = nil
@@ -683,6 +785,20 @@ func (c *HTTPConn) related(method string, params []byte, hint *Upstream) *reply 
 		return nil // the newer era has no stream of no request
 	}
 	return none
+}
+
+// came notes that a line belongs to the reply: the last one ends it.
+func (r *reply) came(pos int64, last bool) {
+	if !r.modern {
+		if r.events = append(r.events, pos); len(r.events) > maxEvents {
+			r.events = r.events[1:]
+			r.handed = max(r.handed-1, 0)
+		}
+		if last && r.n != 0 {
+			r.conn.keep(r)
+		}
+	}
+	r.over = r.over || last
 }
 
 // keep keeps a reply that is over for who comes back, and lets go of an older one.

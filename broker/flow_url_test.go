@@ -1,0 +1,195 @@
+package broker
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"example.com/broker/broker/agent"
+	"example.com/broker/broker/policy"
+	"example.com/broker/codec"
+	"example.com/broker/stream"
+)
+
+// A flowingURL is a session by URL, of the older era, with a server that is played.
+type flowingURL struct {
+	*harness
+	client *http.Client
+	id     string
+	server net.Conn
+	asked  *bufio.Reader
+}
+
+func startFlowURL(t *testing.T, limits Limits, rule policy.Rule) *flowingURL {
+	h, stop := newHarness(t, limits, rule)
+	servers := make(scripted, 1)
+	h.o.Local.Servers = map[string]agent.Upstream{"cat": servers}
+	transport := &http.Transport{TLSClientConfig: h.tls(t, "ada", "cat")}
+	f := &flowingURL{harness: h, client: &http.Client{Transport: transport}}
+	t.Cleanup(func() { transport.CloseIdleConnections(); stop() })
+	hello := f.post(t, `{"jsonrpc":"2.0","id":"hello","method":"initialize","params":{"protocolVersion":"2025-11-25"}}`)
+	f.server = <-servers
+	t.Cleanup(func() { f.server.Close() })
+	f.asked = bufio.NewReader(f.server)
+	f.asked.ReadString('\n')
+	io.WriteString(f.server, `{"jsonrpc":"2.0","id":"hello","result":{}}`+"\n")
+	resp := <-hello
+	resp.Body.Close()
+	f.id = resp.Header.Get(stream.HeaderSession)
+	return f
+}
+
+// post makes a request in the background.
+func (f *flowingURL) post(t *testing.T, body string) <-chan *http.Response {
+	return f.do(t, "POST", body)
+}
+
+func (f *flowingURL) do(t *testing.T, method, body string, headers ...string) <-chan *http.Response {
+	answered := make(chan *http.Response, 1)
+	r, err := http.NewRequestWithContext(t.Context(), method, "https://"+f.listener.Addr().String()+"/cat/mcp", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	headers = append(headers, "Content-Type", "application/json", "Accept", "application/json, text/event-stream")
+	if f.id != "" {
+		headers = append(headers, stream.HeaderSession, f.id, stream.HeaderVersion, "2025-11-25")
+	}
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	go func() {
+		defer close(answered)
+		resp, err := f.client.Do(r)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		answered <- resp
+	}()
+	return answered
+}
+
+// call posts calls, one after the other, and has the server get them.
+func (f *flowingURL) call(t *testing.T, calls ...string) (answers []<-chan *http.Response) {
+	for _, c := range calls {
+		answers = append(answers, f.post(t, c))
+		if line, err := f.asked.ReadString('\n'); line != c || err != nil {
+			t.Fatalf("the server got %q, %v", line, err)
+		}
+	}
+	return answers
+}
+
+// idLast begins an answer of which nobody knows yet whose it is.
+var idLast = `{"result":{"content":[{"type":"text","text":"` + strings.Repeat("lorem ipsum ", half/12)
+
+// TestFlowURL checks that a long answer passes while it arrives into the HTTP response
+// that it belongs to, as soon as that is known.
+func TestFlowURL(t *testing.T) {
+	f := startFlowURL(t, Limits{}, masksMail())
+	first := func(resp *http.Response, beginning string) {
+		t.Helper()
+		b := make([]byte, half/2)
+		if _, err := io.ReadFull(resp.Body, b); err != nil || string(b) != beginning[:half/2] {
+			t.Fatalf("%.100q, %v", b, err)
+		}
+	}
+	rest := func(resp *http.Response, want string) {
+		t.Helper()
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || string(b) != want {
+			t.Fatalf("%d bytes, want %d: %.100q, %v", len(b), len(want), b, err)
+		}
+	}
+	t.Run("id in front", func(t *testing.T) {
+		a := f.call(t, tool("a", 1), tool("b", 2))
+		io.WriteString(f.server, beginning)
+		resp := <-a[0]
+		first(resp, beginning)
+		io.WriteString(f.server, `ada@b.de"}]}}`+"\n"+`{"jsonrpc":"2.0","id":2,"result":{}}`+"\n")
+		rest(resp, beginning[half/2:]+`[masked:email]"}]}}`)
+		rest(<-a[1], `{"jsonrpc":"2.0","id":2,"result":{}}`)
+	})
+	t.Run("id behind, of the only request", func(t *testing.T) {
+		a := f.call(t, tool("a", 3))
+		io.WriteString(f.server, idLast)
+		resp := <-a[0]
+		first(resp, idLast)
+		io.WriteString(f.server, `ada@b.de"}]},"jsonrpc":"2.0","id":3}`+"\n")
+		rest(resp, idLast[half/2:]+`[masked:email]"}]},"jsonrpc":"2.0","id":3}`)
+	})
+	t.Run("id behind, of one of two", func(t *testing.T) {
+		a := f.call(t, tool("a", 4), tool("b", 5))
+		io.WriteString(f.server, idLast+`ada@b.de"}]},"jsonrpc":"2.0","id":5}`+"\n"+`{"jsonrpc":"2.0","id":4,"result":{}}`+"\n")
+		rest(<-a[1], idLast+`[masked:email]"}]},"jsonrpc":"2.0","id":5}`)
+		rest(<-a[0], `{"jsonrpc":"2.0","id":4,"result":{}}`)
+	})
+	t.Run("a client that comes back", func(t *testing.T) {
+		a := f.call(t, tool("a", 6))
+		io.WriteString(f.server, `{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":1}}`+"\n"+strings.Replace(beginning, `"id":1`, `"id":6`, 1))
+		resp := <-a[0]
+		in, id := bufio.NewReader(resp.Body), ""
+		for line := ""; line != "\n" || id == ""; { // the first event with an id of its own
+			line, _ = in.ReadString('\n')
+			if v, ok := strings.CutPrefix(line, "id: "); ok && !strings.Contains(v, "-1") {
+				id = strings.TrimSpace(v)
+			}
+		}
+		if b := make([]byte, half/2); true {
+			if _, err := io.ReadFull(in, b); err != nil || !strings.Contains(string(b), "lorem ipsum") {
+				t.Fatalf("%.100q, %v", b, err)
+			}
+		}
+		resp.Body.Close()
+		io.WriteString(f.server, `ada@b.de"}]}}`+"\n")
+		waitUntil(t, "the answer is on record", func() bool { return strings.HasSuffix(f.replay(t, codec.S2C), `[masked:email]"}]}}`+"\n") })
+		var body []byte
+		waitUntil(t, "the stream is free", func() bool {
+			back := <-f.do(t, "GET", "", stream.HeaderEvent, id)
+			defer back.Body.Close()
+			body, _ = io.ReadAll(back.Body)
+			return back.StatusCode == http.StatusOK
+		})
+		want := "data: " + strings.Replace(beginning, `"id":1`, `"id":6`, 1) + `[masked:email]"}]}}` + "\n\n"
+		if !strings.HasSuffix(string(body), want) || strings.Count(string(body), "data: ") != 1 {
+			t.Errorf("of %d bytes it gets %d: %.200q", len(want), len(body), body)
+		}
+	})
+}
+
+// TestFlowURLCut checks what becomes of a long answer by URL that does not reach its end as it
+// should: what the client has of it is no answer.
+func TestFlowURLCut(t *testing.T) {
+	for name, end := range map[string]string{
+		"control character":            "\x01",
+		"an answer to another request": `"}]},"jsonrpc":"2.0","id":"listen"}` + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := startFlowURL(t, Limits{}, allowAll)
+			listen := f.call(t, `{"jsonrpc":"2.0","id":"listen","method":"subscriptions/listen","params":{}}`+"\n")
+			a := f.call(t, tool("a", 1))
+			io.WriteString(f.server, idLast)
+			resp := <-a[0]
+			defer resp.Body.Close()
+			b := make([]byte, half/2)
+			if _, err := io.ReadFull(resp.Body, b); err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(f.server, end)
+			rest, err := io.ReadAll(resp.Body)
+			if got := string(b) + string(rest); err == nil || !strings.Contains(got, "\n") || !strings.Contains(got, `"id":1,"error":{"code":502`) {
+				t.Errorf("%d bytes come, the last ones %q, and then %v", len(got), got[max(0, len(got)-200):], err)
+			}
+			other := <-listen[0]
+			if b, err := io.ReadAll(other.Body); err != nil || !strings.Contains(string(b), `"id":"listen","error":{"code":502`) {
+				t.Errorf("who listens gets %.200q, %v", b, err)
+			}
+			other.Body.Close()
+			waitUntil(t, "the session is gone", func() bool { return f.Sessions() == 0 })
+		})
+	}
+}
