@@ -229,7 +229,7 @@ func TestHTTPPartsResume(t *testing.T) {
 // takes nothing of an answer in parts, as long as what waits for it is bounded.
 func TestHTTPPartsSlow(t *testing.T) {
 	const bound = 2 << 20
-	w := newWeb(t, HTTPOptions{Body: bound, Stall: 300 * time.Millisecond})
+	w := newWeb(t, HTTPOptions{Body: bound, Stall: 2 * time.Second})
 	body, headers := modern("1", "tools/call", `"name":"x",`)
 	a := w.ask(t, body, append(headers, HeaderName, "x")...)
 	s := w.session(t)
@@ -249,7 +249,7 @@ func TestHTTPPartsSlow(t *testing.T) {
 		}
 		return by.gone == gone
 	}
-	for range 1 << 20 / len(text) { // in less than the stall
+	for range 5 << 20 / len(text) { // of which its HTTP/2 takes 4
 		s.sayPart("1", text)
 		if !is(false) {
 			t.Fatal("the client was cut off")
