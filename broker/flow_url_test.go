@@ -2,6 +2,8 @@ package broker
 
 import (
 	"bufio"
+	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -192,4 +194,96 @@ func TestFlowURLCut(t *testing.T) {
 			waitUntil(t, "the session is gone", func() bool { return f.Sessions() == 0 })
 		})
 	}
+}
+
+// TestFlowAnnounced checks what an agent can say of the answer that it sends next: whose it
+// is, so that it passes at once whatever is in flight, and that another follows if it is cut.
+func TestFlowAnnounced(t *testing.T) {
+	f := startFlowURL(t, Limits{}, masksMail())
+	announce := func(id int) string {
+		return fmt.Sprintf(`{"jsonrpc":"2.0","method":"upstream/answer","params":{"id":%d}}`+"\n", id)
+	}
+	end := func(id int) string { return fmt.Sprintf(`ada@b.de"}]},"jsonrpc":"2.0","id":%d}`+"\n", id) }
+	failed := `{"jsonrpc":"2.0","id":%d,"error":{"code":502,"message":"the server has not answered"}}`
+	read := func(resp *http.Response) string {
+		t.Helper()
+		b, err := io.ReadAll(resp.Body)
+		if resp.Body.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+
+	a := f.call(t, tool("a", 1), tool("b", 2))
+	io.WriteString(f.server, announce(2)+idLast)
+	resp := <-a[1] // before the end is there
+	io.WriteString(f.server, end(2)+`{"jsonrpc":"2.0","id":1,"result":{}}`+"\n")
+	if got := read(resp); got != idLast+`[masked:email]"}]},"jsonrpc":"2.0","id":2}` {
+		t.Errorf("the answer is of %d bytes, the last ones %q", len(got), got[max(0, len(got)-100):])
+	}
+	if got := read(<-a[0]); got != `{"jsonrpc":"2.0","id":1,"result":{}}` {
+		t.Errorf("the other is %.100q", got)
+	}
+
+	// It is cut: the session goes on.
+	a = f.call(t, tool("a", 3), tool("b", 4))
+	io.WriteString(f.server, announce(3)+idLast+"\n"+fmt.Sprintf(failed, 3)+"\n"+`{"jsonrpc":"2.0","id":4,"result":{}}`+"\n")
+	resp = <-a[0]
+	b, err := io.ReadAll(resp.Body)
+	if resp.Body.Close(); err == nil || len(b) > len(idLast) && !strings.HasSuffix(string(b), "\n"+fmt.Sprintf(failed, 3)) {
+		t.Errorf("of what was cut %d bytes come, the last ones %q, and then %v", len(b), b[max(0, len(b)-100):], err)
+	}
+	if got := read(<-a[1]); got != `{"jsonrpc":"2.0","id":4,"result":{}}` {
+		t.Errorf("the other is %.100q", got)
+	}
+
+	// So it does where it had to be held.
+	a = f.call(t, strings.Replace(tool("a", 5), "tools/call", "tools/list", 1))
+	io.WriteString(f.server, announce(5)+idLast+"\n"+fmt.Sprintf(failed, 5)+"\n")
+	if got := read(<-a[0]); got != fmt.Sprintf(failed, 5) {
+		t.Errorf("what was held and cut is %.100q", got)
+	}
+	for frame, err := range f.log.Frames(t.Context(), f.session(t)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(frame.Bytes, []byte("upstream/")) {
+			t.Errorf("on record is %.100q", frame.Bytes)
+		}
+	}
+
+	// What was announced holds for one line.
+	a = f.call(t, tool("a", 6), tool("b", 7))
+	io.WriteString(f.server, announce(6)+`{"jsonrpc":"2.0","id":7,"result":{}}`+"\n"+`{"broken`+"\n")
+	read(<-a[1])
+	if got := read(<-a[0]); !strings.Contains(got, `"id":6,"error":{"code":502,"message":"the server sent what is not a valid frame"`) {
+		t.Errorf("behind what was not announced comes %.200q", got)
+	}
+
+	// And it must be true.
+	f = startFlowURL(t, Limits{}, masksMail())
+	a = f.call(t, tool("a", 6), tool("b", 7))
+	io.WriteString(f.server, announce(6)+idLast)
+	resp = <-a[0]
+	io.WriteString(f.server, end(7))
+	if b, err = io.ReadAll(resp.Body); err == nil {
+		t.Errorf("another's answer comes in order: %d bytes", len(b))
+	}
+	resp.Body.Close()
+	if got := read(<-a[1]); !strings.Contains(got, `"id":7,"error":{"code":502`) {
+		t.Errorf("the other is %.100q", got)
+	}
+}
+
+// session returns the id of the newest one.
+func (h *harness) session(t *testing.T) string {
+	t.Helper()
+	for s, err := range h.log.Sessions(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.ID
+	}
+	t.Fatal("there is no session")
+	return ""
 }

@@ -40,7 +40,7 @@ func (s *session) handleS2C(r *codec.Reader, v *view, line []byte, err error) (o
 		err = s.flow(r, v)
 	case tooLarge != nil:
 		s.log.Warn("server sent a frame over the limit", "limit", s.limits.Frame)
-		err = nil
+		s.coming, err = nil, nil
 		if _, ok := s.fromClient.done(tooLarge.ID); ok {
 			err = s.answer(tooLarge.ID, &Refusal{Code: CodeTooLarge, Reason: "refused: the server's answer is over the broker's limit for a frame"})
 		}
@@ -76,7 +76,8 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 		r.Whole()
 		return nil
 	}
-	id = bytes.Clone(id)
+	id, announced := bytes.Clone(id), s.coming != nil
+	s.coming = nil
 	if err := s.refresh(v); err != nil {
 		return err
 	}
@@ -134,6 +135,9 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 			return s.answer(id, &Refusal{Code: CodeTooLarge, Reason: "refused: " + bad.Reason})
 		}
 		return errServerFrame
+	case errors.As(err, &bad) && announced: // the agent answers instead
+		s.log.Warn("server's answer was cut", "error", err)
+		return nil
 	case errors.As(err, &bad):
 		s.log.Warn("server sent what is not a valid frame", "error", err)
 		return errServerFrame
@@ -146,6 +150,9 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 // flows reports whether a long response may pass before it is whole, and to which
 // request: that of id or, if that is nil, as far as it is known.
 func (s *session) flows(id []byte) ([]byte, bool) {
+	if id == nil {
+		id = s.coming
+	}
 	web, byURL := s.client.(relayed)
 	if !byURL {
 		return id, s.fromClient.flows(id)
@@ -161,10 +168,14 @@ func (s *session) s2c(v *view, line []byte) error {
 	if blank(line) {
 		return nil
 	}
+	announced := s.coming != nil
+	s.coming = nil
 	f, err := v.parse(line, codec.S2C)
 	if err != nil {
 		s.log.Warn("server sent what is not a valid frame", "error", err)
-		s.keepBack(v, line)
+		if err := s.keepBack(v, line); announced { // the agent answers instead
+			return err
+		}
 		s.toClient.flush()
 		return errServerFrame
 	}
@@ -213,7 +224,10 @@ func (s *session) s2c(v *view, line []byte) error {
 			verdict = recorder.Blocked
 		}
 	case f.Kind != codec.Notification:
-	case bytes.HasPrefix(f.Method, []byte(stream.UpstreamPrefix)): // the agent's
+	case string(f.Method) == stream.UpstreamAnswer: // the agent's, as are these
+		s.coming = bytes.Clone(codec.Member(f.Params, "id"))
+		return nil
+	case bytes.HasPrefix(f.Method, []byte(stream.UpstreamPrefix)):
 		return s.toClient.relay(line)
 	case string(f.Method) == "notifications/cancelled":
 		s.forget(&s.fromServer, f)

@@ -90,6 +90,7 @@ type session struct {
 	began      time.Time     // by the monotonic clock
 	active     atomic.Int64  // when the last frame passed, in ns since began: the wall clock may be set
 	wantsLog   atomic.Bool   // the client has asked for log messages
+	coming     []byte        // raw id of the request that the server's next line answers, if the agent has said so; of pumpS2C
 
 	end  context.CancelCauseFunc
 	over atomic.Bool // no frame passes any more

@@ -23,11 +23,13 @@ import (
 //
 //	upstream/stream  {id, primed}  the answer to this request is a stream; primed: the server began it with an id to come back with
 //	upstream/related {id}          the next frame came in the stream of this request; without an id, in the one of no request
+//	upstream/answer  {id}          the next frame is the answer to this request, as it arrives; if it is cut, another one follows
 //	upstream/paused  {id, retry}   the server has closed the stream before its answer; retry: when to come back, in ms
 const (
 	UpstreamPrefix  = "upstream/"
 	UpstreamStream  = "upstream/stream"
 	UpstreamRelated = "upstream/related"
+	UpstreamAnswer  = "upstream/answer"
 	UpstreamPaused  = "upstream/paused"
 )
 

@@ -290,10 +290,6 @@ func discard(resp *http.Response) {
 	resp.Body.Close()
 }
 
-// errLost is what a client is told of a request that the server has not
-// answered; the reason is in the agent's log.
-const errLost = "the server has not answered"
-
 // ask sends a request and brings its answer, whatever becomes of it.
 func (c *httpConn) ask(ctx context.Context, r *httpRequest) {
 	resp, err := c.post(ctx, r)
@@ -321,18 +317,7 @@ func (c *httpConn) ask(ctx context.Context, r *httpRequest) {
 	case resp.StatusCode == http.StatusOK && kind == "text/event-stream":
 		c.follow(ctx, r, resp)
 	case kind == "application/json" && (resp.StatusCode == http.StatusOK || resp.StatusCode/100 == 4 || resp.StatusCode/100 == 5):
-		body, err := io.ReadAll(io.LimitReader(resp.Body, int64(c.limit())+1))
-		switch {
-		case ctx.Err() != nil:
-		case err != nil:
-			c.log.Error("server's answer is cut", "method", r.method, "error", err)
-			c.fail(r, errLost)
-		case len(body) > c.limit():
-			c.log.Error("server's answer is over the limit", "method", r.method, "limit", c.limit())
-			c.fail(r, "the server's answer is over the agent's limit for a frame")
-		default:
-			c.body(r, resp, body)
-		}
+		c.inJSON(ctx, r, resp)
 	default:
 		c.refused(r, resp)
 	}
@@ -361,7 +346,7 @@ func (c *httpConn) learn(ctx context.Context, r *httpRequest) {
 		}
 		var result []byte
 		if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind == "text/event-stream" {
-			c.events(resp.Body, &position{}, func(e event) error {
+			c.events(resp.Body, &position{}, c.limit(), func(e event) error {
 				if result = bytes.Clone(codec.Member(e.data, "result")); result != nil {
 					return io.EOF
 				}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -389,27 +390,54 @@ func TestHTTPClose(t *testing.T) {
 	}
 }
 
-// FuzzEvents checks that how the bytes of a stream arrive does not matter, and
-// that no event holds a newline.
+// FuzzEvents checks that how the bytes of a stream arrive does not matter, that no event
+// holds a newline, and that one which is read while it arrives has the same text.
 func FuzzEvents(f *testing.F) {
 	f.Add([]byte("id: 1\ndata: {}\n\n"))
 	f.Add([]byte(": x\r\ndata: {\"a\":\r\ndata: 1}\r\n\r\nretry: 5\n\n"))
-	c := &httpConn{up: &HTTP{Frame: 1000}, log: slog.New(slog.DiscardHandler)}
+	f.Add([]byte("event: message\ndata:{\"~\":\nevent:message\ndata:1}\nid: 7\n: x\n\ndata: {\"second\":1}\n\n"))
+	f.Add([]byte("data: {\"~\":1}\nevent: ping\n\n"))
+	long := strings.Repeat("x", 33<<10) // more than is read at a time
+	c := &httpConn{up: &HTTP{Frame: 1 << 20}, log: slog.New(slog.DiscardHandler)}
 	read := func(r io.Reader) (all []string, at position, err error) {
-		err = c.events(r, &at, func(e event) error {
-			if strings.Contains(string(e.data), "\n") {
-				f.Errorf("%q is two lines", e.data)
+		err = c.events(r, &at, c.limit(), func(e event) error {
+			if strings.Contains(string(e.data), "\n") || e.more != nil {
+				f.Errorf("%q is two lines, or not all", e.data)
 			}
-			all = append(all, e.id+" "+string(e.data))
+			all = append(all, e.id+"\n"+string(e.data))
 			return nil
 		})
 		return all, at, err
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
+		in = bytes.ReplaceAll(in, []byte("~"), []byte(long))
 		want, wantAt, _ := read(strings.NewReader(string(in)))
 		got, gotAt, _ := read(iotest.OneByteReader(strings.NewReader(string(in))))
 		if fmt.Sprint(got) != fmt.Sprint(want) || gotAt != wantAt {
 			t.Errorf("%q: %q at once, %q byte by byte", in, want, got)
+		}
+		var texts []string
+		c.events(strings.NewReader(string(in)), &position{}, 100, func(e event) error {
+			if e.more == nil {
+				texts = append(texts, string(e.data))
+				return nil
+			}
+			b, err := io.ReadAll(&oneLine{text: io.MultiReader(strings.NewReader(string(e.data)), e.more)})
+			if err != nil {
+				return err
+			}
+			if strings.Contains(string(b), "\n") {
+				t.Errorf("%q is two lines", b)
+			}
+			texts = append(texts, string(b))
+			return nil
+		})
+		alike := strings.NewReplacer("\t", " ", "\r", " ")
+		for i, text := range texts { // but for one that turns out to be of another kind
+			_, whole, _ := strings.Cut(append(want, "")[min(i, len(want))], "\n")
+			if whole != "?" && strings.Trim(alike.Replace(text), " ") != strings.Trim(alike.Replace(whole), " ") {
+				t.Errorf("event %d of %d bytes is %.100q, and %.100q while it arrives", i, len(in), whole, text)
+			}
 		}
 	})
 }

@@ -2,15 +2,149 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"net/http"
 	"slices"
+	"strings"
 
 	"example.com/broker/codec"
 	"example.com/broker/stream"
 )
 
-// body brings an answer in JSON.
+// longAnswer is how many bytes of an answer are held. A longer one passes while it
+// arrives, and the session's others wait behind it.
+const longAnswer = 512 << 10
+
+// flows reports whether the agent reads nothing in the answer to r.
+func (r *httpRequest) flows() bool { return r.method != "initialize" && r.method != "tools/list" }
+
+// inJSON brings an answer that is a body in JSON.
+func (c *httpConn) inJSON(ctx context.Context, r *httpRequest, resp *http.Response) {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, longAnswer+1))
+	if text := io.MultiReader(bytes.NewReader(body), resp.Body); err == nil && len(body) > longAnswer {
+		if resp.StatusCode == http.StatusOK && r.flows() {
+			body, err = c.flow(r, text)
+		} else {
+			body, err = io.ReadAll(io.LimitReader(text, int64(c.limit())+1))
+		}
+	}
+	if err == nil && len(body) > c.limit() {
+		err = &codec.Error{Code: codec.CodeTooLarge, Reason: "the frame is too large"}
+	}
+	switch {
+	case err != nil:
+		c.broken(ctx, r, err)
+	case body != nil && ctx.Err() == nil:
+		c.body(r, resp, body)
+	}
+}
+
+// flow brings the answer to r while it arrives. Where that cannot be it returns all of it,
+// to be brought as others are.
+func (c *httpConn) flow(r *httpRequest, text io.Reader) (whole []byte, err error) {
+	lines := codec.NewReader(io.MultiReader(&oneLine{text: text}, strings.NewReader("\n")), codec.Limits{Frame: c.limit(), Held: longAnswer / 4})
+	line, err := lines.Next()
+	if err == codec.ErrLong {
+		if id, ok := lines.Long(); ok && (id == nil || keyOf(id) == keyOf(r.id)) {
+			return nil, c.pass(r, lines)
+		}
+		lines.Whole()
+		line, err = lines.Next()
+	}
+	return bytes.Clone(bytes.TrimLeft(line, " \t")), err
+}
+
+// A oneLine is a JSON text without newlines, nor white space behind it. Newlines become
+// tabs, which are white space where those are, and where those may not be, in strings, tabs
+// may not be either.
+type oneLine struct {
+	text  io.Reader
+	buf   [32 << 10]byte
+	out   []byte // of buf, and behind it
+	space []byte // which may be at the end of the text
+	err   error
+}
+
+// Read implements [io.Reader].
+func (l *oneLine) Read(p []byte) (int, error) {
+	for len(l.out) == 0 {
+		if l.err != nil {
+			return 0, l.err
+		}
+		held := copy(l.buf[:], l.space)
+		n := 0
+		n, l.err = l.text.Read(l.buf[held:])
+		b := l.buf[:held+n]
+		for i, c := range b {
+			if c == '\n' || c == '\r' {
+				b[i] = '\t'
+			}
+		}
+		end := len(bytes.TrimRight(b, " \t"))
+		if end == 0 && len(b) == len(l.buf) { // whoever pads so much
+			end = len(b)
+		}
+		l.out, l.space = b[:end], b[end:]
+	}
+	n := copy(p, l.out)
+	l.out = l.out[n:]
+	return n, nil
+}
+
+// pass brings the answer to r of which lines has said that it is long.
+func (c *httpConn) pass(r *httpRequest, lines *codec.Reader) error {
+	c.saying.Lock()
+	defer c.saying.Unlock()
+	p := codec.AcquireParser()
+	defer p.Release()
+	begun := false
+	f, _, err := p.Flow(lines, nil, "", func(part codec.Part) error {
+		if !begun {
+			begun = true
+			if _, err := c.output.Write(append(note(stream.UpstreamAnswer, stream.Upstream{ID: r.id}), '\n')); err != nil {
+				return err
+			}
+		}
+		_, err := c.output.Write(part.Bytes)
+		return err
+	})
+	if begun { // what was cut is no frame
+		c.output.Write([]byte("\n"))
+	}
+	if err == nil && keyOf(f.ID) == keyOf(r.id) { // or the broker ends the session
+		c.mu.Lock()
+		delete(c.flying, keyOf(r.id))
+		c.mu.Unlock()
+	}
+	return err
+}
+
+// errLost is what a client is told of a request that the server has not
+// answered; the reason is in the agent's log.
+const errLost = "the server has not answered"
+
+// broken answers a request whose answer cannot be brought.
+func (c *httpConn) broken(ctx context.Context, r *httpRequest, err error) {
+	var bad *codec.Error
+	switch {
+	case ctx.Err() != nil:
+	case errors.As(err, &bad) && bad.Code == codec.CodeTooLarge:
+		c.log.Error("server's answer is over the limit", "method", r.method, "limit", c.limit(), "error", err)
+		c.fail(r, "the server's answer is over the agent's limit for a frame")
+	case errors.As(err, &bad):
+		c.log.Error("server sent what is not a valid frame", "method", r.method, "error", err)
+		c.fail(r, "the server sent what is not a valid frame")
+		c.in.Close() // the session ends
+	default:
+		c.log.Error("server's answer is cut", "method", r.method, "error", err)
+		c.fail(r, errLost)
+	}
+}
+
+// body brings all of an answer in JSON.
 func (c *httpConn) body(r *httpRequest, resp *http.Response, body []byte) {
 	line, err := codec.OneLine(body)
 	if err != nil || len(line) == 0 {

@@ -22,14 +22,28 @@ func (c *httpConn) follow(ctx context.Context, r *httpRequest, resp *http.Respon
 	var at position
 	c.emit(note(stream.UpstreamStream, stream.Upstream{ID: r.id}))
 	first := true
-	err := c.events(resp.Body, &at, func(e event) error {
+	held := c.limit()
+	if r.flows() {
+		held = longAnswer
+	}
+	err := c.events(resp.Body, &at, held, func(e event) error {
 		primes := first && e.id != "" && len(e.data) == 0
 		first = false
 		if primes {
 			return c.emit(note(stream.UpstreamStream, stream.Upstream{ID: r.id, Primed: true}))
 		}
-		if len(e.data) == 0 {
+		if len(e.data) == 0 && e.more == nil {
 			return nil
+		}
+		if e.more != nil {
+			whole, err := c.flow(r, io.MultiReader(bytes.NewReader(e.data), e.more))
+			if err != nil {
+				c.broken(ctx, r, err)
+			}
+			if err != nil || whole == nil {
+				return err
+			}
+			e.data = whole
 		}
 		return c.line(r, e.data)
 	})
@@ -70,7 +84,7 @@ func (c *httpConn) resume(ctx context.Context, r *httpRequest, at *position) boo
 		return false
 	}
 	before := at.id
-	c.events(resp.Body, at, func(e event) error {
+	c.events(resp.Body, at, c.limit(), func(e event) error {
 		if len(e.data) == 0 {
 			return nil
 		}
@@ -111,7 +125,7 @@ func (c *httpConn) listen() {
 			err = fmt.Errorf("HTTP %d", resp.StatusCode)
 		}
 		if err == nil {
-			err = c.events(resp.Body, &at, func(e event) error {
+			err = c.events(resp.Body, &at, c.limit(), func(e event) error {
 				wait = time.Second
 				if len(e.data) == 0 {
 					return nil
@@ -136,6 +150,7 @@ func (c *httpConn) listen() {
 type event struct {
 	id   string
 	data []byte
+	more io.Reader // of the data; nil: that is all
 }
 
 // A position is where a stream is, and when to come back to it.
@@ -147,26 +162,44 @@ type position struct {
 
 var errEvent = errors.New("an event over the agent's limit for a frame")
 
-// events reads events until the stream ends or each returns an error.
-func (c *httpConn) events(body io.Reader, at *position, each func(event) error) error {
+// events reads events until the stream ends or each returns an error. Of one that is longer
+// than held, and that nobody can come back for, it gives what has arrived, and more.
+func (c *httpConn) events(body io.Reader, at *position, held int, each func(event) error) error {
 	r := bufio.NewReaderSize(body, 32<<10)
 	var data []byte
 	seen := false // a field of the event under way
 	kind := ""
 	for {
-		line, err := readLine(r, c.limit()+1024)
+		line, whole, err := readLine(r, nil, held)
+		if value, isData := bytes.CutPrefix(line, []byte("data:")); err == nil && !whole && isData && at.id == "" && isMessage(kind) && held < c.limit() {
+			text := &eventText{r: r, at: at, rest: bytes.TrimPrefix(value, []byte(" "))}
+			if err := each(event{data: data, more: text}); err != nil {
+				return err
+			}
+			if !text.ended {
+				return errEvent
+			}
+			data, seen, kind = nil, false, ""
+			continue
+		}
+		if err == nil && !whole {
+			line, whole, err = readLine(r, line, c.limit()+1024)
+		}
+		if err == nil && (!whole || len(line) > c.limit()+1024) {
+			err = errEvent
+		}
 		if err != nil {
 			return err
 		}
 		if len(line) == 0 {
 			if seen {
-				if kind == "" || kind == "message" || len(data) == 0 {
+				if isMessage(kind) || len(data) == 0 {
 					text, err := codec.OneLine(bytes.TrimSuffix(data, []byte("\n")))
 					if err != nil {
 						c.log.Warn("server sent an event that is no frame", "error", err)
 						text = []byte("?") // for the broker to end the session with
 					}
-					if err := each(event{at.id, text}); err != nil {
+					if err := each(event{id: at.id, data: text}); err != nil {
 						return err
 					}
 				}
@@ -198,21 +231,75 @@ func (c *httpConn) events(body io.Reader, at *position, each func(event) error) 
 	}
 }
 
-// readLine reads a line that ends in \n, \r\n or \r. It is valid until the next read.
-func readLine(r *bufio.Reader, limit int) ([]byte, error) {
-	var line []byte
+func isMessage(kind string) bool { return kind == "" || kind == "message" }
+
+// readLine appends a line that ends in \n or \r\n. If that has more bytes than limit, it
+// may return some of it: then it is not whole.
+func readLine(r *bufio.Reader, line []byte, limit int) (_ []byte, whole bool, err error) {
 	for {
 		part, err := r.ReadSlice('\n')
 		line = append(line, part...)
-		if len(line) > limit {
-			return nil, errEvent
-		}
 		switch {
 		case err == nil:
-			return bytes.TrimRight(line, "\r\n"), nil
-		case errors.Is(err, bufio.ErrBufferFull):
-		default:
-			return nil, err
+			return bytes.TrimRight(line, "\r\n"), true, nil
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, false, err
+		case len(line) > limit:
+			return line, false, nil
 		}
 	}
+}
+
+// An eventText is the data of an event from the middle of a line on.
+type eventText struct {
+	r      *bufio.Reader
+	at     *position
+	rest   []byte // of the line under way, as far as it is there; valid until r is read
+	begins bool   // what comes next from r begins a line
+	other  bool   // the line under way is none of the data
+	joins  bool   // a newline stands in front of rest
+	ended  bool
+}
+
+// Read ends with io.EOF where the event does.
+func (t *eventText) Read(p []byte) (int, error) {
+	for len(t.rest) == 0 && !t.joins {
+		if t.ended {
+			return 0, io.EOF
+		}
+		part, err := t.r.ReadSlice('\n')
+		switch {
+		case err == nil:
+			part = bytes.TrimRight(part, "\r\n")
+		case err == io.EOF:
+			return 0, io.ErrUnexpectedEOF
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return 0, err
+		}
+		if t.begins {
+			name, value, _ := bytes.Cut(part, []byte(":"))
+			value = bytes.TrimPrefix(value, []byte(" "))
+			t.joins, t.other = string(name) == "data", string(name) != "data"
+			switch {
+			case len(part) == 0:
+				t.ended = true
+			case string(name) == "id":
+				t.at.id = string(value)
+			case string(name) == "event" && !isMessage(string(value)):
+				return 0, errEvent
+			}
+			part = value
+		}
+		if !t.other {
+			t.rest = part
+		}
+		t.begins = err == nil
+	}
+	if t.joins {
+		t.joins, p[0] = false, '\n'
+		return 1, nil
+	}
+	n := copy(p, t.rest)
+	t.rest = t.rest[n:]
+	return n, nil
 }

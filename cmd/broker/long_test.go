@@ -24,6 +24,7 @@ import (
 // client has something of it.
 type longServer struct {
 	net.Listener
+	kind  string // "tcp"; or by HTTP, "json" or "sse"
 	size  int
 	first chan struct{}
 	wrote chan []byte // the digest of what the client should get
@@ -31,25 +32,63 @@ type longServer struct {
 
 const longHead, longTail = `{"jsonrpc":"2.0","result":{"content":[{"type":"text","text":"`, `"}]},"id":1}`
 
-func startLong(t testing.TB, size int) *longServer {
+func startLong(t testing.TB, kind string, size int) *longServer {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &longServer{Listener: ln, size: size, first: make(chan struct{}), wrote: make(chan []byte, 1)}
+	s := &longServer{Listener: ln, kind: kind, size: size, first: make(chan struct{}), wrote: make(chan []byte, 1)}
 	go s.serve()
 	t.Cleanup(func() { ln.Close() })
 	return s
 }
 
-// config is that of a broker in front of it.
-func (s *longServer) config() string {
-	return "servers:\n  long: {tcp: " + s.Addr().String() + "}\n" + `policy:
+// start runs a broker in front of it and, if it is an HTTP server, an agent beside it.
+func (s *longServer) start(t *testing.T) (b *testBroker, both []*process) {
+	policy := `policy:
   - {name: all, groups: [analysts], servers: [long], access: allow, mask: [secrets, email, credit_card, us_ssn, iban, phone], calls: [{deny: tool == "x"}]}
 `
+	if s.kind == "tcp" {
+		b = startBroker(t, t.TempDir(), "servers:\n  long: {tcp: "+s.Addr().String()+"}\n"+policy)
+		return b, []*process{b.process}
+	}
+	b = startBroker(t, t.TempDir(), "servers:\n  long: {agent: far}\n"+policy)
+	return b, []*process{b.process, b.startAgent(t, "  long: {http: http://"+s.Addr().String()+"}\n")}
+}
+
+// ServeHTTP answers like serve.
+func (s *longServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	request, _ := io.ReadAll(r.Body)
+	if s.kind == "sse" {
+		w.Header().Set("Content-Type", "text/event-stream")
+		io.WriteString(w, "event: message\ndata: ")
+		defer io.WriteString(w, "\n")
+	} else {
+		w.Header().Set("Content-Type", "application/json")
+	}
+	s.reply(w, string(request))
+}
+
+// reply writes the line that answers a request.
+func (s *longServer) reply(w io.Writer, request string) {
+	if strings.Contains(request, `"id":1,`) {
+		s.answer(w)
+		return
+	}
+	id := regexp.MustCompile(`"id":(\d+)`).FindStringSubmatch(request)
+	if id == nil {
+		return
+	}
+	noise := make([]byte, 8<<10)
+	rand.Read(noise)
+	fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"result":{"noise":"%x"}}`+"\n", id[1], noise)
 }
 
 func (s *longServer) serve() {
+	if s.kind != "tcp" {
+		http.Serve(s.Listener, s)
+		return
+	}
 	for {
 		c, err := s.Accept()
 		if err != nil {
@@ -61,14 +100,7 @@ func (s *longServer) serve() {
 			if err != nil {
 				break
 			}
-			if strings.Contains(request, `"id":1,`) {
-				s.answer(c)
-				continue
-			}
-			id := regexp.MustCompile(`"id":(\d+)`).FindStringSubmatch(request)[1]
-			noise := make([]byte, 8<<10)
-			rand.Read(noise)
-			fmt.Fprintf(c, `{"jsonrpc":"2.0","id":%s,"result":{"noise":"%x"}}`+"\n", id, noise)
+			s.reply(c, request)
 		}
 		c.Close()
 	}
@@ -155,10 +187,18 @@ func (c *longURL) do(method, body string) (*http.Response, error) {
 
 func (c *longURL) call(t *testing.T, id int, name string) *bufio.Reader {
 	resp, err := c.do("POST", fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":%q}}`, id, name))
-	if err != nil || resp.Header.Get("Content-Type") != "application/json" {
+	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatal(resp, err)
 	}
-	return bufio.NewReaderSize(resp.Body, 1<<20)
+	in := bufio.NewReaderSize(resp.Body, 1<<20)
+	if resp.Header.Get("Content-Type") == "application/json" {
+		return in
+	}
+	for { // to the event's data
+		if name, err := in.ReadString(' '); err != nil || strings.HasSuffix(name, "\ndata: ") {
+			return in
+		}
+	}
 }
 
 // Close ends the session.
@@ -184,12 +224,12 @@ func (b *testBroker) longClient(t *testing.T, protocol string) (longClient, int)
 }
 
 // longAnswer has so many small responses and one of that size pass, checks it and its recording, and
-// returns how much more memory the broker had in use during the long one than usually
-// before, in MiB; -1 if it is not known. A collection may find more, since what is allocated
-// while it runs counts: two of a hundred do not count.
-func longAnswer(t *testing.T, protocol string, size, small int) (grown int) {
-	server := startLong(t, size)
-	b := startBroker(t, t.TempDir(), server.config())
+// returns how much more memory broker and agent, whichever is more, had in use during the long
+// one than usually before, in MiB; -1 if it is not known. A collection may find more, since
+// what is allocated while it runs counts: two of a hundred do not count.
+func longAnswer(t *testing.T, protocol, kind string, size, small int) (grown int) {
+	server := startLong(t, kind, size)
+	b, both := server.start(t)
 	c, before := b.longClient(t, protocol)
 	answer := func(id int, name, want string) {
 		t.Helper()
@@ -201,7 +241,10 @@ func longAnswer(t *testing.T, protocol string, size, small int) (grown int) {
 	for i := range small {
 		answer(1000+i, "y", `"noise"`)
 	}
-	idle := len(b.heaps())
+	var idle [2]int
+	for i, p := range both {
+		idle[i] = len(p.heaps())
+	}
 	got := sha256.New()
 	in := c.call(t, 1, "y")
 	for first := true; ; first = false {
@@ -210,7 +253,7 @@ func longAnswer(t *testing.T, protocol string, size, small int) (grown int) {
 		if first && len(line) > 0 {
 			close(server.first)
 		}
-		if err == io.EOF && before > 0 { // the end of the body
+		if err == io.EOF && before > 0 { // the end of a body in JSON
 			got.Write([]byte("\n"))
 			break
 		}
@@ -221,7 +264,16 @@ func longAnswer(t *testing.T, protocol string, size, small int) (grown int) {
 			t.Fatal(err)
 		}
 	}
-	heaps := b.heaps() // before what comes behind the session's end: its index, and its large blocks
+	grown = -1
+	for i, p := range both { // before what comes behind the session's end: its index, and its large blocks
+		heaps := p.heaps()
+		usual, during := slices.Sorted(slices.Values(heaps[max(0, idle[i]-20):idle[i]])), slices.Sorted(slices.Values(heaps[idle[i]:]))
+		if len(usual) > 0 && len(during) > 0 {
+			most := during[(len(during)-1)*98/100]
+			t.Logf("in use were %d MiB before, and then usually %d, at most %d, %d times", usual[len(usual)/2], during[len(during)/2], most, len(during))
+			grown = max(grown, most-usual[len(usual)/2])
+		}
+	}
 	wrote := <-server.wrote
 	if !bytes.Equal(got.Sum(nil), wrote) {
 		t.Error("the client got something else than what the server wrote, masked")
@@ -251,12 +303,7 @@ func longAnswer(t *testing.T, protocol string, size, small int) (grown int) {
 			t.Errorf("on record are %+v", s)
 		}
 	}
-	if idle < 20 || len(heaps) < idle+100 {
-		return -1
-	}
-	usual, during := slices.Sorted(slices.Values(heaps[idle-20:idle])), slices.Sorted(slices.Values(heaps[idle:]))
-	t.Logf("in use were %d MiB before, and then usually %d and at most %d", usual[10], during[len(during)/2], during[len(during)-1])
-	return during[len(during)*98/100] - usual[10]
+	return grown
 }
 
 // behind passes on what comes behind so many lines.
@@ -282,18 +329,18 @@ func (b *behind) Write(p []byte) (int, error) {
 // record. What it costs in memory is for TestLongAnswerMemory, without the race
 // detector's own.
 func TestLongAnswer(t *testing.T) {
-	for _, protocol := range []string{"tls", "http/1.1", "h2", "h3"} {
-		t.Run(protocol, func(t *testing.T) { longAnswer(t, protocol, 24<<20, 3) })
+	for _, way := range [][2]string{{"tls", "tcp"}, {"http/1.1", "tcp"}, {"h2", "tcp"}, {"h3", "tcp"}, {"tls", "json"}, {"h2", "sse"}} {
+		t.Run(strings.Join(way[:], " to "), func(t *testing.T) { longAnswer(t, way[0], way[1], 24<<20, 3) })
 	}
 }
 
 // TestKillLong kills the broker in the middle of a long answer: what the client
 // has of it can be replayed.
 func TestKillLong(t *testing.T) {
-	server := startLong(t, 1<<30)
+	server := startLong(t, "tcp", 1<<30)
 	close(server.first)
 	for round, size := range []int{0, 3 << 20, 10<<20 + 17} {
-		b := startBroker(t, t.TempDir(), server.config())
+		b, _ := server.start(t)
 		c := b.dial(t, "long", dials["tls"])
 		io.WriteString(c, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"y"}}`+"\n")
 		if _, err := io.CopyN(io.Discard, c, int64(size)+1); err != nil {
