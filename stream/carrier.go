@@ -246,9 +246,9 @@ func (by *carrier) write(b []byte, ended bool) bool {
 		}
 		by.w.WriteHeader(status)
 	}
-	for len(b) > 0 {
-		n := min(len(b), writeSize)
+	for first := true; first || len(b) > 0; first = false {
 		by.rc.SetWriteDeadline(time.Now().Add(by.o.Stall))
+		n := min(len(b), writeSize)
 		if _, err := by.w.Write(b[:n]); err != nil {
 			return false
 		}
@@ -258,7 +258,6 @@ func (by *carrier) write(b []byte, ended bool) bool {
 		by.mu.Unlock()
 		signal(by.room)
 	}
-	by.rc.SetWriteDeadline(time.Now().Add(by.o.Stall))
 	return by.rc.Flush() == nil
 }
 
