@@ -64,6 +64,17 @@ func TestHTTPParts(t *testing.T) {
 			s, id := w.hello(t)
 			version := []string{HeaderSession, id, HeaderVersion, "2025-11-25"}
 
+			openStream := func(t *testing.T) *bufio.Reader {
+				a := w.ask(t, callOne, version...)
+				s.next(t)
+				s.say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":1}}`)
+				resp := <-a.resp
+				t.Cleanup(func() { resp.Body.Close() })
+				in := bufio.NewReader(resp.Body)
+				events(t, in, 2)
+				return in
+			}
+
 			t.Run("json", func(t *testing.T) {
 				a := w.ask(t, callOne, version...)
 				s.next(t)
@@ -95,13 +106,7 @@ func TestHTTPParts(t *testing.T) {
 				}
 			})
 			t.Run("event", func(t *testing.T) {
-				a := w.ask(t, callOne, version...)
-				s.next(t)
-				s.say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":1}}`)
-				resp := <-a.resp
-				defer resp.Body.Close()
-				in := bufio.NewReader(resp.Body)
-				events(t, in, 2)
+				in := openStream(t)
 				s.sayPart("1", partOne)
 				for line := ""; !strings.HasPrefix(line, "event: "); {
 					line, _ = in.ReadString('\n')
@@ -119,13 +124,7 @@ func TestHTTPParts(t *testing.T) {
 				}
 			})
 			t.Run("event, cut", func(t *testing.T) {
-				a := w.ask(t, callOne, version...)
-				s.next(t)
-				s.say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":1}}`)
-				resp := <-a.resp
-				defer resp.Body.Close()
-				in := bufio.NewReader(resp.Body)
-				events(t, in, 2)
+				in := openStream(t)
 				s.sayPart("1", partOne)
 				s.Cut()
 				s.sayPart("1", "\n")

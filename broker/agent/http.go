@@ -29,6 +29,7 @@ type HTTP struct {
 	Credential credential.Source           // may be nil
 	Transport  *http.Transport             // if nil, NewTransport's
 	Frame      int                         // largest frame of the server's, in bytes; if zero, 64 MiB
+	Stall      time.Duration               // how long a long answer, behind which others wait, may pause; if zero, 1 min
 
 	once   sync.Once
 	client *http.Client

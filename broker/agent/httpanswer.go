@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"example.com/broker/codec"
 	"example.com/broker/stream"
@@ -45,17 +48,41 @@ func (c *httpConn) inJSON(ctx context.Context, r *httpRequest, resp *http.Respon
 // flow brings the answer to r while it arrives. Where that cannot be it returns all of it,
 // to be brought as others are.
 func (c *httpConn) flow(r *httpRequest, text io.Reader) (whole []byte, err error) {
-	lines := codec.NewReader(io.MultiReader(&oneLine{text: text}, strings.NewReader("\n")), codec.Limits{Frame: c.limit(), Held: longAnswer / 4})
-	line, err := lines.Next()
+	w := &watched{Reader: text, stall: cmp.Or(c.up.Stall, time.Minute), cancel: r.cancel}
+	lines := codec.NewReader(io.MultiReader(&oneLine{text: w}, strings.NewReader("\n")), codec.Limits{Frame: c.limit(), Held: longAnswer / 4})
+	whole, err = lines.Next()
 	if err == codec.ErrLong {
 		if id, ok := lines.Long(); ok && (id == nil || keyOf(id) == keyOf(r.id)) {
-			return nil, c.pass(r, lines)
+			whole, err = nil, c.pass(r, lines)
+		} else {
+			lines.Whole()
+			whole, err = lines.Next()
 		}
-		lines.Whole()
-		line, err = lines.Next()
 	}
-	return bytes.Clone(bytes.TrimLeft(line, " \t")), err
+	if err != nil && w.stalled.Load() {
+		err = errStalled
+	}
+	return bytes.Clone(bytes.TrimLeft(whole, " \t")), err
 }
+
+// A watched is what a server sends: to read on is given up when it sends nothing for too long.
+type watched struct {
+	io.Reader
+	stall   time.Duration
+	cancel  context.CancelFunc
+	stalled atomic.Bool
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	t := time.AfterFunc(w.stall, func() {
+		w.stalled.Store(true)
+		w.cancel()
+	})
+	defer t.Stop()
+	return w.Reader.Read(p)
+}
+
+var errStalled = errors.New("nothing more came of it for too long")
 
 // A oneLine is a JSON text without newlines, nor white space behind it. Newlines become
 // tabs, which are white space where those are, and where those may not be, in strings, tabs
@@ -130,7 +157,7 @@ const errLost = "the server has not answered"
 func (c *httpConn) broken(ctx context.Context, r *httpRequest, err error) {
 	var bad *codec.Error
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && err != errStalled:
 	case errors.As(err, &bad) && bad.Code == codec.CodeTooLarge:
 		c.log.Error("server's answer is over the limit", "method", r.method, "limit", c.limit(), "error", err)
 		c.fail(r, "the server's answer is over the agent's limit for a frame")

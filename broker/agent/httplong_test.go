@@ -3,8 +3,10 @@ package agent
 import (
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 const (
@@ -108,5 +110,31 @@ func TestHTTPLongHeld(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestHTTPLongStalls checks that a server which stops in the middle of a long answer does not
+// hold up the session's others for ever.
+func TestHTTPLongStalls(t *testing.T) {
+	u := openHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if body, _ := io.ReadAll(r.Body); strings.Contains(string(body), `"id":2`) {
+			io.WriteString(w, `{"jsonrpc":"2.0","id":2,"result":{}}`)
+			return
+		}
+		io.WriteString(w, `{"jsonrpc":"2.0","id":1,"result":{"text":"`+longText)
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}, func(up *HTTP) { up.Stall = 50 * time.Millisecond })
+	u.say(longCall)
+	u.expect(isAnswer)
+	u.say(strings.Replace(longCall, `"id":1`, `"id":2`, 1))
+	if got := u.next(); !strings.HasPrefix(got, `{"jsonrpc":"2.0","id":1,"result":{"text":"lorem`) {
+		t.Errorf("got %.100q", got)
+	}
+	got := []string{u.next(), u.next()}
+	slices.Sort(got)
+	if got[0] != failed(errLost) || got[1] != `{"jsonrpc":"2.0","id":2,"result":{}}` {
+		t.Errorf("then %q", got)
 	}
 }
