@@ -205,6 +205,9 @@ func TestFlowAnnounced(t *testing.T) {
 	}
 	end := func(id int) string { return fmt.Sprintf(`ada@b.de"}]},"jsonrpc":"2.0","id":%d}`+"\n", id) }
 	failed := `{"jsonrpc":"2.0","id":%d,"error":{"code":502,"message":"the server has not answered"}}`
+	cut := func(id int) string {
+		return fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"error":{"code":502,"message":"the server's answer was cut, or is not a valid frame"`, id)
+	}
 	read := func(resp *http.Response) string {
 		t.Helper()
 		b, err := io.ReadAll(resp.Body)
@@ -230,7 +233,7 @@ func TestFlowAnnounced(t *testing.T) {
 	io.WriteString(f.server, announce(3)+idLast+"\n"+fmt.Sprintf(failed, 3)+"\n"+`{"jsonrpc":"2.0","id":4,"result":{}}`+"\n")
 	resp = <-a[0]
 	b, err := io.ReadAll(resp.Body)
-	if resp.Body.Close(); err == nil || len(b) > len(idLast) && !strings.HasSuffix(string(b), "\n"+fmt.Sprintf(failed, 3)) {
+	if resp.Body.Close(); err == nil || len(b) > len(idLast) && !strings.Contains(string(b), "\n"+cut(3)) {
 		t.Errorf("of what was cut %d bytes come, the last ones %q, and then %v", len(b), b[max(0, len(b)-100):], err)
 	}
 	if got := read(<-a[1]); got != `{"jsonrpc":"2.0","id":4,"result":{}}` {
@@ -240,8 +243,29 @@ func TestFlowAnnounced(t *testing.T) {
 	// So it does where it had to be held.
 	a = f.call(t, strings.Replace(tool("a", 5), "tools/call", "tools/list", 1))
 	io.WriteString(f.server, announce(5)+idLast+"\n"+fmt.Sprintf(failed, 5)+"\n")
-	if got := read(<-a[0]); got != fmt.Sprintf(failed, 5) {
+	if got := read(<-a[0]); !strings.HasPrefix(got, cut(5)) {
 		t.Errorf("what was held and cut is %.100q", got)
+	}
+	// And where the broker refuses what the agent has not: the next answer is in order.
+	hides := masksMail()
+	hides.Calls = []policy.CallRule{{Deny: `tool == "drop"`, Reason: "no"}}
+	p, err := policy.Compile([]policy.Rule{hides})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.SetPolicy(p)
+	for i, answer := range []string{beginning + `"}],"tools":[]}}`, `{"jsonrpc":"2.0","id":1,"result":{"tools":[],` + beginning[len(`{"jsonrpc":"2.0","id":1,"result":{`):] + `"}]}}`} {
+		id := 10 * (i + 1)
+		a = f.call(t, tool("a", id), tool("b", id+1))
+		io.WriteString(f.server, announce(id)+strings.Replace(answer, `"id":1`, fmt.Sprintf(`"id":%d`, id), 1)+"\n"+fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"result":{}}`, id+1)+"\n")
+		resp = <-a[0]
+		if b, _ := io.ReadAll(resp.Body); !strings.Contains(string(b), cut(id)) {
+			t.Errorf("instead of what is refused come %d bytes, the last ones %q", len(b), b[max(0, len(b)-200):])
+		}
+		resp.Body.Close()
+		if got := read(<-a[1]); got != fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"result":{}}`, id+1) {
+			t.Errorf("the other is %.100q", got)
+		}
 	}
 	for frame, err := range f.log.Frames(t.Context(), f.session(t)) {
 		if err != nil {

@@ -234,7 +234,7 @@ func (l *lane) relay(line []byte) error {
 // [stream.HTTPConn] brings them.
 type relayed interface {
 	Relay(line []byte)
-	Flows(id []byte) bool
+	TakesParts(id []byte) bool
 	Flow(id []byte)
 	Cut()
 }

@@ -21,6 +21,7 @@ type ledger struct {
 	flying    map[requestID]request // nil while there are none
 	listening int                   // of flying: those that nobody waits for
 	cancelled []requestID           // of flying: those that nobody waits for any more, oldest first
+	forgotten bool                  // some of those are not in flying any more, and may be answered all the same
 	scratch   []byte
 }
 
@@ -173,7 +174,7 @@ func (l *ledger) cancel(raw []byte) {
 	l.flying[id] = r
 	if l.cancelled = append(l.cancelled, id); len(l.cancelled) > l.limit {
 		delete(l.flying, l.cancelled[0])
-		l.cancelled = l.cancelled[1:]
+		l.cancelled, l.forgotten = l.cancelled[1:], true
 	}
 }
 
@@ -194,15 +195,30 @@ func (l *ledger) flows(raw []byte) bool {
 	return len(l.flying) > 0
 }
 
-// only returns the raw id of the one request that may be answered before the session
-// ends, or nil if there are none or several. With waiting, those that were cancelled
-// do not count.
-func (l *ledger) only(waiting bool) (raw []byte) {
+// only returns the raw id of the one request that somebody waits for, or nil if
+// there are none or several.
+func (l *ledger) only() []byte {
+	return l.onlyOf(func(r request) bool { return !r.cancelled && !r.listens() })
+}
+
+// sole returns the raw id of the one request that may be answered before the session ends,
+// whether anybody waits for it or not, or nil if there are none or several.
+func (l *ledger) sole() []byte {
+	l.mu.Lock()
+	forgotten := l.forgotten
+	l.mu.Unlock()
+	if forgotten {
+		return nil
+	}
+	return l.onlyOf(func(r request) bool { return r.cancelled || !r.listens() })
+}
+
+func (l *ledger) onlyOf(counts func(request) bool) (raw []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for id, r := range l.flying {
 		switch {
-		case r.cancelled && waiting || !r.cancelled && r.listens():
+		case !counts(r):
 		case raw != nil:
 			return nil
 		default:

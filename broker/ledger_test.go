@@ -38,8 +38,8 @@ func TestRequestIDs(t *testing.T) {
 			if got := l.add(f, ""); got != duplicate {
 				t.Errorf("%s can be added twice: %v", test.id, got)
 			}
-			if string(l.only(true)) != test.id {
-				t.Errorf("the only one is %s, want %s", l.only(true), test.id)
+			if string(l.only()) != test.id {
+				t.Errorf("the only one is %s, want %s", l.only(), test.id)
 			}
 			if _, ok := l.done([]byte(raw)); !ok {
 				t.Errorf("%s is not known by %s", test.id, raw)
@@ -56,4 +56,46 @@ func TestRequestIDs(t *testing.T) {
 			t.Errorf("what was open is %q, want %s", open, test.id)
 		}
 	}
+}
+
+// TestLedgerSole checks that nobody is taken for the one whose answer comes while there are
+// others that may be answered.
+func TestLedgerSole(t *testing.T) {
+	l := ledger{limit: 3}
+	var p codec.Parser
+	add := func(id int, method string) {
+		t.Helper()
+		f, err := p.Parse(fmt.Appendf(nil, `{"jsonrpc":"2.0","id":%d,"method":%q,"params":{"name":"x"}}`, id, method), codec.C2S)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := l.add(f, ""); got != added {
+			t.Fatalf("%d: %v", id, got)
+		}
+	}
+	check := func(sole, only string) {
+		t.Helper()
+		if string(l.sole()) != sole || string(l.only()) != only {
+			t.Errorf("sole is %s, want %s; only %s, want %s", l.sole(), sole, l.only(), only)
+		}
+	}
+	check("", "")
+	add(1, "subscriptions/listen")
+	check("", "")
+	add(2, "tools/call")
+	check("2", "2")
+	l.cancel([]byte("2"))
+	check("2", "")
+	add(3, "tools/call")
+	check("", "3")
+	l.done([]byte("2"))
+	check("3", "3")
+	for id := 4; id < 8; id++ { // more than are kept
+		add(id, "tools/call")
+		l.cancel(fmt.Append(nil, id))
+	}
+	for id := 5; id < 8; id++ {
+		l.done(fmt.Append(nil, id))
+	}
+	check("", "3")
 }

@@ -128,16 +128,15 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 			id = bad.ID
 		}
 		if id == nil {
-			id = s.fromClient.only(true)
+			id = s.fromClient.only()
 		}
 		if _, ok := s.fromClient.done(id); id != nil && ok {
 			s.note()
 			return s.answer(id, &Refusal{Code: CodeTooLarge, Reason: "refused: " + bad.Reason})
 		}
 		return errServerFrame
-	case errors.As(err, &bad) && announced: // the agent answers instead
-		s.log.Warn("server's answer was cut", "error", err)
-		return nil
+	case errors.As(err, &bad) && announced:
+		return s.answerCut(id, err)
 	case errors.As(err, &bad):
 		s.log.Warn("server sent what is not a valid frame", "error", err)
 		return errServerFrame
@@ -145,6 +144,18 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 		return errServerClosed
 	}
 	return err
+}
+
+// answerCut answers a request in the place of what the agent has said to be its answer, and
+// what is none: mostly, the server's response has broken off. What else the agent says of it
+// comes too late.
+func (s *session) answerCut(id []byte, err error) error {
+	s.log.Warn("server's answer was cut, or is not a valid frame", "error", err)
+	if _, ok := s.fromClient.done(id); !ok {
+		return nil
+	}
+	s.note()
+	return s.answer(id, errAnswerCut)
 }
 
 // flows reports whether a long response may pass before it is whole, and to which
@@ -158,9 +169,9 @@ func (s *session) flows(id []byte) ([]byte, bool) {
 		return id, s.fromClient.flows(id)
 	}
 	if id == nil { // it goes into the HTTP response that the id, which comes behind it, says
-		id = s.fromClient.only(false)
+		id = s.fromClient.sole()
 	}
-	return id, id != nil && s.fromClient.flows(id) && web.Flows(id)
+	return id, id != nil && s.fromClient.flows(id) && web.TakesParts(id)
 }
 
 // s2c handles one line of the server.
@@ -168,14 +179,14 @@ func (s *session) s2c(v *view, line []byte) error {
 	if blank(line) {
 		return nil
 	}
-	announced := s.coming != nil
+	announced := s.coming
 	s.coming = nil
 	f, err := v.parse(line, codec.S2C)
 	if err != nil {
-		s.log.Warn("server sent what is not a valid frame", "error", err)
-		if err := s.keepBack(v, line); announced { // the agent answers instead
-			return err
+		if s.keepBack(v, line); announced != nil {
+			return s.answerCut(announced, err)
 		}
+		s.log.Warn("server sent what is not a valid frame", "error", err)
 		s.toClient.flush()
 		return errServerFrame
 	}

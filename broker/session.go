@@ -36,6 +36,7 @@ var (
 
 	errServerClosed = &Refusal{Code: CodeServer, Reason: "the server has closed the session"}
 	errServerFrame  = &Refusal{Code: CodeServer, Reason: "the server sent what is not a valid frame"}
+	errAnswerCut    = &Refusal{Code: CodeServer, Reason: "the server's answer was cut, or is not a valid frame"}
 	errSessionOver  = errors.New("the session is over")
 	errServerInput  = errors.New("the server takes no more input")
 	errServerLate   = errors.New("the server did not end after its input had")

@@ -33,6 +33,7 @@ type Reader struct {
 	limit int
 	held  int
 	whole bool // the line under way is waited for though it is longer
+	left  bool // the line under way was read in parts, and not to its end
 
 	// buf[:start] is read, buf[start:] is not yet; no newline in buf[start:scanned].
 	buf            []byte
@@ -62,6 +63,11 @@ func NewReader(r io.Reader, l Limits) *Reader {
 // with the request's id where it could be read; the next call goes on behind it.
 func (r *Reader) Next() ([]byte, error) {
 	r.long = longLine{}
+	if r.left {
+		if err := r.skipLine(); err != nil {
+			return nil, err
+		}
+	}
 	if poison {
 		for i := range r.buf[:r.start] {
 			r.buf[i] = '#'
@@ -128,19 +134,18 @@ func (r *Reader) readLine(p []byte, wait func() error) (n int, err error) {
 	}
 	n = copy(p, b)
 	r.start += n
-	if n == len(b) && i >= 0 {
+	if r.left = n < len(b) || i < 0; !r.left {
 		r.start, err = r.start+1, io.EOF
 	}
 	r.scanned = r.start
 	return n, err
 }
 
-// skipLine goes behind the line under way, unless it has ended.
-func (r *Reader) skipLine(ended bool) error {
+// skipLine goes behind the line under way.
+func (r *Reader) skipLine() error {
 	p := make([]byte, bigBuffer)
-	for !ended {
-		_, err := r.readLine(p, func() error { return nil })
-		if ended = err == io.EOF; err != nil && !ended {
+	for r.left {
+		if _, err := r.readLine(p, func() error { return nil }); err != nil && err != io.EOF {
 			return err
 		}
 	}

@@ -81,8 +81,8 @@ const maxTail = 64 << 10
 // its result. A frame whose result has a member of the name refused is not
 // accepted, if that is not empty. An error of r or of deliver it returns as it
 // is. What is no valid frame is an [*Error], and so, with code 413, is one that
-// would cost too much: then r is behind it. rest is what has arrived of either
-// and was not delivered.
+// would cost too much. rest is what has arrived of either and was not delivered. Next
+// goes on behind it.
 func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(Part) error) (f *Frame, rest []byte, err error) {
 	if r.long.result == 0 {
 		r.Long()
@@ -127,13 +127,7 @@ func (p *Parser) Flow(r *Reader, m *Masker, refused string, deliver func(Part) e
 	case flow.fault.code != 0 && (end == nil || end == io.EOF):
 		out.flush()
 		rest = append(flow.cut, flow.w.rest()...)
-		if flow.fault.code == CodeTooLarge { // it may well be a frame, and there are others behind it
-			err = r.skipLine(end == io.EOF)
-		}
-		if err == nil {
-			err = &Error{Code: flow.fault.code, ID: id, Offset: int64(flow.fault.offset), Reason: flow.fault.String()}
-		}
-		return nil, rest, err
+		return nil, rest, &Error{Code: flow.fault.code, ID: id, Offset: int64(flow.fault.offset), Reason: flow.fault.String()}
 	case end != io.EOF:
 		out.flush()
 		return nil, append(flow.cut, flow.w.rest()...), end

@@ -25,10 +25,13 @@ type carrier struct {
 	spare   []byte // has been written, and is the next out
 	writing int    // bytes of what is being written
 	status  int
-	events  bool // a stream has begun
-	single  bool // it is one response in JSON
-	partial bool // of an answer that comes in parts, the end is missing
-	slow    bool // parts of it wait in out, and not the session
+	events  bool          // a stream has begun
+	single  bool          // it is one response in JSON
+	partial bool          // of an answer that comes in parts, the end is missing
+	slow    bool          // parts of it wait in out, and not the session
+	waited  time.Duration // for the client
+	behind  bool          // see leave
+	after   int64
 	started bool // the header is written; of run's goroutine
 	ended   bool // nothing more comes
 	gone    bool // the client is
@@ -39,10 +42,11 @@ type carrier struct {
 const (
 	// maxPending is how much waits for a slow client before the session does, in bytes.
 	maxPending = 64 << 10
-	// patience is how long a session waits for the client that gets an answer in parts.
-	// Others may share the session: from then on, as much waits for that client as if it
-	// got the answer whole.
+	// patience is how long a session waits for the client that gets an answer in parts. From
+	// then on, as much waits for that client as if it got the answer whole,
 	patience = 100 * time.Millisecond
+	// and more only if it takes something all the time, where others may share its session.
+	crawl = time.Second
 	// writeSize is how many bytes a client must take in the time of a stall.
 	writeSize = 64 << 10
 )
@@ -83,10 +87,10 @@ func (by *carrier) prime(r *reply) {
 func (by *carrier) pause(retry int) {
 	by.mu.Lock()
 	defer by.mu.Unlock()
-	if !by.events {
+	if !by.events && !by.partial {
 		return
 	}
-	if retry > 0 {
+	if retry > 0 && by.events {
 		by.out = fmt.Appendf(by.out, "retry: %d\n\n", retry)
 	}
 	by.ended = true
@@ -117,40 +121,45 @@ func statusOf(r *reply, line []byte) int {
 	return http.StatusOK
 }
 
-// enter locks by as soon as it takes more of the reply r: of an answer in parts, or of
-// lines. It waits while the client takes nothing, but not for ever: then the client is
-// cut off. It is false, and by is not locked, if nobody takes anything any more.
+// enter locks by as soon as it takes more of r: of an answer in parts, or of lines. It waits
+// while too much waits for the client, but not for ever: then the client is cut off. It is
+// false, and by is not locked, if nobody takes anything any more.
 func (by *carrier) enter(r *reply, parts bool) bool {
 	by.mu.Lock()
-	var patient <-chan time.Time
+	left := by.o.Stall
 	for !by.gone && !by.ended {
 		pending := len(by.out) + by.writing
 		if pending <= maxPending {
-			by.slow = false
+			if !r.modern { // where others may share its session, all waits together count
+				by.waited = 0
+			}
 			return true
 		}
-		if parts && by.slow && pending <= by.o.Body {
+		slow := by.waited >= patience
+		if parts && slow && pending <= by.o.Body {
 			return true
 		}
-		if parts && !by.slow && patient == nil {
-			patient = time.After(patience)
+		wait := left
+		switch {
+		case parts && !slow:
+			wait = min(left, patience-by.waited)
+		case parts && r.modern:
+			wait = min(left, crawl)
 		}
 		by.mu.Unlock()
-		stalled := time.NewTimer(by.o.Stall)
-		slow, late := false, false
+		began, timer, late := time.Now(), time.NewTimer(wait), false
 		select {
 		case <-by.room:
-		case <-patient:
-			slow = true
-		case <-stalled.C:
-			late = true
+		case <-timer.C:
+			late = wait == left || slow
 		case <-r.conn.late:
 			late = true
 		}
-		stalled.Stop()
+		timer.Stop()
+		took := time.Since(began)
 		by.mu.Lock()
-		by.slow = by.slow || slow
-		if late {
+		by.waited += took
+		if left -= took; late || left <= 0 {
 			by.gone = true
 			signal(by.more)
 		}
@@ -212,13 +221,27 @@ func (by *carrier) part(r *reply, b []byte, pos int64) {
 func (by *carrier) finish(whole bool) {
 	by.mu.Lock()
 	defer by.mu.Unlock()
+	if by.ended { // before: its client has cancelled it
+		return
+	}
 	if by.events {
+		if !whole { // a client that takes it for a message could not go on; the last kind counts
+			by.out = append(by.out, "\nevent: cut"...)
+		}
 		by.out = append(by.out, endOfEvent...)
 	}
 	// What a client has of one in JSON is no answer, and never will be: its response
 	// does not end in order.
 	by.partial = by.single && !whole
 	by.ended = by.ended || whole
+	signal(by.more)
+}
+
+// leave has run return: what comes next of the reply is on record, behind position after.
+func (by *carrier) leave(after int64) {
+	by.mu.Lock()
+	defer by.mu.Unlock()
+	by.behind, by.after = true, after
 	signal(by.more)
 }
 
@@ -258,12 +281,16 @@ func (by *carrier) write(b []byte, ended bool) bool {
 		by.mu.Unlock()
 		signal(by.room)
 	}
-	return by.rc.Flush() == nil
+	err := by.rc.Flush()
+	if !ended { // HTTP/2 would end the response, though nothing is written
+		by.rc.SetWriteDeadline(time.Time{})
+	}
+	return err == nil
 }
 
 // run writes what the reply brings until it is over, the client is gone or the
-// session has ended.
-func (by *carrier) run(ctx context.Context, r *reply) {
+// session has ended. It is true if there is more of it, on record.
+func (by *carrier) run(ctx context.Context, r *reply) (behind bool) {
 	defer func() {
 		by.mu.Lock()
 		by.gone = true
@@ -280,7 +307,7 @@ func (by *carrier) run(ctx context.Context, r *reply) {
 		case <-tick.C:
 			beat = true
 		case <-ctx.Done():
-			return
+			return false
 		case <-done: // what has been written before is in out
 			by.mu.Lock()
 			by.ended = true
@@ -289,6 +316,7 @@ func (by *carrier) run(ctx context.Context, r *reply) {
 		}
 		by.mu.Lock()
 		b, ended, gone, partial := by.out, by.ended, by.gone, by.partial
+		behind, by.behind = by.behind, false
 		by.out, by.spare, by.writing = by.spare, nil, len(b)
 		if beat && !by.single && !partial && len(b) == 0 {
 			// A proxy on the way would take silence for death.
@@ -303,11 +331,14 @@ func (by *carrier) run(ctx context.Context, r *reply) {
 			panic(http.ErrAbortHandler) // net/http's way to cut a response short
 		case !begun && ended: // the session has ended, and nobody has said why
 			fail(by.w, http.StatusNotFound, codeSession, r.clientID(), errNoSession.Error())
-			return
+			return false
 		case begun && (len(b) > 0 || !by.started):
 			if !by.write(b, ended) {
-				return
+				return false
 			}
+		}
+		if behind {
+			return true
 		}
 		if ended && partial {
 			panic(http.ErrAbortHandler)
@@ -318,7 +349,7 @@ func (by *carrier) run(ctx context.Context, r *reply) {
 			by.mu.Unlock()
 		}
 		if ended {
-			return
+			return false
 		}
 	}
 }

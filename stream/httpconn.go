@@ -23,7 +23,7 @@ import (
 //
 //	upstream/stream  {id, primed}  the answer to this request is a stream; primed: the server began it with an id to come back with
 //	upstream/related {id}          the next frame came in the stream of this request; without an id, in the one of no request
-//	upstream/answer  {id}          the next frame is the answer to this request, as it arrives; if it is cut, another one follows
+//	upstream/answer  {id}          the next frame is the answer to this request, as it arrives; if it is cut, the session goes on
 //	upstream/paused  {id, retry}   the server has closed the stream before its answer; retry: when to come back, in ms
 const (
 	UpstreamPrefix  = "upstream/"
@@ -430,8 +430,8 @@ func (c *HTTPConn) listen(w http.ResponseWriter, req *http.Request) {
 	}
 	defer c.end(r, by)
 	by.begin()
-	if c.catchUp(req.Context(), r, by, after) {
-		by.run(req.Context(), r)
+	if c.catchUp(req.Context(), r, by, after) && by.run(req.Context(), r) {
+		c.catchUp(req.Context(), r, by, by.after)
 	}
 }
 
@@ -562,9 +562,9 @@ type answer struct {
 	cut   bool
 }
 
-// Flows reports whether the answer to the request with that raw id may be written in
+// TakesParts reports whether the answer to the request with that raw id may be written in
 // parts. One to a request that goes by another id may not: it is changed as a whole.
-func (c *HTTPConn) Flows(id []byte) bool {
+func (c *HTTPConn) TakesParts(id []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.replies[rawKey(id)]
@@ -632,11 +632,11 @@ func (c *HTTPConn) answeredInParts(a *answer) {
 	if a.by != nil {
 		r.handed = len(r.events)
 	}
-	late := other != nil && other != a.by && other.live
-	c.mu.Unlock()
-	if late { // the client has come back in the middle of it, and gets it when it does so again
-		other.pause(0)
+	if other != nil && other != a.by && other.live { // the client has come back in the middle of it
+		other.live = false
+		other.leave(a.pos - 1)
 	}
+	c.mu.Unlock()
 }
 
 // Relay takes a notification of the agent's about the frames that follow.

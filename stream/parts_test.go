@@ -129,11 +129,11 @@ func TestHTTPParts(t *testing.T) {
 				s.Cut()
 				s.sayPart("1", "\n")
 				s.say(whyItEnds)
-				if _, data := events(t, in, 2); data[0] != partOne || data[1] != whyItEnds {
-					t.Errorf("events %q", data)
-				}
-				if _, err := io.ReadAll(in); err != nil {
-					t.Error(err)
+				b, err := io.ReadAll(in)
+				_, text, _ := strings.Cut(string(b), "data: ")
+				cut, why, _ := strings.Cut(text, "\n\n")
+				if cut != partOne+"\nevent: cut" || !strings.HasSuffix(why, "event: message\ndata: "+whyItEnds+"\n\n") || err != nil {
+					t.Errorf("the stream ends with %q, %v", b, err)
 				}
 			})
 			t.Run("the session ends in its middle", func(t *testing.T) {
@@ -166,7 +166,7 @@ func TestHTTPPartsNot(t *testing.T) {
 	s.next(t)
 	as := s.noted()[0].As
 	for id, want := range map[string]bool{"1": true, string(as): false, "2": false} {
-		if got := s.Flows([]byte(id)); got != want {
+		if got := s.TakesParts([]byte(id)); got != want {
 			t.Errorf("%s: %v", id, got)
 		}
 	}
@@ -215,12 +215,12 @@ func TestHTTPPartsResume(t *testing.T) {
 	})
 	s.sayPart("1", partTwo)
 	s.sayPart("1", "}\n")
-	if b, err := io.ReadAll(early.Body); err != nil || strings.Contains(string(b), "data") {
-		t.Errorf("who comes back too early gets %q, %v", b, err)
-	}
 	want := "data: " + partOne + partTwo + "}\n\n"
+	if b, err := io.ReadAll(early.Body); err != nil || !strings.HasSuffix(string(b), want) || strings.Count(string(b), "data: ") != 1 {
+		t.Errorf("who comes back before its end gets %q, %v", b, err)
+	}
 	if status, _, body := w.answer(t, "GET", "", back...); status != 200 || !strings.HasSuffix(body, want) || strings.Count(body, "data: ") != 1 {
-		t.Errorf("and then %d %q", status, body)
+		t.Errorf("and afterwards %d %q", status, body)
 	}
 }
 
@@ -228,7 +228,7 @@ func TestHTTPPartsResume(t *testing.T) {
 // takes nothing of an answer in parts, as long as what waits for it is bounded.
 func TestHTTPPartsSlow(t *testing.T) {
 	const bound = 2 << 20
-	w := newWeb(t, HTTPOptions{Body: bound, Stall: 2 * time.Second})
+	w := newWeb(t, HTTPOptions{Body: bound, Stall: 3 * time.Second})
 	body, headers := modern("1", "tools/call", `"name":"x",`)
 	a := w.ask(t, body, append(headers, HeaderName, "x")...)
 	s := w.session(t)
@@ -265,5 +265,83 @@ func TestHTTPPartsSlow(t *testing.T) {
 	}
 	if rest, err := io.ReadAll(resp.Body); err == nil || strings.HasSuffix(string(rest), "}}") {
 		t.Errorf("%d bytes come, and then %v", len(rest), err)
+	}
+}
+
+// TestHTTPPartsPause checks that an answer may pause for longer than a client may stall.
+func TestHTTPPartsPause(t *testing.T) {
+	w := newWeb(t, HTTPOptions{Stall: 200 * time.Millisecond})
+	s, id := w.hello(t)
+	a := w.ask(t, callOne, HeaderSession, id)
+	s.next(t)
+	s.sayPart("1", partOne)
+	resp := <-a.resp
+	defer resp.Body.Close()
+	reads(t, resp.Body, partOne)
+	time.Sleep(400 * time.Millisecond)
+	s.sayPart("1", partTwo+"}\n")
+	if rest, err := io.ReadAll(resp.Body); string(rest) != partTwo+"}" || err != nil {
+		t.Errorf("the rest is %q, %v", rest, err)
+	}
+}
+
+// TestHTTPPartsCancelled checks that the response to a request that its client cancels in the
+// middle of the answer ends, and not in order.
+func TestHTTPPartsCancelled(t *testing.T) {
+	for _, inEvents := range []bool{false, true} {
+		w := newWeb(t, HTTPOptions{})
+		s, id := w.hello(t)
+		version := []string{HeaderSession, id, HeaderVersion, "2025-11-25"}
+		a := w.ask(t, callOne, version...)
+		s.next(t)
+		if inEvents {
+			s.say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":1}}`)
+		}
+		s.sayPart("1", partOne)
+		resp := <-a.resp
+		text := strings.Repeat("x", 64<<10)
+		for range 8 << 20 / len(text) { // more than HTTP/2 takes
+			s.sayPart("1", text)
+		}
+		w.answer(t, "POST", `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}`, version...)
+		s.next(t)
+		s.sayPart("1", partTwo+"}\n")
+		if b, err := io.ReadAll(resp.Body); err == nil {
+			t.Errorf("in events: %v: %d bytes come in order, the last ones %q", inEvents, len(b), b[max(0, len(b)-40):])
+		}
+		resp.Body.Close()
+	}
+}
+
+// TestHTTPPartsDrip checks that a client that takes a little now and then holds up whoever
+// shares its session neither at first nor for long.
+func TestHTTPPartsDrip(t *testing.T) {
+	const bound = 4 << 20
+	w := newWeb(t, HTTPOptions{Body: bound})
+	body, headers := modern("1", "tools/call", `"name":"x",`)
+	a := w.ask(t, body, append(headers, HeaderName, "x")...)
+	s := w.session(t)
+	s.next(t)
+	s.sayPart("1", partOne)
+	resp := <-a.resp
+	defer resp.Body.Close()
+	s.HTTPConn.mu.Lock()
+	by := s.replies["1"].by
+	s.HTTPConn.mu.Unlock()
+	go func() {
+		for b := make([]byte, 128<<10); ; time.Sleep(50 * time.Millisecond) {
+			if _, err := io.ReadFull(resp.Body, b); err != nil {
+				return
+			}
+		}
+	}()
+	text := strings.Repeat("x", 64<<10)
+	for range 16 << 20 / len(text) { // longer than it is waited for, though never long at a time
+		s.sayPart("1", text)
+	}
+	by.mu.Lock()
+	defer by.mu.Unlock()
+	if by.gone || len(by.out)+by.writing < bound/2 {
+		t.Errorf("gone: %v, %d bytes wait for it", by.gone, len(by.out)+by.writing)
 	}
 }

@@ -107,6 +107,7 @@ type httpRequest struct {
 	header  http.Header
 	tool    string // of a tools/call
 	cancel  context.CancelFunc
+	passes  bool // its answer does, while it arrives; guarded by the conn's mu
 }
 
 func (c *httpConn) Read(p []byte) (int, error)  { return c.out.Read(p) }
@@ -206,17 +207,21 @@ func keyOf(id []byte) string {
 }
 
 // cancelRequest ends a request of the newer era, in which to close the response
-// is to cancel. It is false for any other.
+// is to cancel. It is false for any other, which the server must be told of; what has come
+// of a long answer is cut all the same, since others wait behind it.
 func (c *httpConn) cancelRequest(id []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.flying[keyOf(id)]
-	if r == nil || r.version < stream.StatelessVersion {
+	if r == nil {
 		return false
 	}
-	delete(c.flying, keyOf(id))
-	r.cancel()
-	return true
+	modern := r.version >= stream.StatelessVersion
+	if modern || r.passes {
+		delete(c.flying, keyOf(id))
+		r.cancel()
+	}
+	return modern
 }
 
 // post sends a frame.

@@ -21,14 +21,14 @@ import (
 // arrives, and the session's others wait behind it.
 const longAnswer = 512 << 10
 
-// flows reports whether the agent reads nothing in the answer to r.
-func (r *httpRequest) flows() bool { return r.method != "initialize" && r.method != "tools/list" }
+// isRead reports whether the agent reads the answer to r: see answered.
+func (r *httpRequest) isRead() bool { return r.method == "initialize" || r.method == "tools/list" }
 
 // inJSON brings an answer that is a body in JSON.
 func (c *httpConn) inJSON(ctx context.Context, r *httpRequest, resp *http.Response) {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, longAnswer+1))
 	if text := io.MultiReader(bytes.NewReader(body), resp.Body); err == nil && len(body) > longAnswer {
-		if resp.StatusCode == http.StatusOK && r.flows() {
+		if resp.StatusCode == http.StatusOK && !r.isRead() {
 			body, err = c.flow(r, text)
 		} else {
 			body, err = io.ReadAll(io.LimitReader(text, int64(c.limit())+1))
@@ -125,6 +125,9 @@ func (l *oneLine) Read(p []byte) (int, error) {
 func (c *httpConn) pass(r *httpRequest, lines *codec.Reader) error {
 	c.saying.Lock()
 	defer c.saying.Unlock()
+	c.mu.Lock()
+	r.passes = true
+	c.mu.Unlock()
 	p := codec.AcquireParser()
 	defer p.Release()
 	begun := false

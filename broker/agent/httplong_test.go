@@ -125,7 +125,7 @@ func TestHTTPLongStalls(t *testing.T) {
 		io.WriteString(w, `{"jsonrpc":"2.0","id":1,"result":{"text":"`+longText)
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
-	}, func(up *HTTP) { up.Stall = 50 * time.Millisecond })
+	}, func(up *HTTP) { up.Stall = 500 * time.Millisecond })
 	u.say(longCall)
 	u.expect(isAnswer)
 	u.say(strings.Replace(longCall, `"id":1`, `"id":2`, 1))

@@ -22,9 +22,9 @@ func (c *httpConn) follow(ctx context.Context, r *httpRequest, resp *http.Respon
 	var at position
 	c.emit(note(stream.UpstreamStream, stream.Upstream{ID: r.id}))
 	first := true
-	held := c.limit()
-	if r.flows() {
-		held = longAnswer
+	held := longAnswer
+	if r.isRead() {
+		held = c.limit()
 	}
 	err := c.events(resp.Body, &at, held, func(e event) error {
 		primes := first && e.id != "" && len(e.data) == 0
@@ -160,6 +160,22 @@ type position struct {
 	failures int
 }
 
+// field takes a field of the stream. It is true if an event has begun with it.
+func (at *position) field(name, value []byte) bool {
+	switch string(name) {
+	case "id":
+		if !bytes.Contains(value, []byte{0}) {
+			at.id = string(value)
+			return true
+		}
+	case "retry":
+		if ms, err := strconv.Atoi(string(value)); err == nil && ms >= 0 {
+			at.retry = min(time.Duration(ms)*time.Millisecond, time.Minute)
+		}
+	}
+	return false
+}
+
 var errEvent = errors.New("an event over the agent's limit for a frame")
 
 // events reads events until the stream ends or each returns an error. Of one that is longer
@@ -216,17 +232,10 @@ func (c *httpConn) events(body io.Reader, at *position, held int, each func(even
 				return errEvent
 			}
 			data = append(append(data, value...), '\n')
-		case "id":
-			if !bytes.Contains(value, []byte{0}) {
-				seen = true
-				at.id = string(value)
-			}
+		case "id", "retry":
+			seen = at.field(name, value) || seen
 		case "event":
 			seen, kind = true, string(value)
-		case "retry":
-			if ms, err := strconv.Atoi(string(value)); err == nil && ms >= 0 {
-				at.retry = min(time.Duration(ms)*time.Millisecond, time.Minute)
-			}
 		}
 	}
 }
@@ -283,10 +292,10 @@ func (t *eventText) Read(p []byte) (int, error) {
 			switch {
 			case len(part) == 0:
 				t.ended = true
-			case string(name) == "id":
-				t.at.id = string(value)
 			case string(name) == "event" && !isMessage(string(value)):
 				return 0, errEvent
+			default:
+				t.at.field(name, value)
 			}
 			part = value
 		}
