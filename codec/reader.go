@@ -192,6 +192,9 @@ func (r *Reader) Buffered() bool {
 	if r.err != nil {
 		return true
 	}
+	if r.left {
+		return false
+	}
 	i := bytes.IndexByte(r.buf[r.scanned:], '\n')
 	if i < 0 {
 		r.scanned = len(r.buf)

@@ -67,20 +67,18 @@ func (c *HTTPConn) part(b []byte, last bool) bool {
 // answeredInParts notes that an answer is whole.
 func (c *HTTPConn) answeredInParts(a *answer) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	r := a.reply
 	if r.over { // its client has cancelled the request
-		c.mu.Unlock()
 		return
 	}
 	delete(c.replies, rawKey(r.id))
 	r.came(a.pos, true)
-	other := r.by
 	if a.by != nil {
 		r.handed = len(r.events)
 	}
-	if other != nil && other != a.by && other.live { // the client has come back in the middle of it
+	if other := r.by; other != nil && other != a.by && other.live { // the client has come back in the middle of it
 		other.live = false
 		other.leave(a.pos - 1)
 	}
-	c.mu.Unlock()
 }
