@@ -299,6 +299,25 @@ func TestFlowAnnounced(t *testing.T) {
 	}
 }
 
+// TestFlowURLCancelled checks that the session goes on where the answer to a request that was
+// cancelled in its middle would cost too much.
+func TestFlowURLCancelled(t *testing.T) {
+	f := startFlowURL(t, Limits{}, allowAll)
+	a := f.call(t, tool("a", 1), tool("b", 2))
+	io.WriteString(f.server, beginning)
+	resp := <-a[0]
+	defer resp.Body.Close()
+	cancelled := <-f.post(t, `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}`)
+	cancelled.Body.Close()
+	f.asked.ReadString('\n')
+	io.WriteString(f.server, `"}],"n":`+strings.Repeat("1", 700<<10)+"}}\n"+`{"jsonrpc":"2.0","id":2,"result":{}}`+"\n")
+	other := <-a[1]
+	defer other.Body.Close()
+	if b, err := io.ReadAll(other.Body); string(b) != `{"jsonrpc":"2.0","id":2,"result":{}}` || err != nil {
+		t.Errorf("the other gets %.200q, %v", b, err)
+	}
+}
+
 // session returns the id of the newest one.
 func (h *harness) session(t *testing.T) string {
 	t.Helper()

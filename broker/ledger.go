@@ -197,28 +197,21 @@ func (l *ledger) flows(raw []byte) bool {
 
 // only returns the raw id of the one request that somebody waits for, or nil if
 // there are none or several.
-func (l *ledger) only() []byte {
-	return l.onlyOf(func(r request) bool { return !r.cancelled && !r.listens() })
-}
+func (l *ledger) only() []byte { return l.onlyOf(true) }
 
 // sole returns the raw id of the one request that may be answered before the session ends,
 // whether anybody waits for it or not, or nil if there are none or several.
-func (l *ledger) sole() []byte {
-	l.mu.Lock()
-	forgotten := l.forgotten
-	l.mu.Unlock()
-	if forgotten {
-		return nil
-	}
-	return l.onlyOf(func(r request) bool { return r.cancelled || !r.listens() })
-}
+func (l *ledger) sole() []byte { return l.onlyOf(false) }
 
-func (l *ledger) onlyOf(counts func(request) bool) (raw []byte) {
+func (l *ledger) onlyOf(waiting bool) (raw []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !waiting && l.forgotten {
+		return nil
+	}
 	for id, r := range l.flying {
 		switch {
-		case !counts(r):
+		case r.cancelled && waiting, !r.cancelled && r.listens():
 		case raw != nil:
 			return nil
 		default:

@@ -46,7 +46,9 @@ func (s *session) handleS2C(r *codec.Reader, v *view, line []byte, err error) (o
 		}
 		s.note()
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		s.keepBack(v, line)
+		if len(line) > 0 {
+			s.keepBack(v, line)
+		}
 		s.toClient.flush()
 		return true, errServerClosed
 	case err == io.EOF:
@@ -130,9 +132,12 @@ func (s *session) flow(r *codec.Reader, v *view) error {
 		if id == nil {
 			id = s.fromClient.only()
 		}
-		if _, ok := s.fromClient.done(id); id != nil && ok {
+		switch req, ok := s.fromClient.done(id); {
+		case id != nil && ok:
 			s.note()
 			return s.answer(id, &Refusal{Code: CodeTooLarge, Reason: "refused: " + bad.Reason})
+		case id != nil && req.cancelled:
+			return nil
 		}
 		return errServerFrame
 	case errors.As(err, &bad) && announced:

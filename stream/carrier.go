@@ -28,7 +28,6 @@ type carrier struct {
 	events  bool          // a stream has begun
 	single  bool          // it is one response in JSON
 	partial bool          // of an answer that comes in parts, the end is missing
-	slow    bool          // parts of it wait in out, and not the session
 	waited  time.Duration // for the client
 	behind  bool          // see leave
 	after   int64
@@ -45,8 +44,9 @@ const (
 	// patience is how long a session waits for the client that gets an answer in parts. From
 	// then on, as much waits for that client as if it got the answer whole,
 	patience = 100 * time.Millisecond
-	// and more only if it takes something all the time, where others may share its session.
-	crawl = time.Second
+	// and more only if it takes something every now and then, where others may share its
+	// session. What a kernel takes at a time may be a second's worth and more.
+	crawl = 5 * time.Second
 	// writeSize is how many bytes a client must take in the time of a stall.
 	writeSize = 64 << 10
 )
@@ -147,9 +147,10 @@ func (by *carrier) enter(r *reply, parts bool) bool {
 			wait = min(left, crawl)
 		}
 		by.mu.Unlock()
-		began, timer, late := time.Now(), time.NewTimer(wait), false
+		began, timer, late, moved := time.Now(), time.NewTimer(wait), false, false
 		select {
 		case <-by.room:
+			moved = !parts || !r.modern
 		case <-timer.C:
 			late = wait == left || slow
 		case <-r.conn.late:
@@ -159,7 +160,10 @@ func (by *carrier) enter(r *reply, parts bool) bool {
 		took := time.Since(began)
 		by.mu.Lock()
 		by.waited += took
-		if left -= took; late || left <= 0 {
+		if left -= took; moved {
+			left = by.o.Stall
+		}
+		if late || left <= 0 {
 			by.gone = true
 			signal(by.more)
 		}
@@ -237,6 +241,9 @@ func (by *carrier) finish(whole bool) {
 	signal(by.more)
 }
 
+// hurry bounds the time for what is written next, by net/http at the end of a response too.
+func (by *carrier) hurry() { by.rc.SetWriteDeadline(time.Now().Add(by.o.Stall)) }
+
 // leave has run return: what comes next of the reply is on record, behind position after.
 func (by *carrier) leave(after int64) {
 	by.mu.Lock()
@@ -270,7 +277,7 @@ func (by *carrier) write(b []byte, ended bool) bool {
 		by.w.WriteHeader(status)
 	}
 	for first := true; first || len(b) > 0; first = false {
-		by.rc.SetWriteDeadline(time.Now().Add(by.o.Stall))
+		by.hurry()
 		n := min(len(b), writeSize)
 		if _, err := by.w.Write(b[:n]); err != nil {
 			return false
@@ -349,6 +356,9 @@ func (by *carrier) run(ctx context.Context, r *reply) (behind bool) {
 			by.mu.Unlock()
 		}
 		if ended {
+			if len(b) == 0 {
+				by.hurry()
+			}
 			return false
 		}
 	}

@@ -182,8 +182,15 @@ func TestHTTPPartsNot(t *testing.T) {
 }
 
 // TestHTTPPartsResume checks that a client which was cut off in the middle of an answer
-// gets it whole when it comes back, before its end or after.
+// gets it whole when it comes back, before its end or after, and though the session ends then.
 func TestHTTPPartsResume(t *testing.T) {
+	resumeParts(t, false)
+	for range 10 {
+		resumeParts(t, true)
+	}
+}
+
+func resumeParts(t *testing.T, ends bool) {
 	w := newWeb(t, HTTPOptions{})
 	s, id := w.hello(t)
 	version := []string{HeaderSession, id, HeaderVersion, "2025-11-25"}
@@ -215,9 +222,15 @@ func TestHTTPPartsResume(t *testing.T) {
 	})
 	s.sayPart("1", partTwo)
 	s.sayPart("1", "}\n")
+	if ends {
+		s.Close()
+	}
 	want := "data: " + partOne + partTwo + "}\n\n"
 	if b, err := io.ReadAll(early.Body); err != nil || !strings.HasSuffix(string(b), want) || strings.Count(string(b), "data: ") != 1 {
 		t.Errorf("who comes back before its end gets %q, %v", b, err)
+	}
+	if ends {
+		return
 	}
 	if status, _, body := w.answer(t, "GET", "", back...); status != 200 || !strings.HasSuffix(body, want) || strings.Count(body, "data: ") != 1 {
 		t.Errorf("and afterwards %d %q", status, body)
@@ -343,5 +356,34 @@ func TestHTTPPartsDrip(t *testing.T) {
 	defer by.mu.Unlock()
 	if by.gone || len(by.out)+by.writing < bound/2 {
 		t.Errorf("gone: %v, %d bytes wait for it", by.gone, len(by.out)+by.writing)
+	}
+}
+
+// TestHTTPLongLine checks that a client which takes something all the time gets a long line,
+// and what is behind it, though that takes longer than it may stall.
+func TestHTTPLongLine(t *testing.T) {
+	w := newWeb(t, HTTPOptions{Stall: 300 * time.Millisecond})
+	s, id := w.hello(t)
+	a := w.ask(t, callOne, HeaderSession, id)
+	s.next(t)
+	note := `{"jsonrpc":"2.0","method":"notifications/message","params":{"data":%q}}`
+	s.say(note, "first")
+	resp := <-a.resp
+	defer resp.Body.Close()
+	go func() {
+		s.say(note, strings.Repeat("x", 16<<20))
+		s.say(note, "second")
+		s.say(`{"jsonrpc":"2.0","id":1,"result":{}}`)
+	}()
+	var last []byte
+	for b := make([]byte, 512<<10); ; time.Sleep(20 * time.Millisecond) {
+		n, err := io.ReadFull(resp.Body, b)
+		last = append(last[max(0, len(last)-500):], b[:n]...)
+		if err != nil {
+			if !strings.HasSuffix(string(last), `"result":{}}`+"\n\n") {
+				t.Errorf("it ends with %.100q, %v", last[max(0, len(last)-100):], err)
+			}
+			break
+		}
 	}
 }

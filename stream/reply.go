@@ -74,6 +74,7 @@ func (c *HTTPConn) listen(w http.ResponseWriter, req *http.Request) {
 	by.begin()
 	if c.catchUp(req.Context(), r, by, after) && by.run(req.Context(), r) {
 		c.catchUp(req.Context(), r, by, by.after)
+		by.hurry()
 	}
 }
 
@@ -81,11 +82,15 @@ func (c *HTTPConn) listen(w http.ResponseWriter, req *http.Request) {
 // live. It is false if nothing more will come.
 func (c *HTTPConn) catchUp(ctx context.Context, r *reply, by *carrier, after int64) bool {
 	select {
-	case <-c.recorded:
-	case <-c.done:
-		return false
-	case <-ctx.Done():
-		return false
+	case <-c.recorded: // also of a session that has ended
+	default:
+		select {
+		case <-c.recorded:
+		case <-c.done:
+			return false
+		case <-ctx.Done():
+			return false
+		}
 	}
 	for {
 		missed := map[int64]bool{}
