@@ -708,19 +708,21 @@ func TestHTTPSlow(t *testing.T) {
 				defer transport.Close()
 				w.client = &http.Client{Transport: transport}
 			}
-			body, headers := modern("1", "tools/list", "")
-			opened := make(chan *http.Response, 1)
-			go func() {
-				resp, _ := w.do(t, t.Context(), "POST", body, headers...)
-				opened <- resp
-			}()
+			body, headers := modern("0", "tools/list", "")
+			greeted := w.ask(t, body, headers...)
 			s := w.session(t)
+			s.next(t)
+			s.say(`{"jsonrpc":"2.0","id":0,"result":{}}`) // or the session would end soon
+			resp := <-greeted.resp
+			resp.Body.Close()
+			body, headers = modern("1", "tools/list", "")
+			slow := w.ask(t, body, headers...)
 			s.next(t)
 			text := strings.Repeat("x", 64<<10)
 			for range 1000 {
 				s.say(`{"jsonrpc":"2.0","method":"notifications/message","params":{"data":%q}}`, text)
 			}
-			resp := <-opened
+			resp = <-slow.resp
 			if n, err := io.Copy(io.Discard, resp.Body); err == nil || n >= 1000*64<<10 {
 				t.Errorf("%d bytes came, and then %v", n, err)
 			}
