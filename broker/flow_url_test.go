@@ -318,6 +318,20 @@ func TestFlowURLCancelled(t *testing.T) {
 	}
 }
 
+// TestFlowURLTooLarge checks that what must be held is refused over the limit.
+func TestFlowURLTooLarge(t *testing.T) {
+	f := startFlowURL(t, Limits{Frame: 1 << 20}, allowAll)
+	a := f.call(t, tool("a", 1), tool("b", 2))
+	io.WriteString(f.server, idLast+`"}]},"jsonrpc":"2.0","id":2}`+"\n"+`{"jsonrpc":"2.0","id":1,"result":{}}`+"\n")
+	for i, want := range []string{`{"jsonrpc":"2.0","id":1,"result":{}}`, `{"jsonrpc":"2.0","id":2,"error":{"code":413,`} {
+		resp := <-a[i]
+		if b, err := io.ReadAll(resp.Body); !strings.HasPrefix(string(b), want) || err != nil {
+			t.Errorf("got %.100q, %v, want %s", b, err, want)
+		}
+		resp.Body.Close()
+	}
+}
+
 // session returns the id of the newest one.
 func (h *harness) session(t *testing.T) string {
 	t.Helper()
