@@ -187,18 +187,19 @@ func (c *httpConn) events(body io.Reader, at *position, held int, each func(even
 	kind := ""
 	for {
 		line, whole, err := readLine(r, nil, held)
-		if value, isData := bytes.CutPrefix(line, []byte("data:")); err == nil && !whole && isData && at.id == "" && isMessage(kind) && held < c.limit() {
-			text := &eventText{r: r, at: at, rest: bytes.TrimPrefix(value, []byte(" "))}
-			if err := each(event{data: data, more: text}); err != nil {
-				return err
-			}
-			if !text.ended {
-				return errEvent
-			}
-			data, seen, kind = nil, false, ""
-			continue
-		}
 		if err == nil && !whole {
+			name, value := fieldOf(line)
+			if string(name) == "data" && at.id == "" && isMessage(kind) && held < c.limit() {
+				text := &eventText{r: r, at: at, rest: value}
+				if err := each(event{data: data, more: text}); err != nil {
+					return err
+				}
+				if !text.ended {
+					return errEvent
+				}
+				data, seen, kind = nil, false, ""
+				continue
+			}
 			line, whole, err = readLine(r, line, c.limit()+1024)
 		}
 		if err == nil && (!whole || len(line) > c.limit()+1024) {
@@ -223,8 +224,7 @@ func (c *httpConn) events(body io.Reader, at *position, held int, each func(even
 			}
 			continue
 		}
-		name, value, _ := bytes.Cut(line, []byte(":"))
-		value = bytes.TrimPrefix(value, []byte(" "))
+		name, value := fieldOf(line)
 		switch string(name) {
 		case "data":
 			seen = true
@@ -238,6 +238,12 @@ func (c *httpConn) events(body io.Reader, at *position, held int, each func(even
 			seen, kind = true, string(value)
 		}
 	}
+}
+
+// fieldOf splits a line of a stream.
+func fieldOf(line []byte) (name, value []byte) {
+	name, value, _ = bytes.Cut(line, []byte(":"))
+	return name, bytes.TrimPrefix(value, []byte(" "))
 }
 
 func isMessage(kind string) bool { return kind == "" || kind == "message" }
@@ -286,9 +292,9 @@ func (t *eventText) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		if t.begins {
-			name, value, _ := bytes.Cut(part, []byte(":"))
-			value = bytes.TrimPrefix(value, []byte(" "))
-			t.joins, t.other = string(name) == "data", string(name) != "data"
+			name, value := fieldOf(part)
+			t.joins = string(name) == "data"
+			t.other = !t.joins
 			switch {
 			case len(part) == 0:
 				t.ended = true
