@@ -48,6 +48,18 @@ const (
 	whyItEnds = `{"jsonrpc":"2.0","id":1,"error":{"code":502,"message":"why"}}`
 )
 
+// begin makes a call, and returns the response once the first part of its answer has come.
+func (s *webSession) begin(t *testing.T, w *web, headers ...string) *http.Response {
+	t.Helper()
+	a := w.ask(t, callOne, headers...)
+	s.next(t)
+	s.sayPart("1", partOne)
+	resp := <-a.resp
+	t.Cleanup(func() { resp.Body.Close() })
+	reads(t, resp.Body, partOne)
+	return resp
+}
+
 // TestHTTPParts checks that an answer which is written in parts leaves part by part, as
 // JSON or as an event, and that what was cut is no answer.
 func TestHTTPParts(t *testing.T) {
@@ -76,12 +88,7 @@ func TestHTTPParts(t *testing.T) {
 			}
 
 			t.Run("json", func(t *testing.T) {
-				a := w.ask(t, callOne, version...)
-				s.next(t)
-				s.sayPart("1", partOne)
-				resp := <-a.resp
-				defer resp.Body.Close()
-				reads(t, resp.Body, partOne)
+				resp := s.begin(t, w, version...)
 				time.Sleep(20 * time.Millisecond) // nothing shows that it is there
 				s.sayPart("1", partTwo)
 				reads(t, resp.Body, partTwo)
@@ -91,12 +98,7 @@ func TestHTTPParts(t *testing.T) {
 				}
 			})
 			t.Run("json, cut", func(t *testing.T) {
-				a := w.ask(t, callOne, version...)
-				s.next(t)
-				s.sayPart("1", partOne)
-				resp := <-a.resp
-				defer resp.Body.Close()
-				reads(t, resp.Body, partOne)
+				resp := s.begin(t, w, version...)
 				s.Cut()
 				s.sayPart("1", "\n")
 				s.say(whyItEnds)
@@ -285,12 +287,7 @@ func TestHTTPPartsSlow(t *testing.T) {
 func TestHTTPPartsPause(t *testing.T) {
 	w := newWeb(t, HTTPOptions{Stall: 200 * time.Millisecond})
 	s, id := w.hello(t)
-	a := w.ask(t, callOne, HeaderSession, id)
-	s.next(t)
-	s.sayPart("1", partOne)
-	resp := <-a.resp
-	defer resp.Body.Close()
-	reads(t, resp.Body, partOne)
+	resp := s.begin(t, w, HeaderSession, id)
 	time.Sleep(400 * time.Millisecond)
 	s.sayPart("1", partTwo+"}\n")
 	if rest, err := io.ReadAll(resp.Body); string(rest) != partTwo+"}" || err != nil {
@@ -362,7 +359,7 @@ func TestHTTPPartsDrip(t *testing.T) {
 // TestHTTPLongLine checks that a client which takes something all the time gets a long line,
 // and what is behind it, though that takes longer than it may stall.
 func TestHTTPLongLine(t *testing.T) {
-	w := newWeb(t, HTTPOptions{Stall: 300 * time.Millisecond})
+	w := newWeb(t, HTTPOptions{Stall: time.Second})
 	s, id := w.hello(t)
 	a := w.ask(t, callOne, HeaderSession, id)
 	s.next(t)
@@ -371,12 +368,12 @@ func TestHTTPLongLine(t *testing.T) {
 	resp := <-a.resp
 	defer resp.Body.Close()
 	go func() {
-		s.say(note, strings.Repeat("x", 16<<20))
+		s.say(note, strings.Repeat("x", 24<<20)) // of which HTTP/2 takes 4 at once
 		s.say(note, "second")
 		s.say(`{"jsonrpc":"2.0","id":1,"result":{}}`)
 	}()
 	var last []byte
-	for b := make([]byte, 512<<10); ; time.Sleep(20 * time.Millisecond) {
+	for b := make([]byte, 512<<10); ; time.Sleep(40 * time.Millisecond) {
 		n, err := io.ReadFull(resp.Body, b)
 		last = append(last[max(0, len(last)-500):], b[:n]...)
 		if err != nil {
