@@ -1,7 +1,6 @@
 package recorder
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -363,8 +362,7 @@ func fillLog(t testing.TB, l *Log, n int) {
 			words.addText(fmt.Appendf(nil, "w%d %x", zipf.Uint64(), r.Uint32()))
 		}
 		if rare || i > n-200 {
-			e := encode(s.Start, chain{head: firstHash(s.ID)}, []Frame{{Direction: codec.S2C, Time: s.Start, Bytes: []byte(text)}})
-			put(write{blockKey(s.ID, 0, 0), bytes.Clone(e.blocks[0].Bytes)})
+			put(write{blockKey(s.ID, 0, 0), blockOf(s.Start, firstHash(s.ID), []Frame{{Direction: codec.S2C, Time: s.Start, Bytes: []byte(text)}})})
 		}
 		b, err := json.Marshal(s)
 		if err != nil {

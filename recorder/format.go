@@ -3,6 +3,7 @@ package recorder
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -35,6 +36,9 @@ import (
 //	4 bytes  CRC-32C of all that is before and behind it, little-endian
 //	…        payload
 //
+// In the journal, and in memory, the second byte is 2, the payload is the records, and
+// hash and checksum are not there: it hangs on nothing yet, see tail.go.
+//
 // The hash of a record is SHA-256 of the hash of the one before and of its bytes; in
 // the place of the one before a session's first is SHA-256 of the session's id. So
 // records hang together however they are brought into blocks. A record, the next
@@ -58,6 +62,7 @@ const (
 	blockVersion = 3
 	blockRaw     = 0
 	blockZstd    = 1
+	blockOpen    = 2
 
 	recordS2C       = 1 << 0
 	recordVerdict   = 1 // shift
@@ -102,40 +107,20 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 	return d
 })
 
-// An encoding is what becomes of frames: blocks, and the chain to their last record.
+// An encoding is what becomes of frames: open blocks, behind each other.
 type encoding struct {
-	memory  *slab  // in which the blocks are
-	records []byte // of the block under way, behind headRoom,
-	count   uint32 // so many, behind
-	before  hash
-	blocks  []Block
-	chain   chain
+	memory  *slabs
+	slab    *slab  // in which the block under way is
+	records []byte // of it, behind headRoom,
+	count   uint32 // so many
+	next    uint32 // the number of the record behind them
+	blocks  []openedBlock
 }
 
-// slabSize is how many bytes of blocks are allocated at a time: each by itself would cost
-// more than it takes to fill it.
-const slabSize = 256 << 10
-
-// A slab is memory for blocks of many sessions, which is free again when none is used any
-// more.
-type slab struct {
-	sync.Mutex
-	rest []byte
-}
-
-// take returns a slice without elements and with room for n bytes.
-func (s *slab) take(n int) []byte {
-	if n > slabSize/4 {
-		return make([]byte, 0, n)
-	}
-	s.Lock()
-	defer s.Unlock()
-	if len(s.rest) < n {
-		s.rest = make([]byte, slabSize)
-	}
-	b := s.rest[:0:n]
-	s.rest = s.rest[n:]
-	return b
+// An openedBlock is one that hangs on nothing yet.
+type openedBlock struct {
+	Block
+	slab *slab
 }
 
 // A hash is what a record is known by.
@@ -167,13 +152,37 @@ func (c *chain) add(record []byte) {
 	c.next++
 }
 
+// names returns what the record of a session says of its chain.
+func (c chain) names() (records int64, head string) {
+	return int64(c.next), hex.EncodeToString(c.head[:])
+}
+
+// ends reports whether the chain is all that the record of a session says.
+func (c chain) ends(s Session) bool {
+	records, head := c.names()
+	return records == s.Records && head == s.Head
+}
+
+// addAll hangs records on the chain, and returns an error if they cannot be told apart.
+func (c *chain) addAll(records []byte) error {
+	for len(records) > 0 {
+		r, rest, err := cutRecord(records)
+		if err != nil {
+			return err
+		}
+		c.add(r.all)
+		records = rest
+	}
+	return nil
+}
+
 // headRoom is in front of the records of a block while they are written: its header is not
 // longer.
-const headRoom = 2 + 2*binary.MaxVarintLen32 + sha256.Size + 4
+const headRoom = 2 + 2*binary.MaxVarintLen32
 
-// encode makes the blocks of frames, not compressed, behind the records of a chain.
-func (e *encoding) encode(start time.Time, c chain, frames []Frame) {
-	e.blocks, e.chain = e.blocks[:0], c
+// encode makes the blocks of frames, the first of whose records has that number.
+func (e *encoding) encode(start time.Time, next uint32, frames []Frame) {
+	e.blocks, e.next = e.blocks[:0], next
 	left := 0 // of the records, at most, in bytes
 	for _, f := range frames {
 		left += len(f.Bytes) + recordHead*(1+len(f.Bytes)/(blockSize-recordHead))
@@ -202,17 +211,16 @@ func (e *encoding) encode(start time.Time, c chain, frames []Frame) {
 				flags |= recordContinues
 			}
 			if e.count == 0 {
-				e.before = e.chain.head
-				e.records = e.memory.take(headRoom + min(left, blockSize))[:headRoom]
+				e.records, e.slab = e.memory.take(headRoom + min(left, blockSize))
+				e.records = e.records[:headRoom]
 			}
-			at := len(e.records)
 			e.records = append(e.records, kind, flags)
 			e.records = binary.AppendVarint(e.records, int64(f.Time.Sub(start)))
 			e.records = binary.AppendUvarint(e.records, uint64(len(part)))
 			e.records = append(e.records, part...)
 			e.count++
+			e.next++
 			left -= recordHead + len(part)
-			e.chain.add(e.records[at:])
 			if !last {
 				e.seal()
 			}
@@ -226,34 +234,26 @@ func (e *encoding) seal() {
 	if e.count == 0 {
 		return
 	}
-	records := e.records[headRoom:]
-	b := e.records[headRoom-headerSize(e.count, len(records))-4:]
-	head := appendHeader(b[:0], blockRaw, e.before, e.count, len(records))
-	binary.LittleEndian.PutUint32(b[len(head):], checksum(head, records))
-	e.blocks = append(e.blocks, Block{e.chain.next - e.count, b})
-	e.records, e.count = nil, 0
+	var room [headRoom]byte
+	head := appendHeader(room[:0], blockOpen, e.count, len(e.records)-headRoom)
+	b := e.records[headRoom-len(head):]
+	copy(b, head)
+	e.blocks = append(e.blocks, openedBlock{Block{e.next - e.count, b}, e.slab})
+	e.records, e.slab, e.count = nil, nil, 0
 }
 
-// headerSize is how many bytes appendHeader appends.
-func headerSize(count uint32, size int) int {
-	var b [2 * binary.MaxVarintLen64]byte
-	n := binary.PutUvarint(b[:], uint64(size))
-	return 2 + n + binary.PutUvarint(b[n:], uint64(count)) + sha256.Size
-}
-
-// appendHeader appends what is in front of a block's checksum to dst.
-func appendHeader(dst []byte, method byte, before hash, count uint32, size int) []byte {
+// appendHeader appends what is in front of the hash of a block to dst.
+func appendHeader(dst []byte, method byte, count uint32, size int) []byte {
 	dst = append(dst, blockVersion, method)
 	dst = binary.AppendUvarint(dst, uint64(size))
-	dst = binary.AppendUvarint(dst, uint64(count))
-	return append(dst, before[:]...)
+	return binary.AppendUvarint(dst, uint64(count))
 }
 
 // sealBlock appends a block of records, so many, behind the one of that hash, to dst. What
 // zstd does not shorten stays as it is.
 func sealBlock(dst []byte, z *zstd.Encoder, before hash, count uint32, records []byte) []byte {
 	start := len(dst)
-	dst = appendHeader(dst, blockZstd, before, count, len(records))
+	dst = append(appendHeader(dst, blockZstd, count, len(records)), before[:]...)
 	at := len(dst)
 	dst = z.EncodeAll(records, append(dst, 0, 0, 0, 0))
 	if len(dst)-at-4 >= len(records) {
@@ -273,9 +273,24 @@ type header struct {
 	method byte
 	size   int    // of the records, in bytes
 	count  uint32 // of them
-	before hash
+	before hash   // unless it is open
 	sum    uint32
 	length int // of the header without the checksum
+}
+
+// open reports whether the block hangs on nothing yet.
+func (h *header) open() bool { return h.method == blockOpen }
+
+// hangsOn reports whether it is the block behind the record of that hash, as far as that
+// can be known.
+func (h *header) hangsOn(before hash) bool { return h.open() || h.before == before }
+
+// payload returns what is behind the header of the block.
+func (h *header) payload(b []byte) []byte {
+	if h.open() {
+		return b[h.length:]
+	}
+	return b[h.length+4:]
 }
 
 // readHeader reads the header of a block. It may be forged, and size is at most
@@ -292,11 +307,18 @@ func readHeader(b []byte) (h header, err error) {
 		return h, errors.New("header cannot be read")
 	}
 	count, m := binary.Uvarint(b[2+n:])
-	h.length = 2 + n + m + sha256.Size
-	if m <= 0 || count == 0 || count > size || len(b) < h.length+4 {
+	if m <= 0 || count == 0 || count > size {
 		return h, errors.New("header cannot be read")
 	}
-	h.method, h.size, h.count, h.before = b[1], int(size), uint32(count), hash(b[2+n+m:])
+	h.method, h.size, h.count, h.length = b[1], int(size), uint32(count), 2+n+m
+	if h.open() {
+		return h, nil
+	}
+	if len(b) < h.length+sha256.Size+4 {
+		return h, errors.New("header cannot be read")
+	}
+	h.before = hash(b[h.length:])
+	h.length += sha256.Size
 	h.sum = binary.LittleEndian.Uint32(b[h.length:])
 	return h, nil
 }
@@ -307,12 +329,12 @@ func openBlock(dst, b []byte) (header, []byte, error) {
 	if err != nil {
 		return h, nil, err
 	}
-	payload := b[h.length+4:]
-	if checksum(b[:h.length], payload) != h.sum {
+	payload := h.payload(b)
+	if !h.open() && checksum(b[:h.length], payload) != h.sum {
 		return h, nil, errors.New("checksum mismatch")
 	}
 	switch h.method {
-	case blockRaw:
+	case blockRaw, blockOpen:
 		dst = append(dst[:0], payload...)
 	case blockZstd:
 		if dst, err = decoder().DecodeAll(payload, dst[:0]); err != nil {

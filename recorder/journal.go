@@ -226,9 +226,10 @@ func (j *journal) keep(f *journalFile) bool {
 	return true
 }
 
-// add writes blocks behind all others, or none of them. It returns the file, and what must
-// be flushed so that no loss of power takes them.
-func (j *journal) add(session string, blocks []Block) (f *journalFile, upTo int64, err error) {
+// add writes blocks behind all others, or none of them. last is the file that has the
+// session's last. It returns the file, and what must be flushed so that no loss of power
+// takes them.
+func (j *journal) add(session string, last *journalFile, blocks []openedBlock) (f *journalFile, upTo int64, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.file != nil && j.file.size >= journalSize {
@@ -242,7 +243,7 @@ func (j *journal) add(session string, blocks []Block) (f *journalFile, upTo int6
 	f = j.file
 	e := j.buf[:0]
 	for _, b := range blocks {
-		e = f.seal(e, f.size+int64(len(e)), session, b)
+		e = f.seal(e, f.size+int64(len(e)), session, b.Block)
 	}
 	size := f.size + int64(len(e))
 	e = f.sealEnd(e, size)
@@ -252,7 +253,9 @@ func (j *journal) add(session string, blocks []Block) (f *journalFile, upTo int6
 	if !slices.Contains(j.dirty, f) {
 		j.dirty = append(j.dirty, f)
 	}
-	f.of[session] = true // also if only a part is written
+	if f != last {
+		f.of[session] = true // also if only a part is written
+	}
 	if _, err := f.file.WriteAt(e, f.size); err != nil {
 		j.file = nil // what came next might be behind half an entry
 		return nil, 0, errors.Join(err, f.file.Truncate(f.size))
@@ -455,11 +458,13 @@ func (j *journal) forget(session string) {
 	}
 }
 
-// release says that the database has a block of a file.
-func (j *journal) release(f *journalFile) {
+// release says that the database has blocks.
+func (j *journal) release(blocks []tailBlock) {
 	j.mu.Lock()
-	f.entries--
-	j.mu.Unlock()
+	defer j.mu.Unlock()
+	for _, b := range blocks {
+		b.file.entries--
+	}
 }
 
 // done returns the files of which the database has all that is written; with end, the

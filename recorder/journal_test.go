@@ -39,6 +39,14 @@ func journalFiles(t testing.TB, dir string) []string {
 // keys of journals.
 var journalKeys = map[string][]byte{"plain": nil, "encrypted": bytes.Repeat([]byte{7}, keySize)}
 
+// opened are blocks as they come to the journal.
+func opened(blocks ...Block) (o []openedBlock) {
+	for _, b := range blocks {
+		o = append(o, openedBlock{Block: b})
+	}
+	return o
+}
+
 // writeJournal returns a file of a journal, and where its entries begin and end.
 func writeJournal(t testing.TB, dir string, key []byte, blocks ...Block) (f *journalFile, ends []int) {
 	t.Helper()
@@ -48,7 +56,7 @@ func writeJournal(t testing.TB, dir string, key []byte, blocks ...Block) (f *jou
 	}
 	ends = []int{0}
 	for _, b := range blocks {
-		if f, _, err = j.add("0123456789abcdef", []Block{b}); err != nil {
+		if f, _, err = j.add("0123456789abcdef", nil, opened(b)); err != nil {
 			t.Fatal(err)
 		}
 		ends = append(ends, int(f.size))
@@ -643,10 +651,10 @@ func fill(t testing.TB, j *journal, session string) *journalFile {
 	var f *journalFile
 	for n := uint32(0); f == nil || f.size < journalSize; n++ {
 		var err error
-		if f, _, err = j.add(session, []Block{{n, bytes.Repeat([]byte(session), 1<<14)}}); err != nil {
+		if f, _, err = j.add(session, nil, opened(Block{n, bytes.Repeat([]byte(session), 1<<14)})); err != nil {
 			t.Fatal(err)
 		}
-		j.release(f)
+		j.release([]tailBlock{{file: f}})
 	}
 	next(j)
 	return f
@@ -697,7 +705,7 @@ func TestJournalReused(t *testing.T) {
 				t.Errorf("of a file in which nothing is yet, %.80q was read", got)
 			}
 			for n := range uint32(3) {
-				if _, _, err := j.add("bbbbbbbbbbbbbbbb", []Block{{n, []byte("new")}}); err != nil {
+				if _, _, err := j.add("bbbbbbbbbbbbbbbb", nil, opened(Block{n, []byte("new")})); err != nil {
 					t.Fatal(err)
 				}
 				if got := readJournal(t, f); len(got) != int(n)+1 || got[n] != fmt.Sprintf(`bbbbbbbbbbbbbbbb %d "new"`, n) {
@@ -797,14 +805,14 @@ func TestJournalSpares(t *testing.T) {
 			t.Errorf("left are %q", names)
 		}
 	})
-	if _, _, err := j.add(other, []Block{{0, []byte("over what was deleted")}}); err != nil {
+	if _, _, err := j.add(other, nil, opened(Block{0, []byte("over what was deleted")})); err != nil {
 		t.Fatal(err)
 	}
 	f := j.file
 	if j.forget(deleted); j.file == f {
 		t.Error("what is behind its end has not ended a file")
 	}
-	j.release(f)
+	j.release([]tailBlock{{file: f}})
 	if names := tidy(t, j); len(names) > 0 {
 		t.Errorf("left are %q", names)
 	}
@@ -828,18 +836,18 @@ func TestJournalTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := []Block{{0, bytes.Repeat([]byte("x"), 1<<20)}}
+	block := opened(Block{0, bytes.Repeat([]byte("x"), 1<<20)})
 	var all sync.WaitGroup
 	for i := range 4 {
 		session := fmt.Sprintf("session %08d", i)
 		all.Go(func() {
 			for range 40 {
-				f, _, err := j.add(session, block)
+				f, _, err := j.add(session, nil, block)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				j.release(f)
+				j.release([]tailBlock{{file: f}})
 			}
 		})
 	}

@@ -2,7 +2,6 @@ package recorder
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
@@ -163,7 +162,9 @@ func TestEndsOnce(t *testing.T) {
 	ready := make(chan error)
 	go func() { ready <- l.Ready() }()
 	time.Sleep(100 * time.Millisecond) // it waits for one of them
-	r.session.State, r.session.End, r.session.Head = Ended, time.Now().Round(0), hex.EncodeToString(r.chain.head[:])
+	r.session.State, r.session.End = Ended, time.Now().Round(0)
+	chain, _ := r.tail.hang()
+	r.session.Records, r.session.Head = chain.names()
 	err := r.finish()
 	r.mu.Unlock()
 	if err := errors.Join(err, <-ready); err != nil {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -84,7 +83,7 @@ type Log struct {
 	commits commits
 	journal *journal
 	tails   tails
-	memory  slab        // of what sessions record
+	memory  slabs       // of what sessions record
 	failed  atomic.Bool // the last commit has failed
 	space   func() (free int64, err error)
 	fault   atomic.Pointer[func() error] // makes commits fail, in tests
@@ -455,7 +454,7 @@ func (l *Log) recover() error {
 		if err != nil {
 			return err
 		}
-		s.Records, s.Head = int64(chain.next), hex.EncodeToString(chain.head[:])
+		s.Records, s.Head = chain.names()
 		if err := l.finish(s, small > 1); err != nil {
 			return err
 		}

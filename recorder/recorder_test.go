@@ -407,7 +407,10 @@ func TestFault(t *testing.T) {
 // A frame of which a part is damaged is no shorter frame.
 func TestDamagedPart(t *testing.T) {
 	start := time.Now()
-	blocks := encode(start, chain{}, []Frame{{Bytes: []byte("a")}, {Bytes: make([]byte, 3<<20)}, {Bytes: []byte("z")}}).blocks
+	blocks := encode(start, []Frame{{Bytes: []byte("a")}, {Bytes: make([]byte, 3<<20)}, {Bytes: []byte("z")}})
+	for i := range blocks {
+		blocks[i].Bytes = sealedLike(hash{}, blocks[i].Bytes)
+	}
 	if len(blocks) < 4 {
 		t.Fatalf("%d blocks", len(blocks))
 	}
@@ -546,7 +549,7 @@ func TestSocket(t *testing.T) {
 func TestCutAnswer(t *testing.T) {
 	var all bytes.Buffer
 	all.WriteString(`{"id":"x"}` + "\n")
-	for _, b := range encode(time.Time{}, chain{}, []Frame{{Bytes: []byte("a")}}).blocks {
+	for _, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}}) {
 		all.WriteByte(byte(len(b.Bytes)))
 		all.Write([]byte{0, 0, 0, byte(b.Number)})
 		all.Write(b.Bytes)
@@ -572,7 +575,7 @@ func TestNoLog(t *testing.T) {
 // FuzzBlock checks that whatever is in a block, reading it ends in order, and
 // that what is encoded comes back.
 func FuzzBlock(f *testing.F) {
-	for _, b := range encode(time.Time{}, chain{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}).blocks {
+	for _, b := range encode(time.Time{}, []Frame{{Bytes: []byte("a")}, {Direction: codec.S2C, Verdict: Masked, Bytes: bytes.Repeat([]byte("b"), 300)}}) {
 		f.Add(b.Bytes)
 	}
 	f.Add(sealed([]byte{0, recordContinues, 0, 1, 'x', 0, 0, 0, 255}))
@@ -585,7 +588,7 @@ func FuzzBlock(f *testing.F) {
 		var got []byte
 		r = blockReader{}
 		of := Frame{Verdict: Verdict(len(in) % len(verdicts)), More: len(in)%2 == 1}
-		for _, b := range encode(time.Time{}, chain{}, []Frame{{Verdict: of.Verdict, More: of.More, Bytes: in}}).blocks {
+		for _, b := range encode(time.Time{}, []Frame{{Verdict: of.Verdict, More: of.More, Bytes: in}}) {
 			r.read(b.Number, b.Bytes, func(f Frame, err error) bool {
 				if err != nil {
 					t.Fatal(err)
@@ -628,10 +631,24 @@ func writeParted(t *testing.T) (*Log, *Recording) {
 }
 
 // encode makes the blocks of frames.
-func encode(start time.Time, c chain, frames []Frame) *encoding {
-	e := &encoding{memory: new(slab)}
-	e.encode(start, c, frames)
-	return e
+func encode(start time.Time, frames []Frame) []openedBlock {
+	e := &encoding{memory: new(slabs)}
+	e.encode(start, 0, frames)
+	return e.blocks
+}
+
+// blockOf makes one block of frames, behind the record of a hash.
+func blockOf(start time.Time, before hash, frames []Frame) []byte {
+	return sealedLike(before, encode(start, frames)[0].Bytes)
+}
+
+// sealedLike makes an open block one as it is in the database.
+func sealedLike(before hash, b []byte) []byte {
+	h, err := readHeader(b)
+	if err != nil {
+		panic(err)
+	}
+	return sealBlock(nil, encoder(), before, h.count, h.payload(b))
 }
 
 // TestParts replays frames that were recorded in parts, and counts them.

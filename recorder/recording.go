@@ -1,7 +1,6 @@
 package recorder
 
 import (
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -26,9 +25,9 @@ func (l *Log) Start(s Session) (*Recording, error) {
 	}
 	s.Keep = max(s.Keep, 0)
 	s.State = Running
-	r := &Recording{log: l, began: s.Start, tail: &tail{session: s.ID}, encoding: encoding{memory: &l.memory}}
+	r := &Recording{log: l, began: s.Start, tail: newTail(s.ID), encoding: encoding{memory: &l.memory}}
 	s.Start = s.Start.Round(0) // the monotonic clock ends with the process
-	r.session, r.chain = s, chain{head: firstHash(s.ID)}
+	r.session = s
 	if l.KeepsOriginals() {
 		r.sealer = &sealer{session: s.ID, to: l.o.Originals}
 	}
@@ -59,7 +58,7 @@ type Recording struct {
 
 	mu      sync.Mutex
 	session Session
-	chain   chain   // to the last record
+	next    uint32  // the number of the next record
 	open    [2]bool // by direction: more of a frame is to come
 	err     error   // of an append; sticky, for what is on record behind it is uncertain
 	sealer  *sealer // of originals; nil: none are kept
@@ -116,9 +115,9 @@ func (r *Recording) Append(frames ...Frame) error {
 		}
 	}
 	e := &r.encoding
-	e.encode(r.session.Start, r.chain, frames)
+	e.encode(r.session.Start, r.next, frames)
 	defer clear(e.blocks) // what is drained shall be free
-	if e.chain.next < r.chain.next {
+	if e.next < r.next {
 		r.err = fmt.Errorf("%w: the recording has as many records as can be counted", ErrUnavailable)
 		return r.err
 	}
@@ -126,7 +125,7 @@ func (r *Recording) Append(frames ...Frame) error {
 		r.err = err
 		return err
 	}
-	r.chain = e.chain
+	r.next = e.next
 	for i := range frames {
 		r.session.count(&frames[i])
 	}
@@ -143,7 +142,8 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.session.State, r.session.Reason, r.session.End = state, reason, end.Round(0)
-	r.session.Records, r.session.Head = int64(r.chain.next), hex.EncodeToString(r.chain.head[:])
+	chain, _ := r.tail.hang()
+	r.session.Records, r.session.Head = chain.names()
 	r.sealer = nil // and its key with it
 	defer r.wake()
 	return r.finish()

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
@@ -229,13 +228,9 @@ func (l *Log) gather(s Session, at chain) (run, bool, error) {
 		good, last = r, n
 		r.keys, r.records = append(r.keys, append([]byte(nil), key...)), append(r.records, records...)
 		r.size += len(key) + len(b)
-		for len(records) > 0 {
-			var rec record
-			if rec, records, err = cutRecord(records); err != nil {
-				r = good
-				return damaged(n, err.Error())
-			}
-			r.to.add(rec.all)
+		if err := r.to.addAll(records); err != nil {
+			r = good
+			return damaged(n, err.Error())
 		}
 		if r.to.next != n+h.count {
 			r = good
@@ -246,7 +241,7 @@ func (l *Log) gather(s Session, at chain) (run, bool, error) {
 	if err != nil {
 		return r, false, err
 	}
-	if wrong == nil && !full && (int64(r.to.next) != s.Records || hex.EncodeToString(r.to.head[:]) != s.Head) {
+	if wrong == nil && !full && !r.to.ends(s) {
 		if len(r.keys) > 0 {
 			r = good
 		}
@@ -301,7 +296,7 @@ func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func
 	if err != nil && !errors.Is(err, ErrDamaged) {
 		return err
 	}
-	tail := l.tails.get(session).read() // before the database is looked at: that has what is in it no more
+	tail := l.tails.get(session).show(&l.memory) // before the database is looked at: that has what is in it no more
 	end := uint32(math.MaxUint32)
 	if len(tail) > 0 {
 		end = tail[0].Number
@@ -353,6 +348,9 @@ func lost(why string) []byte { return []byte(lostMark + why) }
 func isLost(b []byte) bool { return bytes.HasPrefix(b, []byte(lostMark)) }
 
 var unreadable = lost("cannot be read")
+
+// errOpen is what is wrong with a block that is in the database and hangs on nothing.
+var errOpen = errors.New("the block is open")
 
 // blocksIn is blockKeys at one moment, of what begins before a record, as far as tables
 // can be read. It returns the record that would be next, and whether f has asked for
@@ -429,7 +427,14 @@ func (s sessionBlocks) each(ctx context.Context, from uint32, backwards bool, f 
 			err  error
 		)
 		n := binary.BigEndian.Uint32(at)
-		if it.Item().Value(func(b []byte) error { goOn, err = f(key, n, b); return nil }) != nil {
+		wrong := it.Item().Value(func(b []byte) error {
+			if h, bad := readHeader(b); bad == nil && h.open() { // nothing says that it is whole
+				return errOpen
+			}
+			goOn, err = f(key, n, b)
+			return nil
+		})
+		if wrong != nil {
 			goOn, err = f(key, n, unreadable)
 		}
 		if err != nil || !goOn {

@@ -18,34 +18,46 @@ import (
 )
 
 // A tail is what the journal has of a session and the database does not. It is in memory,
-// too, from where it is read. It comes to the database, as large blocks,
+// too, from where it is read. Its records are hung on the chain when they come to the
+// database, or the session ends: who records does not wait for that. It comes to the database, as large blocks,
 //
 //   - when there is enough for one,
 //   - when the session has ended,
 //   - when it is in one of the oldest files of the journal, so that those can go,
 //   - when the log is opened or closed.
 //
-// That is done in the background, at half the speed of a processor; where it falls behind,
-// it does not pause, compresses less, and in the end whoever records does it himself. A
+// That is done in the background; where it falls behind, whoever records does it himself. What
+// comes to the database while the session runs is compressed in a third of the time, and is
+// rewritten when it has ended, see rewrite.go; the last of it, at half the speed of a
+// processor, is not. A
 // block is in the database before it leaves the tail, and readers look at
 // the tail first: so they see each once, in one of the two.
 type tail struct {
 	session string
 
-	draining sync.Mutex // held while blocks of it go to the database; in front of mu
+	draining sync.Mutex // held while blocks of it go to the database; in front of the others
+
+	hanging sync.Mutex // in front of mu
+	chain   chain      // to the last record that hangs on it
+	before  []hash     // the heads that it had in front of blocks of the tail, from the first on
 
 	mu     sync.Mutex
 	blocks []tailBlock
-	size   int   // of them, in bytes
-	upTo   int64 // what must be flushed of the journal for all that the session has recorded
-	small  int   // blocks in the database that shall be brought together
-	loose  bool  // some are compressed less than they shall be
-	parts  bool  // a frame is under way that is recorded in parts
+	size   int          // of them, in bytes
+	file   *journalFile // that the session has recorded to last
+	upTo   int64        // what must be flushed of the journal for all that the session has recorded
+	small  int          // blocks in the database that shall be brought together
+	loose  bool         // some are compressed less than they shall be
+	parts  bool         // a frame is under way that is recorded in parts
 }
 
 type tailBlock struct {
-	Block
+	openedBlock
 	file *journalFile
+}
+
+func newTail(session string) *tail {
+	return &tail{session: session, chain: chain{head: firstHash(session)}}
 }
 
 const (
@@ -115,6 +127,9 @@ func (t *tails) add(to *tail, b tailBlock) (size int) {
 
 // take takes the first n blocks off a tail.
 func (t *tails) take(from *tail, n int) []tailBlock {
+	from.hanging.Lock()
+	defer from.hanging.Unlock()
+	from.before = from.before[min(n, len(from.before)):]
 	from.mu.Lock()
 	defer from.mu.Unlock()
 	gone := from.blocks[:n]
@@ -139,6 +154,36 @@ func (t *tail) read() []tailBlock {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.blocks
+}
+
+// show returns them to somebody who may keep them.
+func (t *tail) show(m *slabs) []tailBlock {
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m.show(t.blocks)
+	return t.blocks
+}
+
+// hang hangs the records of all blocks that are in the tail now on the chain; behind a gap,
+// it goes on with what is there. It returns the chain, and its head in front of the first
+// block, if there is one.
+func (t *tail) hang() (c chain, before hash) {
+	t.hanging.Lock()
+	defer t.hanging.Unlock()
+	for _, b := range t.read()[len(t.before):] {
+		t.before = append(t.before, t.chain.head)
+		if h, err := readHeader(b.Bytes); err == nil {
+			t.chain.addAll(h.payload(b.Bytes)) // what are no records, verify names
+			t.chain.next = b.Number + h.count
+		}
+	}
+	if len(t.before) > 0 {
+		before = t.before[0]
+	}
+	return t.chain, before
 }
 
 // isIn reports whether the tail has anything in files of the journal up to a number.
@@ -168,7 +213,7 @@ func (t *tail) isLong() bool {
 
 // enter puts blocks of a session on record, in the journal: all of them, or none. more says
 // that more parts of a frame are to come.
-func (l *Log) enter(t *tail, blocks []Block, more bool) error {
+func (l *Log) enter(t *tail, blocks []openedBlock, more bool) error {
 	t.mu.Lock()
 	t.parts = more
 	t.mu.Unlock()
@@ -224,8 +269,8 @@ func (l *Log) relieve(t *tail) error {
 }
 
 // journalize writes blocks, and flushes them if that is done always.
-func (l *Log) journalize(t *tail, blocks []Block) (*journalFile, error) {
-	f, upTo, err := l.journal.add(t.session, blocks)
+func (l *Log) journalize(t *tail, blocks []openedBlock) (*journalFile, error) {
+	f, upTo, err := l.journal.add(t.session, t.file, blocks)
 	if err != nil {
 		err = fmt.Errorf("journal: %w", err)
 		if !errors.Is(err, errBegin) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
@@ -234,7 +279,7 @@ func (l *Log) journalize(t *tail, blocks []Block) (*journalFile, error) {
 		return nil, err
 	}
 	t.mu.Lock()
-	t.upTo = upTo
+	t.file, t.upTo = f, upTo
 	t.mu.Unlock()
 	if l.o.Sync == SyncAlways {
 		if err := l.journal.sync(upTo); err != nil {
@@ -275,11 +320,12 @@ func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 		if l.o.still {
 			blocks = blocks[:1]
 		}
+		_, before := t.hang()
 		limit, loose := rewriteSize, z == encoder()
 		if loose {
 			limit = blockSize
 		}
-		block, n, err := j.first(blocks, z, limit)
+		block, n, err := j.first(blocks, before, z, limit)
 		if err != nil {
 			return err
 		}
@@ -291,10 +337,14 @@ func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 			t.small++
 		}
 		t.mu.Unlock()
-		for _, b := range l.tails.take(t, n) {
-			l.journal.release(b.file)
-		}
+		l.release(l.tails.take(t, n))
 	}
+}
+
+// release says that blocks are in no tail any more.
+func (l *Log) release(blocks []tailBlock) {
+	l.journal.release(blocks)
+	l.memory.release(blocks)
 }
 
 // A join is the memory in which blocks of a tail become one.
@@ -302,10 +352,9 @@ type join struct{ records, block []byte }
 
 var joins = sync.Pool{New: func() any { return new(join) }}
 
-// first makes one block of the first of a tail, as many as there is room for up to a limit,
-// and returns how many those are. It is valid until the next.
-func (j *join) first(blocks []tailBlock, z *zstd.Encoder, limit int) (b Block, n int, err error) {
-	var before hash
+// first makes one block of the first of a tail, behind the record of a hash, as many as there
+// is room for up to a limit, and returns how many those are. It is valid until the next.
+func (j *join) first(blocks []tailBlock, before hash, z *zstd.Encoder, limit int) (b Block, n int, err error) {
 	count := uint32(0)
 	j.records = j.records[:0]
 	for ; n < len(blocks) && blocks[n].Number == blocks[0].Number+count; n++ { // behind a gap, another begins
@@ -313,12 +362,10 @@ func (j *join) first(blocks []tailBlock, z *zstd.Encoder, limit int) (b Block, n
 		if err != nil {
 			return b, 0, err
 		}
-		if n == 0 {
-			before = h.before
-		} else if len(j.records)+h.size > limit {
+		if n > 0 && len(j.records)+h.size > limit {
 			break
 		}
-		j.records = append(j.records, blocks[n].Bytes[h.length+4:]...)
+		j.records = append(j.records, h.payload(blocks[n].Bytes)...)
 		count += h.count
 	}
 	j.block = sealBlock(j.block[:0], z, before, count, j.records)
@@ -333,9 +380,7 @@ func (l *Log) discard(session string) {
 	}
 	t.draining.Lock()
 	defer t.draining.Unlock()
-	for _, b := range l.tails.take(t, len(t.read())) {
-		l.journal.release(b.file)
-	}
+	l.release(l.tails.take(t, len(t.read())))
 }
 
 // drainAll drains all tails, and removes the journal. Several go to the database together:
@@ -362,12 +407,11 @@ func (l *Log) drainAll() error {
 func (l *Log) drainReady() error {
 	old := l.journal.older(journalAge)
 	for _, t := range l.tails.all() {
-		began, hurry, z := time.Now(), false, reencoder()
-		if l.tails.held.Load() > heldLimit/2 {
-			hurry, z = true, encoder()
+		began, ended, hurry := time.Now(), !l.isLive(t.session), l.tails.held.Load() > heldLimit/2
+		z, left := encoder(), rewriteSize
+		if ended && !hurry {
+			z = reencoder()
 		}
-		left := rewriteSize
-		ended := !l.isLive(t.session)
 		if ended || t.isIn(old) {
 			left = 0
 		} else if t.isLong() {
@@ -426,15 +470,15 @@ func (l *Log) loadJournal() error {
 			}
 			p, known := places[session]
 			if !known {
-				p.tail = &tail{session: session}
-				if p.next, p.end, failed = l.stored(session); failed != nil {
+				p.tail = newTail(session)
+				if p.tail.chain, p.next, p.end, failed = l.stored(session); failed != nil {
 					return
 				}
 			}
 			if b.Number >= p.next && int64(b.Number) < p.end {
 				f.entries++
 				f.of[session] = true
-				l.tails.add(p.tail, tailBlock{b, f})
+				l.tails.add(p.tail, tailBlock{openedBlock{Block: b}, f})
 				p.next = b.Number + h.count
 			}
 			places[session] = p
@@ -449,16 +493,17 @@ func (l *Log) loadJournal() error {
 	return nil
 }
 
-// stored returns the number behind the last record of a session that the database has, and
-// how many records the session has, as far as that is known. Of one that is not on
-// record, or is archived, it has all.
-func (l *Log) stored(session string) (next uint32, end int64, err error) {
+// stored returns the chain to the last record of a session that the database has and that
+// can be read, the number behind the last that it has, and how many records the session has,
+// as far as that is known. Of one that is not on record, or is archived, it has all.
+func (l *Log) stored(session string) (c chain, next uint32, end int64, err error) {
+	c.head = firstHash(session)
 	s, err := l.session(session)
 	switch {
 	case errors.Is(err, ErrNoSession):
-		return math.MaxUint32, 0, nil
+		return c, math.MaxUint32, 0, nil
 	case err != nil && !errors.Is(err, ErrDamaged):
-		return 0, 0, err
+		return c, 0, 0, err
 	}
 	end = math.MaxInt64
 	if s.State != Running && err == nil {
@@ -474,12 +519,19 @@ func (l *Log) stored(session string) (next uint32, end int64, err error) {
 			return err
 		}
 		return b.each(context.Background(), math.MaxUint32, true, func(_ []byte, n uint32, b []byte) (bool, error) {
-			next = n // of a block that was not written to its end, the journal has the records
-			if h, _, err := openBlock(nil, b); err == nil {
-				next = n + h.count
+			h, records, err := openBlock(nil, b)
+			if err != nil { // it was not written to its end: the journal has the records
+				if next == 0 {
+					next = n
+				}
+				return true, nil
 			}
+			c.head = h.before
+			c.addAll(records)
+			c.next = n + h.count
+			next = max(next, c.next)
 			return false, nil
 		})
 	})
-	return next, end, err
+	return c, next, end, err
 }

@@ -3,7 +3,6 @@ package recorder
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -328,10 +327,10 @@ func (v *check) add(b Block) bool {
 		return v.bad(b.Number, "it is there twice")
 	}
 	h, err := readHeader(b.Bytes)
-	if err == nil && h.before != v.chain.head && v.held {
+	if err == nil && !h.hangsOn(v.chain.head) && v.held {
 		return v.bad(v.block, "it is not the block that was recorded, or the one behind it is not")
 	}
-	if err != nil || h.before != v.chain.head {
+	if err != nil || !h.hangsOn(v.chain.head) {
 		return v.bad(b.Number, "it is not the block that was recorded")
 	}
 	v.trust()
@@ -363,7 +362,7 @@ func (v *check) end() {
 	case int64(v.chain.next) < v.session.Records:
 		v.trust()
 		v.bad(v.chain.next, "it is missing")
-	case hex.EncodeToString(v.chain.head[:]) == v.session.Head && int64(v.chain.next) == v.session.Records:
+	case v.chain.ends(v.session):
 		v.trust()
 	case v.held:
 		v.bad(v.block, "it is not the block that was recorded")

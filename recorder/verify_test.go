@@ -254,7 +254,7 @@ func (tm *tampering) forged(session int, n uint32, text string) []byte {
 	for r := (blockReader{chain: &c}); c.next < n; {
 		r.read(c.next, tm.get(blockKey(s.ID, c.next, 0)), func(Frame, error) bool { return true })
 	}
-	return encode(s.Start, c, []Frame{{Time: s.Start, Bytes: []byte(text)}, {Time: s.Start, Bytes: []byte(text)}}).blocks[0].Bytes
+	return blockOf(s.Start, c.head, []Frame{{Time: s.Start, Bytes: []byte(text)}, {Time: s.Start, Bytes: []byte(text)}})
 }
 
 // resign makes the tree anew, with the key.
