@@ -357,20 +357,21 @@ type record struct {
 	all         []byte        // of the record
 }
 
+var errRecord = errors.New("record cannot be read")
+
 // cutRecord takes the first of records off.
 func cutRecord(records []byte) (r record, rest []byte, err error) {
-	bad := errors.New("record cannot be read")
 	if len(records) < 2 {
-		return r, nil, bad
+		return r, nil, errRecord
 	}
 	since, i := binary.Varint(records[2:])
 	if i <= 0 {
-		return r, nil, bad
+		return r, nil, errRecord
 	}
 	size, j := binary.Uvarint(records[2+i:])
 	head := 2 + i + j
 	if j <= 0 || size > uint64(len(records)-head) {
-		return r, nil, bad
+		return r, nil, errRecord
 	}
 	end := head + int(size)
 	return record{records[0], records[1], time.Duration(since), records[head:end:end], records[:end:end]}, records[end:], nil
@@ -416,7 +417,7 @@ func (r *blockReader) read(n uint32, b []byte, yield func(Frame, error) bool) bo
 		var rec record
 		if rec, records, err = cutRecord(records); err != nil || at-n == h.count {
 			r.lost = true
-			return r.damage(yield, n, errors.New("record cannot be read"))
+			return r.damage(yield, n, errRecord)
 		}
 		if at < r.next {
 			continue

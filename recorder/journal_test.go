@@ -495,22 +495,33 @@ func TestJournalUndo(t *testing.T) {
 }
 
 // TestJournalTorn reads a session whose last block a loss of power has left half written in
-// the database, and whole in the journal.
+// the database, and whole in the journal: its records hang on those in front of it.
 func TestJournalTorn(t *testing.T) {
 	for name, torn := range map[string]func(block []byte) []byte{
 		"header":  func([]byte) []byte { return []byte("garbage") },
 		"records": func(b []byte) []byte { return append(b[:len(b)-1:len(b)-1], ^b[len(b)-1]) },
 	} {
-		l := open(t, Options{Dir: t.TempDir()})
+		l, verifier := openSigned(t, Options{})
 		r := start(t, l)
-		r.add(t, "a", "b")
-		if err := l.commit(write{blockKey(r.ID(), 0, 0), torn(bytes.Clone(r.tail.read()[0].Bytes))}); err != nil {
+		for _, text := range []string{"a", "b"} {
+			r.add(t, text)
+			if err := l.drain(r.tail, 0, reencoder()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.add(t, "c", "d")
+		c, _ := r.tail.hang()
+		if err := l.commit(write{blockKey(r.ID(), 2, 0), torn(sealedLike(c.head, r.tail.read()[0].Bytes))}); err != nil {
 			t.Fatal(err)
 		}
 		o := l.o
 		o.Dir = killed(t, l)
-		if got := fmt.Sprint(frames(t, open(t, o), r.ID())); got != "[s2c delivered a s2c delivered b]" {
+		l = open(t, o)
+		if got := fmt.Sprint(frames(t, l, r.ID())); got != "[s2c delivered a s2c delivered b s2c delivered c s2c delivered d]" {
 			t.Errorf("%s: got %s", name, got)
+		}
+		if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Sessions != 1 {
+			t.Errorf("%s: %+v", name, got)
 		}
 	}
 }
@@ -537,6 +548,10 @@ func TestJournalForgets(t *testing.T) {
 	r, other := start(t, l), start(t, l)
 	r.add(t, marker)
 	other.add(t, "stays")
+	l.journal.mu.Lock()
+	l.journal.file = nil // the next begins
+	l.journal.mu.Unlock()
+	r.add(t, marker)
 	if err := r.End(Ended, "closed"); err != nil {
 		t.Fatal(err)
 	}

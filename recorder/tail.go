@@ -26,10 +26,8 @@ import (
 //   - when it is in one of the oldest files of the journal, so that those can go,
 //   - when the log is opened or closed.
 //
-// That is done in the background; where it falls behind, whoever records does it himself. What
-// comes to the database while the session runs is compressed in a third of the time, and is
-// rewritten when it has ended, see rewrite.go; the last of it, at half the speed of a
-// processor, is not. A
+// That is done in the background, at half the speed of a processor; where it falls behind,
+// it does not pause, compresses less, and in the end whoever records does it himself. A
 // block is in the database before it leaves the tail, and readers look at
 // the tail first: so they see each once, in one of the two.
 type tail struct {
@@ -407,11 +405,12 @@ func (l *Log) drainAll() error {
 func (l *Log) drainReady() error {
 	old := l.journal.older(journalAge)
 	for _, t := range l.tails.all() {
-		began, ended, hurry := time.Now(), !l.isLive(t.session), l.tails.held.Load() > heldLimit/2
-		z, left := encoder(), rewriteSize
-		if ended && !hurry {
-			z = reencoder()
+		began, hurry, z := time.Now(), false, reencoder()
+		if l.tails.held.Load() > heldLimit/2 {
+			hurry, z = true, encoder()
 		}
+		left := rewriteSize
+		ended := !l.isLive(t.session)
 		if ended || t.isIn(old) {
 			left = 0
 		} else if t.isLong() {

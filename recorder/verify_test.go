@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -315,4 +316,30 @@ func TestVerifyRemote(t *testing.T) {
 	if r := verified(t, src, verifier, nil); len(r.Faults) == 0 {
 		t.Error("nothing is found")
 	}
+}
+
+// TestOpenBlock checks that a block in the database that has neither hash nor checksum is
+// none: in the journal it has the checksum of its entry.
+func TestOpenBlock(t *testing.T) {
+	l, verifier := openSigned(t, Options{still: true})
+	r := start(t, l)
+	r.add(t, "a", "b")
+	if err := l.commit(write{blockKey(r.ID(), 1, 0), encode(r.session.Start, []Frame{{Bytes: []byte("forged")}})[0].Bytes}); err != nil {
+		t.Fatal(err)
+	}
+	check := func() {
+		t.Helper()
+		if got := verified(t, l, verifier, nil); len(got.Faults) != 1 || got.Faults[0].Block != 1 {
+			t.Errorf("%+v", got)
+		}
+		var out bytes.Buffer
+		if err := Replay(t.Context(), &out, l, r.ID(), View{}); !errors.Is(err, ErrDamaged) || out.String() != "a\n" {
+			t.Errorf("replay: %q, %v", out.String(), err)
+		}
+	}
+	check()
+	if err := r.End(Ended, ""); err != nil {
+		t.Fatal(err)
+	}
+	check()
 }
