@@ -155,7 +155,8 @@ func (c *httpConn) limit() int { return cmp.Or(c.up.Frame, 64<<20) }
 
 // frame takes one frame of the client, which the broker has judged.
 func (c *httpConn) frame(line []byte) {
-	var p codec.Parser
+	p := codec.AcquireParser()
+	defer p.Release()
 	f, err := p.Parse(line, codec.C2S)
 	if err != nil {
 		c.log.Error("the broker sent what is no frame", "error", err)
