@@ -11,15 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"example.com/broker/broker/agent"
 	"example.com/broker/broker/identity"
@@ -34,11 +30,16 @@ import (
 // BenchmarkRecording: an address, a comma, and the path of a socket.
 const costPeer = "BROKER_TEST_COST_PEER"
 
+// costCalls is how many calls each of its sessions has: their frames are not enough for a
+// block.
+const costCalls = 400
+
 // BenchmarkRecording measures what recording adds to the processor time of a broker
 // that carries calls whose answers have 4 KB: TLS to 16 clients, policy, all detectors,
 // a socket to the server. Clients and server are in another process, and so not in the
-// figures. Sessions with recording and without take turns. What appends take is told by
-// itself: the rest of what is added comes behind them, as blocks and index are made.
+// figures. Sessions with recording and without take turns. Until they have all their answers,
+// what is added is their appends, for none has enough for a block; blocks and index are made
+// when they have ended.
 func BenchmarkRecording(b *testing.B) {
 	for name, parallel := range map[string]int{"one session": 1, "16 sessions": 16} {
 		b.Run(name, func(b *testing.B) { benchmarkRecording(b, parallel) })
@@ -79,7 +80,6 @@ func benchmarkRecording(b *testing.B, parallel int) {
 	listener, err := stream.Listen("127.0.0.1:0", stream.Options{TLS: (&Keyring{CA: ca, Names: []string{"localhost"}}).Config()})
 	must(err)
 	var sessions sync.WaitGroup
-	var appends atomic.Int64 // processor time, ns
 	serve := func(ctx context.Context, c stream.Conn, p stream.Peer) {
 		defer c.Close()
 		a := &admission{identity: identity.Identity{Subject: "ada"}}
@@ -92,7 +92,6 @@ func benchmarkRecording(b *testing.B, parallel int) {
 				b.Error(err)
 				return
 			}
-			rec = &sampledRecording{Recording: rec, took: &appends}
 		}
 		in := &lineReader{Reader: codec.NewReader(c, codec.Limits{Frame: 1 << 20})}
 		s := broker.newSession(recorder.NewID(), a, &client{Conn: c, peer: p}, in, rec, slog.New(slog.DiscardHandler))
@@ -132,75 +131,39 @@ func benchmarkRecording(b *testing.B, parallel int) {
 	if _, err := answers.ReadString('\n'); err != nil {
 		b.Fatal(err)
 	}
-	// cost returns the processor time of calls.
-	cost := func(server string, calls int) time.Duration {
+	// step has the clients do something, and returns the processor time of it.
+	step := func(what string, done func()) time.Duration {
 		before := processorTime()
-		fmt.Fprintln(in, server, parallel, calls)
+		fmt.Fprintln(in, what)
 		if _, err := answers.ReadString('\n'); err != nil {
 			b.Fatal(err)
 		}
-		sessions.Wait()
+		done()
 		return processorTime() - before
 	}
-	cost("off", 4000)
-	cost("on", 40000) // until the journal's files have been others before, as they are for good then
-	must(log.Settle(ctx))
-	appends.Store(0)
-	var off, on, rewriting time.Duration
-	calls := 0
-	const round = 4000 // calls
+	calls := func(server string) time.Duration {
+		return step(fmt.Sprint(server, " ", parallel), func() {})
+	}
+	end := func() time.Duration {
+		return step("end", func() { sessions.Wait(); must(log.Settle(ctx)) })
+	}
+	for range 60_000 / (costCalls * parallel) { // then the journal's files have been others before, as they are for good
+		calls("on")
+		end()
+	}
+	var off, offEnd, on, onEnd time.Duration
+	n := 0
 	for b.Loop() {
-		off += cost("off", round)
-		on += cost("on", round)
-		before := processorTime()
-		must(log.Settle(ctx))
-		rewriting += processorTime() - before
-		calls += round
+		off += calls("off")
+		offEnd += end()
+		on += calls("on")
+		onEnd += end()
+		n += costCalls * parallel
 	}
-	per := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(calls) }
-	b.ReportMetric(per(off), "µs/call")
-	b.ReportMetric(per(on), "µs/recorded-call")
-	b.ReportMetric(100*float64(on-off)/float64(off), "%added")
-	b.ReportMetric(100*float64(appends.Load())/float64(off), "%appends")
-	b.ReportMetric(100*float64(rewriting)/float64(off), "%rewriting")
-}
-
-// A sampledRecording measures the processor time of some of its appends, for all.
-type sampledRecording struct {
-	Recording
-	appends atomic.Int64
-	took    *atomic.Int64
-}
-
-func (r *sampledRecording) Append(frames ...recorder.Frame) error {
-	const each = 8
-	if r.appends.Add(1)%each > 1 { // of two, which are a request and its answer
-		return r.Recording.Append(frames...)
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	before := threadTime()
-	err := r.Recording.Append(frames...)
-	r.took.Add((threadTime() - before - clockTime()) * each / 2)
-	return err
-}
-
-// clockTime is what it takes to look at threadTime.
-var clockTime = sync.OnceValue(func() int64 {
-	const times = 1000
-	before := threadTime()
-	for range times {
-		threadTime()
-	}
-	return (threadTime() - before) / times
-})
-
-func threadTime() int64 {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
-		panic(err)
-	}
-	return t.Nano()
+	b.ReportMetric(float64(off.Microseconds())/float64(n), "µs/call")
+	b.ReportMetric(float64(on.Microseconds())/float64(n), "µs/recorded-call")
+	b.ReportMetric(100*float64(on-off)/float64(off), "%appends")
+	b.ReportMetric(100*float64(onEnd-offEnd)/float64(off), "%blocks-and-index")
 }
 
 func processorTime() time.Duration {
@@ -234,11 +197,12 @@ func TestCostPeer(t *testing.T) {
 	fmt.Println("ready")
 	for {
 		var server string
-		var parallel, calls int
-		if n, _ := fmt.Fscanln(os.Stdin, &server, &parallel, &calls); n != 3 {
+		var parallel int
+		if n, _ := fmt.Fscanln(os.Stdin, &server, &parallel); n != 2 {
 			return
 		}
-		var clients sync.WaitGroup
+		var clients, ended sync.WaitGroup
+		end := make(chan struct{})
 		for range parallel {
 			clients.Go(func() {
 				c, err := stream.Dial(context.Background(), addr, &tls.Config{ServerName: server + ".localhost", InsecureSkipVerify: true})
@@ -246,21 +210,28 @@ func TestCostPeer(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				defer c.Close()
 				r := bufio.NewReaderSize(c, 64<<10)
-				for i := range calls / parallel {
+				for i := range costCalls {
 					fmt.Fprintf(c, `{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"execute_sql","arguments":{"sql":"SELECT id, name FROM customers WHERE id > %d ORDER BY name LIMIT 20"}}}`+"\n", i, i)
 					if line, err := r.ReadSlice('\n'); err != nil || len(line) < 3900 {
 						t.Errorf("%.100q, %v", line, err)
 						return
 					}
 				}
-				c.CloseWrite()
-				io.Copy(io.Discard, r)
+				ended.Go(func() {
+					<-end
+					defer c.Close()
+					c.CloseWrite()
+					io.Copy(io.Discard, r)
+				})
 			})
 		}
 		clients.Wait()
 		fmt.Println("done")
+		fmt.Fscanln(os.Stdin, &server)
+		close(end)
+		ended.Wait()
+		fmt.Println("ended")
 	}
 }
 
