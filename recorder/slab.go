@@ -4,7 +4,7 @@ import "sync"
 
 // slabSize is how many bytes of blocks are allocated at a time: each by itself would cost
 // more than it takes to fill it.
-const slabSize = 256 << 10
+const slabSize = 512 << 10
 
 // slabs is memory for blocks of many sessions.
 type slabs struct {
@@ -24,7 +24,7 @@ type slab struct {
 // take returns a slice without elements and with room for n bytes, and the slab that it is
 // of: nil if it has memory of its own.
 func (m *slabs) take(n int) ([]byte, *slab) {
-	if n > slabSize/4 {
+	if n > slabSize/2 {
 		return make([]byte, 0, n), nil
 	}
 	m.Lock()

@@ -17,8 +17,8 @@ func TestSlabs(t *testing.T) {
 			b, s := m.take(slabSize / 4)
 			blocks = append(blocks, tailBlock{openedBlock: openedBlock{Block{Bytes: b}, s}})
 		}
-		own, none := m.take(slabSize/4 + 1)
-		if none != nil || cap(own) != slabSize/4+1 {
+		own, none := m.take(slabSize/2 + 1)
+		if none != nil || cap(own) != slabSize/2+1 {
 			t.Errorf("a large block: %d bytes of a slab, %v", cap(own), none)
 		}
 		if shown {

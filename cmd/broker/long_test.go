@@ -270,7 +270,7 @@ func longAnswer(t *testing.T, protocol, kind string, size, small int) (grown int
 		usual, during := slices.Sorted(slices.Values(heaps[max(0, idle[i]-20):idle[i]])), slices.Sorted(slices.Values(heaps[idle[i]:]))
 		if len(usual) > 0 && len(during) > 0 {
 			most := during[(len(during)-1)*98/100]
-			t.Logf("in use were %d MiB before, and then usually %d, at most %d, %d times", usual[len(usual)/2], during[len(during)/2], most, len(during))
+			t.Logf("in use were %d MiB %d times before, and then usually %d, at most %d, %d times", usual[len(usual)/2], len(usual), during[len(during)/2], most, len(during))
 			grown = max(grown, most-usual[len(usual)/2])
 		}
 	}
