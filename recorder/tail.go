@@ -19,7 +19,8 @@ import (
 
 // A tail is what the journal has of a session and the database does not. It is in memory,
 // too, from where it is read. Its records are hung on the chain when they come to the
-// database, or the session ends: who records does not wait for that. It comes to the database, as large blocks,
+// database, or the session ends: who records does not wait for that. They come to the
+// database, as large blocks,
 //
 //   - when there is enough for one,
 //   - when the session has ended,
