@@ -37,7 +37,8 @@ import (
 //	…        payload
 //
 // In the journal, and in memory, the second byte is 2, the payload is the records, and
-// hash and checksum are not there: it hangs on nothing yet, see tail.go.
+// hash and checksum are not there: it hangs on nothing yet, see tail.go. Files of the journal
+// of earlier versions have blocks with 0.
 //
 // The hash of a record is SHA-256 of the hash of the one before and of its bytes; in
 // the place of the one before a session's first is SHA-256 of the session's id. So
@@ -264,6 +265,14 @@ func sealBlock(dst []byte, z *zstd.Encoder, before hash, count uint32, records [
 	return dst
 }
 
+// sealRaw is sealBlock without compression.
+func sealRaw(before hash, count uint32, records []byte) []byte {
+	b := make([]byte, 0, headRoom+sha256.Size+4+len(records))
+	b = append(appendHeader(b, blockRaw, count, len(records)), before[:]...)
+	sum := checksum(b, records)
+	return append(binary.LittleEndian.AppendUint32(b, sum), records...)
+}
+
 func checksum(head, payload []byte) uint32 {
 	return crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, payload)
 }
@@ -280,10 +289,6 @@ type header struct {
 
 // open reports whether the block hangs on nothing yet.
 func (h *header) open() bool { return h.method == blockOpen }
-
-// hangsOn reports whether it is the block behind the record of that hash, as far as that
-// can be known.
-func (h *header) hangsOn(before hash) bool { return h.open() || h.before == before }
 
 // payload returns what is behind the header of the block.
 func (h *header) payload(b []byte) []byte {

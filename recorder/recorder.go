@@ -370,7 +370,7 @@ type Source interface {
 	Close() error
 }
 
-// A Block is a compressed run of frames. Its bytes are valid until the next.
+// A Block is a run of frames. Its bytes are valid until the next.
 type Block struct {
 	Number uint32 // of its first record
 	Bytes  []byte

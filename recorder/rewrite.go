@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -296,11 +295,7 @@ func (l *Log) blockKeys(ctx context.Context, session string, from uint32, f func
 	if err != nil && !errors.Is(err, ErrDamaged) {
 		return err
 	}
-	tail := l.tails.get(session).show(&l.memory) // before the database is looked at: that has what is in it no more
-	end := uint32(math.MaxUint32)
-	if len(tail) > 0 {
-		end = tail[0].Number
-	}
+	tail, end := l.tails.get(session).sealed(from) // before the database is looked at: that has what is in it no more
 	next, goOn := from, true
 	for from < end {
 		if err := ctx.Err(); err != nil {
@@ -349,8 +344,9 @@ func isLost(b []byte) bool { return bytes.HasPrefix(b, []byte(lostMark)) }
 
 var unreadable = lost("cannot be read")
 
-// errOpen is what is wrong with a block that is in the database and hangs on nothing.
-var errOpen = errors.New("the block is open")
+// stillOpen stands in the place of a block that is in the database and hangs on nothing: there
+// is nothing that says that it is whole.
+var stillOpen = lost("has no hash")
 
 // blocksIn is blockKeys at one moment, of what begins before a record, as far as tables
 // can be read. It returns the record that would be next, and whether f has asked for
@@ -428,8 +424,8 @@ func (s sessionBlocks) each(ctx context.Context, from uint32, backwards bool, f 
 		)
 		n := binary.BigEndian.Uint32(at)
 		wrong := it.Item().Value(func(b []byte) error {
-			if h, bad := readHeader(b); bad == nil && h.open() { // nothing says that it is whole
-				return errOpen
+			if h, bad := readHeader(b); bad == nil && h.open() {
+				b = stillOpen
 			}
 			goOn, err = f(key, n, b)
 			return nil

@@ -17,8 +17,7 @@ type slabs struct {
 type slab struct {
 	bytes  []byte
 	used   int
-	blocks int  // that are not released
-	seen   bool // somebody has blocks of it, nobody knows for how long: it is not used again
+	blocks int // that are not released
 }
 
 // take returns a slice without elements and with room for n bytes, and the slab that it is
@@ -42,8 +41,7 @@ func (m *slabs) take(n int) ([]byte, *slab) {
 	return s.bytes[from:from:s.used], s
 }
 
-// release says that nobody has blocks any more but those who were shown them. What is never
-// released is the collector's.
+// release says that nobody has blocks any more. What is never released is the collector's.
 func (m *slabs) release(blocks []tailBlock) {
 	m.Lock()
 	defer m.Unlock()
@@ -52,21 +50,10 @@ func (m *slabs) release(blocks []tailBlock) {
 		if s == nil {
 			continue
 		}
-		if s.blocks--; s.blocks > 0 || s.seen || s == m.current {
+		if s.blocks--; s.blocks > 0 || s == m.current {
 			continue
 		}
 		s.used = 0
 		m.spare.Put(s)
-	}
-}
-
-// show says that somebody is shown blocks.
-func (m *slabs) show(blocks []tailBlock) {
-	m.Lock()
-	defer m.Unlock()
-	for _, b := range blocks {
-		if b.slab != nil {
-			b.slab.seen = true
-		}
 	}
 }

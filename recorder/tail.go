@@ -155,15 +155,27 @@ func (t *tail) read() []tailBlock {
 	return t.blocks
 }
 
-// show returns them to somebody who may keep them.
-func (t *tail) show(m *slabs) []tailBlock {
+// sealed returns the blocks that are in a tail now and have a record or what is behind it,
+// as they would be in the database, and the number of the tail's first record. They are
+// copies: who reads may keep them.
+func (t *tail) sealed(from uint32) (blocks []Block, first uint32) {
 	if t == nil {
-		return nil
+		return nil, math.MaxUint32
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	m.show(t.blocks)
-	return t.blocks
+	t.hanging.Lock() // so that none is taken off meanwhile
+	defer t.hanging.Unlock()
+	t.hangAll()
+	all := t.read()
+	if len(all) == 0 {
+		return nil, math.MaxUint32
+	}
+	for i, b := range all[:len(t.before)] {
+		h, err := readHeader(b.Bytes)
+		if err != nil || b.Number+h.count > from {
+			blocks = append(blocks, Block{b.Number, sealRaw(t.before[i], h.count, h.payload(b.Bytes))})
+		}
+	}
+	return blocks, all[0].Number
 }
 
 // hang hangs the records of all blocks that are in the tail now on the chain; behind a gap,
@@ -172,6 +184,15 @@ func (t *tail) show(m *slabs) []tailBlock {
 func (t *tail) hang() (c chain, before hash) {
 	t.hanging.Lock()
 	defer t.hanging.Unlock()
+	t.hangAll()
+	if len(t.before) > 0 {
+		before = t.before[0]
+	}
+	return t.chain, before
+}
+
+// hangAll is hang. hanging is held.
+func (t *tail) hangAll() {
 	for _, b := range t.read()[len(t.before):] {
 		t.before = append(t.before, t.chain.head)
 		if h, err := readHeader(b.Bytes); err == nil {
@@ -179,10 +200,6 @@ func (t *tail) hang() (c chain, before hash) {
 			t.chain.next = b.Number + h.count
 		}
 	}
-	if len(t.before) > 0 {
-		before = t.before[0]
-	}
-	return t.chain, before
 }
 
 // isIn reports whether the tail has anything in files of the journal up to a number.

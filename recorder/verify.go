@@ -327,10 +327,10 @@ func (v *check) add(b Block) bool {
 		return v.bad(b.Number, "it is there twice")
 	}
 	h, err := readHeader(b.Bytes)
-	if err == nil && !h.hangsOn(v.chain.head) && v.held {
+	if err == nil && h.before != v.chain.head && v.held {
 		return v.bad(v.block, "it is not the block that was recorded, or the one behind it is not")
 	}
-	if err != nil || !h.hangsOn(v.chain.head) {
+	if err != nil || h.before != v.chain.head {
 		return v.bad(b.Number, "it is not the block that was recorded")
 	}
 	v.trust()

@@ -343,3 +343,77 @@ func TestOpenBlock(t *testing.T) {
 	}
 	check()
 }
+
+// TestVerifyUndrained checks that a block which was changed is the one that is named while
+// what is behind it is in the journal only.
+func TestVerifyUndrained(t *testing.T) {
+	l, verifier := openSigned(t, Options{})
+	r := start(t, l)
+	r.add(t, "a")
+	if err := l.drain(r.tail, 0, reencoder()); err != nil {
+		t.Fatal(err)
+	}
+	r.add(t, "b", "c", "d")
+	undrained(t, r)
+	forged := blockOf(r.session.Start, firstHash(r.ID()), []Frame{{Time: r.session.Start, Bytes: []byte("forged")}})
+	if err := l.commit(write{blockKey(r.ID(), 0, 0), forged}); err != nil {
+		t.Fatal(err)
+	}
+	if got := verified(t, l, verifier, nil); len(got.Faults) != 1 || got.Faults[0].Frame > 1 {
+		t.Errorf("while it runs: %+v", got)
+	}
+	if err := r.End(Ended, ""); err != nil {
+		t.Fatal(err)
+	}
+	if got := verified(t, l, verifier, nil); len(got.Faults) != 1 || got.Faults[0].Frame != 0 || got.Faults[0].Block != 0 {
+		t.Errorf("when it has ended: %+v", got)
+	}
+}
+
+// TestRecoverUndrained has sessions of a dead process come to their end late, when the disk
+// has room again, while they are in the journal only: proofs hold.
+func TestRecoverUndrained(t *testing.T) {
+	for _, still := range []bool{true, false} {
+		l, verifier := openSigned(t, Options{})
+		for range 20 {
+			start(t, l).add(t, "a", "b", "c")
+		}
+		o := l.o
+		o.Dir, o.Free, o.still = killed(t, l), 1<<60, still
+		again := open(t, o)
+		again.o.Free = 1
+		if err := again.Ready(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if got := verified(t, again, verifier, nil); len(got.Faults) > 0 || got.Sessions != 20 {
+				t.Errorf("still %v: %+v", still, got)
+			}
+			if err := again.drainAll(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestOldJournal reads a journal of the version before, whose blocks have a hash and a
+// checksum.
+func TestOldJournal(t *testing.T) {
+	l, verifier := openSigned(t, Options{})
+	r := start(t, l)
+	r.add(t, "a", "b")
+	if err := l.drain(r.tail, 0, reencoder()); err != nil {
+		t.Fatal(err)
+	}
+	c, _ := r.tail.hang()
+	b := sealedLike(c.head, encode(r.session.Start, []Frame{{Time: r.session.Start, Bytes: []byte("c")}})[0].Bytes)
+	if err := l.enter(r.tail, opened(Block{c.next, b}), false); err != nil {
+		t.Fatal(err)
+	}
+	o := l.o
+	o.Dir = killed(t, l)
+	l = open(t, o)
+	if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Sessions != 1 || got.Frames != 3 {
+		t.Errorf("%+v", got)
+	}
+}
