@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -258,19 +259,19 @@ func sealBlock(dst []byte, z *zstd.Encoder, before hash, count uint32, records [
 	at := len(dst)
 	dst = z.EncodeAll(records, append(dst, 0, 0, 0, 0))
 	if len(dst)-at-4 >= len(records) {
-		dst[start+1] = blockRaw
-		dst = append(dst[:at+4], records...)
+		return sealRaw(dst[:start], before, count, records)
 	}
 	binary.LittleEndian.PutUint32(dst[at:], checksum(dst[start:at], dst[at+4:]))
 	return dst
 }
 
 // sealRaw is sealBlock without compression.
-func sealRaw(before hash, count uint32, records []byte) []byte {
-	b := make([]byte, 0, headRoom+sha256.Size+4+len(records))
-	b = append(appendHeader(b, blockRaw, count, len(records)), before[:]...)
-	sum := checksum(b, records)
-	return append(binary.LittleEndian.AppendUint32(b, sum), records...)
+func sealRaw(dst []byte, before hash, count uint32, records []byte) []byte {
+	start := len(dst)
+	dst = slices.Grow(dst, headRoom+sha256.Size+4+len(records))
+	dst = append(appendHeader(dst, blockRaw, count, len(records)), before[:]...)
+	sum := checksum(dst[start:], records)
+	return append(binary.LittleEndian.AppendUint32(dst, sum), records...)
 }
 
 func checksum(head, payload []byte) uint32 {

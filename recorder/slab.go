@@ -13,7 +13,7 @@ type slabs struct {
 	spare   sync.Pool // of those whose blocks have all been released
 }
 
-// A slab is a part of that. What holds its mutex is that of slabs.
+// A slab is a part of that, guarded by the mutex of slabs.
 type slab struct {
 	bytes  []byte
 	used   int

@@ -19,8 +19,8 @@ import (
 
 // A tail is what the journal has of a session and the database does not. It is in memory,
 // too, from where it is read. Its records are hung on the chain when they come to the
-// database, or the session ends: who records does not wait for that. They come to the
-// database, as large blocks,
+// database, are read, or the session ends: who records does not wait for that. They come to
+// the database, as large blocks,
 //
 //   - when there is enough for one,
 //   - when the session has ended,
@@ -170,9 +170,8 @@ func (t *tail) sealed(from uint32) (blocks []Block, first uint32) {
 		return nil, math.MaxUint32
 	}
 	for i, b := range all[:len(t.before)] {
-		h, err := readHeader(b.Bytes)
-		if err != nil || b.Number+h.count > from {
-			blocks = append(blocks, Block{b.Number, sealRaw(t.before[i], h.count, h.payload(b.Bytes))})
+		if h, err := readHeader(b.Bytes); err == nil && b.Number+h.count > from {
+			blocks = append(blocks, Block{b.Number, sealRaw(nil, t.before[i], h.count, h.payload(b.Bytes))})
 		}
 	}
 	return blocks, all[0].Number
