@@ -397,7 +397,8 @@ func FuzzEvents(f *testing.F) {
 	f.Add([]byte(": x\r\ndata: {\"a\":\r\ndata: 1}\r\n\r\nretry: 5\n\n"))
 	f.Add([]byte("event: message\ndata:{\"~\":\nevent:message\ndata:1}\nid: 7\n: x\n\ndata: {\"second\":1}\n\n"))
 	f.Add([]byte("data: {\"~\":1}\nevent: ping\n\n"))
-	long := strings.Repeat("x", 33<<10) // more than is read at a time
+	f.Add([]byte("data: " + strings.Repeat("~", 32) + "\n\n")) // more than is held
+	long := strings.Repeat("x", 33<<10)                        // more than is read at a time
 	c := &httpConn{up: &HTTP{Frame: 1 << 20}, log: slog.New(slog.DiscardHandler)}
 	read := func(r io.Reader) (all []string, at position, err error) {
 		err = c.events(r, &at, c.limit(), func(e event) error {
@@ -411,7 +412,7 @@ func FuzzEvents(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		in = bytes.ReplaceAll(in, []byte("~"), []byte(long))
-		want, wantAt, _ := read(strings.NewReader(string(in)))
+		want, wantAt, failed := read(strings.NewReader(string(in)))
 		got, gotAt, _ := read(iotest.OneByteReader(strings.NewReader(string(in))))
 		if fmt.Sprint(got) != fmt.Sprint(want) || gotAt != wantAt {
 			t.Errorf("%q: %q at once, %q byte by byte", in, want, got)
@@ -434,6 +435,9 @@ func FuzzEvents(f *testing.F) {
 		})
 		alike := strings.NewReplacer("\t", " ", "\r", " ")
 		for i, text := range texts { // but for one that turns out to be of another kind
+			if i >= len(want) && errors.Is(failed, errEvent) {
+				break // what is too long to be held has only the one way
+			}
 			_, whole, _ := strings.Cut(append(want, "")[min(i, len(want))], "\n")
 			if whole != "?" && strings.Trim(alike.Replace(text), " ") != strings.Trim(alike.Replace(whole), " ") {
 				t.Errorf("event %d of %d bytes is %.100q, and %.100q while it arrives", i, len(in), whole, text)
