@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,9 +21,9 @@ import (
 	"sync"
 )
 
-// What sessions record goes to the journal first: one write to a file, where a
-// transaction takes hand-offs between goroutines, and faults on pages of mapped files.
-// From there it comes to the database in large blocks, see tail.go.
+// What sessions record goes to the journal first: to memory that outlives the process
+// (pending.go), and from there to a file, where a transaction takes hand-offs between
+// goroutines. From the journal it comes to the database in large blocks, see tail.go.
 //
 // The journal is files journal/<number>-<name> in the log's folder: 8 digits, and 16
 // random bytes in hexadecimal, by which a file is told from all others. A file is
@@ -79,6 +80,8 @@ type journal struct {
 	buf    []byte
 	closed bool
 
+	pending pending
+
 	written int64 // bytes, in all files,
 	dirty   []*journalFile
 
@@ -117,8 +120,9 @@ func (f *journalFile) has(session string) bool {
 var errBegin = errors.New("begin a file")
 
 // openJournal finds what a dead process has left.
-func openJournal(dir string, key []byte, bell bell) (*journal, error) {
+func openJournal(dir string, key []byte, bell bell, log *slog.Logger) (*journal, error) {
 	j := &journal{dir: filepath.Join(dir, "journal"), key: key, bell: bell}
+	j.pending.path = filepath.Join(j.dir, pendingName)
 	j.flush.L = &j.flush.Mutex
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return nil, err
@@ -135,7 +139,7 @@ func openJournal(dir string, key []byte, bell bell) (*journal, error) {
 			j.files, j.last = append(j.files, f), max(j.last, f.number)
 		}
 	}
-	return j, err
+	return j, errors.Join(err, j.restore(log))
 }
 
 // named returns the file of that name, or nil if it is none of the journal's.
@@ -161,6 +165,9 @@ func (j *journal) named(name string) *journalFile {
 func (j *journal) begin() error {
 	if j.closed {
 		return fmt.Errorf("%w: %w", errBegin, os.ErrClosed)
+	}
+	if err := j.pending.create(); err != nil {
+		return fmt.Errorf("%w: %w", errBegin, err)
 	}
 	var salt [saltSize]byte
 	rand.Read(salt[:])
@@ -210,7 +217,7 @@ func (j *journal) keep(f *journalFile) bool {
 	defer j.mu.Unlock()
 	full := journalSize <= f.size && f.size <= journalSize+maxEntry
 	_, name, numbered := strings.Cut(filepath.Base(f.path), "-") // else it has been a spare one
-	if f.file == nil || !full || !numbered || f.number <= j.away || j.closed || len(j.spares) == spareFiles {
+	if f.file == nil || !full || !numbered || j.pending.has(f) || f.number <= j.away || j.closed || len(j.spares) == spareFiles {
 		return false
 	}
 	path := filepath.Join(j.dir, name+spareName)
@@ -256,14 +263,31 @@ func (j *journal) add(session string, last *journalFile, blocks []openedBlock) (
 	if f != last {
 		f.of[session] = true // also if only a part is written
 	}
-	if _, err := f.file.WriteAt(e, f.size); err != nil {
-		j.file = nil // what came next might be behind half an entry
-		return nil, 0, errors.Join(err, f.file.Truncate(f.size))
+	if err := j.write(f, e); err != nil {
+		return nil, 0, err
 	}
 	j.written += size - f.size
 	f.size = size
 	f.entries += len(blocks)
 	return f, j.written, nil
+}
+
+// write puts entries behind all others of a file, and the empty one behind them. mu is held.
+func (j *journal) write(f *journalFile, entries []byte) error {
+	long := len(entries) > pendingSize/2
+	if long || !j.pending.fits(f, len(entries)) {
+		if err := j.pending.spill(); err != nil {
+			return err
+		}
+	}
+	if !long {
+		return j.pending.put(f, f.size, entries)
+	}
+	if _, err := f.file.WriteAt(entries, f.size); err != nil {
+		j.file = nil // what came next might be behind half an entry
+		return errors.Join(err, f.file.Truncate(f.size))
+	}
+	return nil
 }
 
 // seal appends an entry for that offset to dst.
@@ -306,19 +330,21 @@ func checksumOf(sum uint32, length, body []byte) uint32 {
 	return crc32.Update(crc32.Update(sum, castagnoli, length), castagnoli, body)
 }
 
-// read calls f with the entries of a file, and wrong with what is none.
+// read calls entry with the entries of a file, and wrong with what is none.
 func (f *journalFile) read(entry func(session string, b Block), wrong func(from, to int)) error {
 	all, err := os.ReadFile(f.path)
-	if err != nil {
-		return err
+	if err == nil {
+		f.walk(0, all, entry, wrong)
 	}
+	return err
+}
+
+// walk is read of what is at an offset in a file. It returns where the last entry ends, and
+// whether the empty one is behind it.
+func (f *journalFile) walk(offset int64, all []byte, entry func(session string, b Block), wrong func(from, to int)) (end int, ended bool) {
 	bad := -1 // since there
 	for at := 0; at < len(all); {
-		session, b, n := f.open(int64(at), all[at:])
-		if n == entryHead {
-			all = all[:at]
-			break
-		}
+		session, b, n := f.open(offset+int64(at), all[at:])
 		if n == 0 {
 			if bad < 0 {
 				bad = at
@@ -330,13 +356,17 @@ func (f *journalFile) read(entry func(session string, b Block), wrong func(from,
 			wrong(bad, at)
 			bad = -1
 		}
+		if n == entryHead {
+			return at, true
+		}
 		entry(session, b)
 		at += n
+		end = at
 	}
 	if bad >= 0 {
 		wrong(bad, len(all))
 	}
-	return nil
+	return end, false
 }
 
 // open opens the entry that b begins with, at that offset. It returns its length, 0 if
@@ -391,6 +421,10 @@ func (j *journal) sync(upTo int64) error {
 func (j *journal) syncNow() (written int64, err error) {
 	j.mu.Lock()
 	written, dirty := j.written, j.dirty
+	if err := j.pending.spill(); err != nil {
+		j.mu.Unlock()
+		return 0, err
+	}
 	j.dirty = nil
 	j.mu.Unlock()
 	for _, f := range dirty {
@@ -441,6 +475,9 @@ func (j *journal) older(n int) int {
 func (j *journal) forget(session string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.pending.spill() == nil {
+		j.pending.wipe()
+	}
 	j.spares = slices.DeleteFunc(j.spares, func(f *journalFile) bool {
 		if f.has(session) {
 			j.files = slices.Insert(j.files, 0, f)
@@ -514,6 +551,9 @@ func (j *journal) remove(files []*journalFile) error {
 func (j *journal) drop(f *journalFile) {
 	is := func(other *journalFile) bool { return other == f }
 	j.files, j.dirty = slices.DeleteFunc(j.files, is), slices.DeleteFunc(j.dirty, is)
+	if j.pending.file == f {
+		j.pending.wipe()
+	}
 }
 
 // close ends the writing.
@@ -521,6 +561,7 @@ func (j *journal) close() error {
 	err := j.syncAll()
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	err = errors.Join(err, j.pending.close())
 	for _, f := range slices.Concat(j.files, j.spares) {
 		if f.file != nil {
 			err = errors.Join(err, f.file.Close())

@@ -165,7 +165,7 @@ func Open(o Options) (*Log, error) {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: %w", o.Dir, err)
 	}
-	if l.journal, err = openJournal(o.Dir, key, l.tails.bell); err != nil {
+	if l.journal, err = openJournal(o.Dir, key, l.tails.bell, o.Log); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open log %s: journal: %w", o.Dir, err)
 	}
