@@ -519,7 +519,7 @@ func TestJournalTorn(t *testing.T) {
 			}
 		}
 		r.add(t, "c", "d")
-		c, _ := r.tail.hang()
+		c := r.tail.hang()
 		if err := l.commit(write{blockKey(r.ID(), 2, 0), torn(sealedLike(c.head, r.tail.read()[0].Bytes))}); err != nil {
 			t.Fatal(err)
 		}

@@ -163,7 +163,7 @@ func TestEndsOnce(t *testing.T) {
 	go func() { ready <- l.Ready() }()
 	time.Sleep(100 * time.Millisecond) // it waits for one of them
 	r.session.State, r.session.End = Ended, time.Now().Round(0)
-	chain, _ := r.tail.hang()
+	chain := r.tail.hang()
 	r.session.Records, r.session.Head = chain.names()
 	err := r.finish()
 	r.mu.Unlock()

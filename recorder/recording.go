@@ -142,7 +142,7 @@ func (r *Recording) EndAt(end time.Time, state, reason string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.session.State, r.session.Reason, r.session.End = state, reason, end.Round(0)
-	chain, _ := r.tail.hang()
+	chain := r.tail.hang()
 	r.session.Records, r.session.Head = chain.names()
 	r.sealer = nil // and its key with it
 	defer r.wake()

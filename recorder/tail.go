@@ -178,26 +178,28 @@ func (t *tail) sealed(from uint32) (blocks []Block, first uint32) {
 }
 
 // hang hangs the records of all blocks that are in the tail now on the chain; behind a gap,
-// it goes on with what is there. It returns the chain, and its head in front of the first
-// block, if there is one.
-func (t *tail) hang() (c chain, before hash) {
+// it goes on with what is there.
+func (t *tail) hang() chain {
 	t.hanging.Lock()
 	defer t.hanging.Unlock()
 	t.hangAll()
-	if len(t.before) > 0 {
-		before = t.before[0]
-	}
-	return t.chain, before
+	return t.chain
 }
 
 // hangAll is hang. hanging is held.
 func (t *tail) hangAll() {
 	for _, b := range t.read()[len(t.before):] {
-		t.before = append(t.before, t.chain.head)
-		if h, err := readHeader(b.Bytes); err == nil {
-			t.chain.addAll(h.payload(b.Bytes)) // what are no records, verify names
-			t.chain.next = b.Number + h.count
-		}
+		t.hangNext(b)
+	}
+}
+
+// hangNext hangs the records of the first block that does not hang on the chain. hanging is
+// held.
+func (t *tail) hangNext(b tailBlock) {
+	t.before = append(t.before, t.chain.head)
+	if h, err := readHeader(b.Bytes); err == nil {
+		t.chain.addAll(h.payload(b.Bytes)) // what are no records, verify names
+		t.chain.next = b.Number + h.count
 	}
 }
 
@@ -335,12 +337,11 @@ func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 		if l.o.still {
 			blocks = blocks[:1]
 		}
-		_, before := t.hang()
 		limit, loose := rewriteSize, z == encoder()
 		if loose {
 			limit = blockSize
 		}
-		block, n, err := j.first(blocks, before, z, limit)
+		block, n, err := j.first(t, blocks, z, limit)
 		if err != nil {
 			return err
 		}
@@ -367,24 +368,38 @@ type join struct{ records, block []byte }
 
 var joins = sync.Pool{New: func() any { return new(join) }}
 
-// first makes one block of the first of a tail, behind the record of a hash, as many as there
-// is room for up to a limit, and returns how many those are. It is valid until the next.
-func (j *join) first(blocks []tailBlock, before hash, z *zstd.Encoder, limit int) (b Block, n int, err error) {
-	count := uint32(0)
+// first makes one block of the first of a tail, as many as there is room for up to a limit,
+// and returns how many those are. It is valid until the next.
+func (j *join) first(t *tail, blocks []tailBlock, z *zstd.Encoder, limit int) (b Block, n int, err error) {
+	before, count, n, err := j.gather(t, blocks, limit)
+	if err != nil {
+		return b, 0, err
+	}
+	j.block = sealBlock(j.block[:0], z, before, count, j.records)
+	return Block{blocks[0].Number, j.block}, n, nil
+}
+
+// gather brings the records of first together, and hangs them on the chain where they do not
+// yet: what has not been looked at for long is brought into the processor's caches once.
+func (j *join) gather(t *tail, blocks []tailBlock, limit int) (before hash, count uint32, n int, err error) {
+	t.hanging.Lock()
+	defer t.hanging.Unlock()
 	j.records = j.records[:0]
 	for ; n < len(blocks) && blocks[n].Number == blocks[0].Number+count; n++ { // behind a gap, another begins
 		h, err := readHeader(blocks[n].Bytes)
 		if err != nil {
-			return b, 0, err
+			return before, 0, 0, err
 		}
 		if n > 0 && len(j.records)+h.size > limit {
 			break
 		}
+		if n == len(t.before) {
+			t.hangNext(blocks[n])
+		}
 		j.records = append(j.records, h.payload(blocks[n].Bytes)...)
 		count += h.count
 	}
-	j.block = sealBlock(j.block[:0], z, before, count, j.records)
-	return Block{blocks[0].Number, j.block}, n, nil
+	return t.before[0], count, n, nil
 }
 
 // discard drops what is in the tail of a session that is deleted.

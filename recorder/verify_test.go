@@ -405,7 +405,7 @@ func TestOldJournal(t *testing.T) {
 	if err := l.drain(r.tail, 0, reencoder()); err != nil {
 		t.Fatal(err)
 	}
-	c, _ := r.tail.hang()
+	c := r.tail.hang()
 	b := sealedLike(c.head, encode(r.session.Start, []Frame{{Time: r.session.Start, Bytes: []byte("c")}})[0].Bytes)
 	if err := l.enter(r.tail, opened(Block{c.next, b}), false); err != nil {
 		t.Fatal(err)
