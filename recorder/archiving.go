@@ -419,7 +419,7 @@ func (l *Log) writeObject(ctx context.Context, s Session, leaf int64, mark *arch
 	if err != nil {
 		return err
 	}
-	want, err := l.tree.read([]int64{tlog.StoredHashIndex(0, leaf)}, nil)
+	want, err := l.tree.read([]int64{tlog.StoredHashIndex(0, leaf)})
 	if err != nil {
 		return err
 	}

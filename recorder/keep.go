@@ -267,7 +267,7 @@ func (l *Log) deleteRecord(ctx context.Context, session, by, reason string) erro
 	if err := l.commit(append(writes, away...)...); err != nil {
 		return err
 	}
-	t.size++
+	t.grown()
 	if l.archiving.moved = left; len(away) > 0 {
 		l.archiving.bell.ring()
 	}

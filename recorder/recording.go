@@ -211,7 +211,7 @@ func (l *Log) finish(s Session, small bool) error {
 	if err := l.commit(writes...); err != nil {
 		return err
 	}
-	t.size++
+	t.grown()
 	l.index.ends(s.ID)
 	return nil
 }

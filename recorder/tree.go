@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -107,6 +108,8 @@ type tree struct {
 
 	mu   sync.Mutex
 	size int64
+	edge map[int64]tlog.Hash // hashes that the last leaf was added with: the next needs no others
+	next map[int64]tlog.Hash // edge, when what add has returned is committed
 }
 
 func openTree(view func(func(*badger.Txn) error) error, key string) (*tree, error) {
@@ -153,10 +156,16 @@ func (t *tree) whole() error {
 }
 
 // add returns what puts a session's record into the tree as its next leaf. t.mu
-// is held until that is committed, and size is counted up.
+// is held until that is committed, and grown is called.
 func (t *tree) add(session string, record []byte) ([]write, error) {
-	added := map[int64]tlog.Hash{}
-	read := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) { return t.read(indexes, added) })
+	t.next = map[int64]tlog.Hash{}
+	read := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		hashes, err := t.read(indexes, t.next, t.edge)
+		for i, at := range indexes[:len(hashes)] {
+			t.next[at] = hashes[i]
+		}
+		return hashes, err
+	})
 	hashes, err := tlog.StoredHashes(t.size, record, read)
 	if err != nil {
 		return nil, err
@@ -164,7 +173,7 @@ func (t *tree) add(session string, record []byte) ([]write, error) {
 	at := tlog.StoredHashCount(t.size)
 	writes := make([]write, 0, len(hashes)+3)
 	for i, h := range hashes {
-		added[at+int64(i)] = h
+		t.next[at+int64(i)] = h
 		writes = append(writes, write{hashKey(at + int64(i)), h[:]})
 	}
 	writes = append(writes, write{leafKey(t.size), []byte(session)}, write{indexKey(session), binary.BigEndian.AppendUint64(nil, uint64(t.size))})
@@ -186,15 +195,30 @@ func checkpointText(origin string, size int64, head tlog.Hash) string {
 	return fmt.Sprintf("%s\n%d\n%s\n", origin, size, base64.StdEncoding.EncodeToString(head[:]))
 }
 
-// read reads hashes of the tree, some of which may not be committed yet.
-func (t *tree) read(indexes []int64, added map[int64]tlog.Hash) ([]tlog.Hash, error) {
+// grown says that what add has returned is committed.
+func (t *tree) grown() {
+	t.size++
+	t.edge, t.next = t.next, nil
+}
+
+// read reads hashes of the tree, some of which may be known, or not committed yet.
+func (t *tree) read(indexes []int64, known ...map[int64]tlog.Hash) ([]tlog.Hash, error) {
 	hashes := make([]tlog.Hash, len(indexes))
-	return hashes, t.view(func(txn *badger.Txn) error {
-		for i, at := range indexes {
-			if h, ok := added[at]; ok {
-				hashes[i] = h
-				continue
-			}
+	var left []int // in indexes
+	for i, at := range indexes {
+		is := func(hashes map[int64]tlog.Hash) bool { _, ok := hashes[at]; return ok }
+		if k := slices.IndexFunc(known, is); k >= 0 {
+			hashes[i] = known[k][at]
+		} else {
+			left = append(left, i)
+		}
+	}
+	if len(left) == 0 {
+		return hashes, nil
+	}
+	err := t.view(func(txn *badger.Txn) error {
+		for _, i := range left {
+			at := indexes[i]
 			item, err := txn.Get(hashKey(at))
 			if err != nil {
 				return fmt.Errorf("hash %d of the tree: %w", at, err)
@@ -210,6 +234,10 @@ func (t *tree) read(indexes []int64, added map[int64]tlog.Hash) ([]tlog.Hash, er
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	return hashes, nil
 }
 
 // A Checkpoint is the head of the tree: so many sessions, and the hash of them all.
@@ -345,6 +373,6 @@ func (l *Log) prove(session string) (*Proof, error) {
 		return nil, ErrUnsigned
 	}
 	p.Index = int64(binary.BigEndian.Uint64(index))
-	p.Hashes, err = tlog.ProveRecord(t.size, p.Index, tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) { return t.read(indexes, nil) }))
+	p.Hashes, err = tlog.ProveRecord(t.size, p.Index, tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) { return t.read(indexes) }))
 	return p, err
 }

@@ -78,7 +78,7 @@ func TestVerify(t *testing.T) {
 		}
 	}
 	// The root is the one that tlog computes.
-	if want, err := tlog.TreeHash(5, tlog.HashReaderFunc(func(at []int64) ([]tlog.Hash, error) { return l.tree.read(at, nil) })); err != nil || want != r.Seen.Head {
+	if want, err := tlog.TreeHash(5, tlog.HashReaderFunc(func(at []int64) ([]tlog.Hash, error) { return l.tree.read(at) })); err != nil || want != r.Seen.Head {
 		t.Errorf("tlog's root is %v, %v", want, err)
 	}
 }
@@ -261,7 +261,7 @@ func (tm *tampering) forged(session int, n uint32, text string) []byte {
 // resign makes the tree anew, with the key.
 func (tm *tampering) resign() {
 	size := tm.l.tree.size
-	tm.l.tree.size = 0
+	tm.l.tree.size, tm.l.tree.edge = 0, nil
 	for n := range size {
 		id := string(tm.get(leafKey(n)))
 		writes, err := tm.l.tree.add(id, tm.get(sessionKey(id)))
@@ -271,7 +271,7 @@ func (tm *tampering) resign() {
 		for _, w := range writes {
 			tm.set(w.key, w.value)
 		}
-		tm.l.tree.size++
+		tm.l.tree.grown()
 	}
 }
 
@@ -415,5 +415,36 @@ func TestOldJournal(t *testing.T) {
 	l = open(t, o)
 	if got := verified(t, l, verifier, nil); len(got.Faults) > 0 || got.Sessions != 1 || got.Frames != 3 {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestTreeEdge ends sessions while nothing can be read of the tree: the next leaf needs no
+// more than what the last one was added with, and that is little.
+func TestTreeEdge(t *testing.T) {
+	l, verifier := openSigned(t, Options{})
+	end := func() {
+		t.Helper()
+		if err := start(t, l).End(Ended, "closed"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end()
+	view := l.tree.view
+	l.tree.view = func(func(*badger.Txn) error) error { return errors.New("the database is asked") }
+	for range 70 {
+		end()
+		if n := len(l.tree.edge); n > 16 {
+			t.Errorf("with %d leaves, %d hashes are kept", l.tree.size, n)
+		}
+	}
+	l.tree.view = view
+	if r := verified(t, l, verifier, nil); len(r.Faults) > 0 || r.Sessions != 71 {
+		t.Errorf("%+v", r)
+	}
+	l.tree.edge = nil // as after a start
+	end()
+	end()
+	if r := verified(t, l, verifier, nil); len(r.Faults) > 0 || r.Sessions != 73 {
+		t.Errorf("%+v", r)
 	}
 }
