@@ -65,6 +65,9 @@ const (
 	journalAge = 4
 	// heldLimit is how many bytes all tails may have before whoever records waits.
 	heldLimit = (journalAge + 2) * journalSize
+	// drainStep is after how many bytes more, of what is enough for a block, the background
+	// is told again: it looks at all tails then.
+	drainStep = rewriteSize / 8
 	// smallSize is how long the records of a block must be for it to stay as it is.
 	smallSize = rewriteSize / 4
 )
@@ -249,11 +252,11 @@ func (l *Log) enter(t *tail, blocks []openedBlock, more bool) error {
 	if err := l.written(err); err != nil {
 		return err
 	}
-	size := 0
+	size, added := 0, 0
 	for _, b := range blocks {
-		size = l.tails.add(t, tailBlock{b, f})
+		size, added = l.tails.add(t, tailBlock{b, f}), added+len(b.Bytes)
 	}
-	if size >= rewriteSize || l.tails.held.Load() > heldLimit/2 {
+	if size >= rewriteSize && size/drainStep > (size-added)/drainStep {
 		l.tails.bell.ring()
 	}
 	if l.o.still {
