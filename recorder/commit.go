@@ -266,8 +266,11 @@ func (l *Log) syncNow() bool {
 }
 
 // cannotFlush is cannotWrite of an error of a flush: what the disk has is not known any
-// more, and the kernel does not try again.
+// more, and the kernel does not try again. What is pending for want of room is tried again.
 func (l *Log) cannotFlush(err error) error {
+	if errors.Is(err, errFull) {
+		return err
+	}
 	return l.cannotWrite(fmt.Errorf("flush to the disk: %w", err))
 }
 

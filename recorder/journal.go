@@ -19,6 +19,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // What sessions record goes to the journal first: to memory that outlives the process
@@ -101,7 +103,8 @@ type journalFile struct {
 	sum     uint32      // of the name
 	aead    cipher.AEAD // nil: entries are not encrypted
 	file    *os.File    // nil: it is of a process that is dead,
-	loaded  bool        // and what is in it is in tails
+	loaded  bool        // and what is in it is in tails,
+	left    *leftover   // with what it has left pending, unless that is nil
 	stays   bool        // its name does, after a loss of power; for who flushes
 	size    int64
 	entries int             // that the database does not have
@@ -122,7 +125,6 @@ var errBegin = errors.New("begin a file")
 // openJournal finds what a dead process has left.
 func openJournal(dir string, key []byte, bell bell, log *slog.Logger) (*journal, error) {
 	j := &journal{dir: filepath.Join(dir, "journal"), key: key, bell: bell}
-	j.pending.path = filepath.Join(j.dir, pendingName)
 	j.flush.L = &j.flush.Mutex
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return nil, err
@@ -131,15 +133,22 @@ func openJournal(dir string, key []byte, bell bell, log *slog.Logger) (*journal,
 		return nil, err
 	}
 	names, err := os.ReadDir(j.dir) // sorted
+	var left []string
 	for _, e := range names {
-		if strings.HasSuffix(e.Name(), spareName) {
+		switch filepath.Ext(e.Name()) {
+		case spareName:
 			err = errors.Join(err, os.Remove(filepath.Join(j.dir, e.Name())))
+		case pendingName:
+			left = append(left, filepath.Join(j.dir, e.Name()))
 		}
 		if f := j.named(e.Name()); f != nil {
 			j.files, j.last = append(j.files, f), max(j.last, f.number)
 		}
 	}
-	return j, errors.Join(err, j.restore(log))
+	for _, path := range left {
+		err = errors.Join(err, j.leave(path, log))
+	}
+	return j, err
 }
 
 // named returns the file of that name, or nil if it is none of the journal's.
@@ -166,7 +175,7 @@ func (j *journal) begin() error {
 	if j.closed {
 		return fmt.Errorf("%w: %w", errBegin, os.ErrClosed)
 	}
-	if err := j.pending.create(); err != nil {
+	if err := j.pending.create(j.dir, j.last+1); err != nil {
 		return fmt.Errorf("%w: %w", errBegin, err)
 	}
 	var salt [saltSize]byte
@@ -197,6 +206,9 @@ func (j *journal) reuse(f *journalFile) bool {
 	j.spares = j.spares[:n]
 	// Its end comes first: under the new name, what is in it is damage.
 	_, err := spare.file.WriteAt(f.sealEnd(nil, 0), 0)
+	if err == nil {
+		err = reserve(spare.file, journalSize+maxEntry) // keep has cut it
+	}
 	if err == nil {
 		err = os.Rename(spare.path, f.path)
 	}
@@ -281,7 +293,11 @@ func (j *journal) write(f *journalFile, entries []byte) error {
 		}
 	}
 	if !long {
-		return j.pending.put(f, f.size, entries)
+		err := j.pending.put(f, f.size, entries)
+		if err != nil {
+			j.file = nil // what came next would be sealed for the same offset
+		}
+		return err
 	}
 	if _, err := f.file.WriteAt(entries, f.size); err != nil {
 		j.file = nil // what came next might be behind half an entry
@@ -333,10 +349,14 @@ func checksumOf(sum uint32, length, body []byte) uint32 {
 // read calls entry with the entries of a file, and wrong with what is none.
 func (f *journalFile) read(entry func(session string, b Block), wrong func(from, to int)) error {
 	all, err := os.ReadFile(f.path)
-	if err == nil {
-		f.walk(0, all, entry, wrong)
+	if err != nil {
+		return err
 	}
-	return err
+	if f.left != nil {
+		all = f.left.over(f, all, wrong)
+	}
+	f.walk(0, all, entry, wrong)
+	return nil
 }
 
 // walk is read of what is at an offset in a file. It returns where the last entry ends, and
@@ -412,8 +432,12 @@ func (j *journal) sync(upTo int64) error {
 		runtime.Gosched() // those who have waited together for the last time write again
 		written, err := j.syncNow()
 		f.Lock()
-		f.running, f.upTo, f.broken = false, written, err
+		f.running = false
 		f.Broadcast()
+		if errors.Is(err, errFull) {
+			return err
+		}
+		f.upTo, f.broken = written, err
 	}
 	return f.broken
 }
@@ -457,6 +481,11 @@ func (j *journal) syncAll() error {
 func (j *journal) ready() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.pending.full {
+		if err := j.pending.spill(); err != nil {
+			return err
+		}
+	}
 	if j.file != nil {
 		return nil
 	}
@@ -473,10 +502,18 @@ func (j *journal) older(n int) int {
 // forget says that files with something of a session must go soon. What comes next is in
 // another.
 func (j *journal) forget(session string) {
+	var mapped []byte
+	defer func() {
+		if mapped != nil {
+			unix.Msync(mapped, unix.MS_SYNC) // of what is unmapped meanwhile it does nothing
+		}
+	}()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.pending.spill() == nil {
-		j.pending.wipe()
+	if j.pending.file != nil { // else there is nothing since it was wiped
+		mapped = j.pending.mem
+		j.pending.forgets = true
+		j.pending.spill() // if it fails, that is told where something is recorded
 	}
 	j.spares = slices.DeleteFunc(j.spares, func(f *journalFile) bool {
 		if f.has(session) {
@@ -533,8 +570,14 @@ func (j *journal) remove(files []*journalFile) error {
 		if j.keep(f) {
 			continue
 		}
-		if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		paths := []string{f.path}
+		if f.left != nil {
+			paths = []string{f.left.path, f.path}
+		}
+		for _, path := range paths {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 		j.mu.Lock()
 		f.removed = true

@@ -199,6 +199,9 @@ func TestJournalKilled(t *testing.T) {
 			}
 		}
 	}
+	if err := l.journal.syncAll(); err != nil {
+		t.Fatal(err)
+	}
 	before := killed(t, l) // its journal has all
 	undrained(t, running)
 	undrained(t, ended)
@@ -273,7 +276,7 @@ func TestJournalDamage(t *testing.T) {
 	}
 	dir := killed(t, l)
 	file := journalFiles(t, dir)[0]
-	for _, path := range []string{file, filepath.Join(dir, "journal", pendingName)} { // either would mend the other
+	for _, path := range []string{file, filepath.Join(dir, "journal", filepath.Base(l.journal.pending.path))} { // either would mend the other
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -328,6 +331,9 @@ func TestJournalArchived(t *testing.T) {
 	l.o.still = false
 	r := start(t, l)
 	r.add(t, "a", "b")
+	if err := l.journal.syncAll(); err != nil {
+		t.Fatal(err)
+	}
 	before := killed(t, l) // its journal has all
 	r.tail.draining.Lock()
 	if err := r.End(Ended, "closed"); err != nil {
@@ -695,7 +701,7 @@ func tidy(t testing.TB, j *journal) (names []string) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if e.Name() != pendingName {
+		if filepath.Ext(e.Name()) != pendingName {
 			names = append(names, e.Name())
 		}
 	}

@@ -4,49 +4,59 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"math"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// What has been added to the journal and is not in its file yet is in journal/pending, a file
-// that is mapped: to put an entry there is no system call, and kill -9 leaves it there. It
-// is brought to its file when there is no room for the next, and before that is flushed; so
-// nothing of it is flushed itself. The file is
+// What has been added to the journal and is not in its file yet is in journal/<number>.pending,
+// a file that is mapped: to put an entry there is no system call, and kill -9 leaves it
+// there. It is spilled to its file when there is no room for the next, and before that is
+// flushed. A process has one, by the number of its first file. It is
 //
 //	8 bytes  number of the file that the entries belong to, little-endian
 //	8 bytes  offset there of the first
 //	…        the entries, as in that file, the empty one behind the last
 //
-// Nothing says how many there are: an entry's checksum is good for one name and offset.
+// Nothing says how many there are: an entry's checksum is good for one name and offset. What
+// a dead process has left is read with its file, and removed with it. The kernel brings
+// pages of it to the disk when it likes: after a loss of power each is of a time of its own,
+// and what is flushed is in the journal's file.
 
 const (
-	pendingName = "pending"
+	pendingName = ".pending" // behind the number
 	pendingHead = 16
 	// pendingSize is how many bytes of entries are pending at most: they fit into the
 	// caches of a processor. What is half as long is written to the file at once.
 	pendingSize = 128 << 10
 )
 
+// errFull says that what is pending could not be spilled for want of room. All of it still is
+// pending.
+var errFull = errors.New("no room for what is pending")
+
 // pending is the mapped file, which is there from when the first file of the journal begins.
 // The journal's mu guards it.
 type pending struct {
-	path string
-	mem  []byte // nil: it is not mapped
-	file *journalFile
-	from int64 // offset in file of what is pending
-	size int   // of it, without the empty entry behind it
+	path    string
+	mem     []byte // nil: it is not mapped
+	file    *journalFile
+	from    int64 // offset in file of what is pending
+	size    int   // of it, without the empty entry behind it
+	full    bool  // it could not be spilled for want of room
+	forgets bool  // what is spilled is overwritten, and what has been before
 }
 
-// create makes the file and maps it.
-func (p *pending) create() error {
+// create makes the file and maps it, if that is not done.
+func (p *pending) create(dir string, number int) error {
 	if p.mem != nil {
 		return nil
 	}
+	p.path = filepath.Join(dir, fmt.Sprintf("%08d%s", number, pendingName))
 	f, err := os.OpenFile(p.path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -88,24 +98,36 @@ func (p *pending) put(f *journalFile, at int64, entries []byte) error {
 	return nil
 }
 
-// spill brings what is pending to its file. If it fails, all of that is still pending.
+// spill brings what is pending to its file. If it fails, all of that still is pending.
 func (p *pending) spill() error {
-	if p.size == 0 {
-		return nil
+	if p.size > 0 {
+		if p.mem == nil {
+			return os.ErrClosed
+		}
+		_, err := p.file.file.WriteAt(p.mem[pendingHead:][:p.size+entryHead], p.from)
+		if p.full = isFull(err); p.full {
+			return fmt.Errorf("%w: %w", errFull, err)
+		}
+		if err != nil {
+			return err
+		}
+		p.size = 0
 	}
-	if _, err := p.file.file.WriteAt(p.mem[pendingHead:][:p.size+entryHead], p.from); err != nil {
-		return err
+	if p.forgets {
+		p.wipe()
 	}
-	p.size = 0
 	return nil
 }
+
+// isFull reports whether an error is that of a disk without room.
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
 // has reports whether anything of a file is pending.
 func (p *pending) has(f *journalFile) bool { return p.file == f && p.size > 0 }
 
 // wipe drops what is pending, and what is left of what has been.
 func (p *pending) wipe() {
-	p.file, p.size = nil, 0
+	p.file, p.size, p.full, p.forgets = nil, 0, false, false
 	mapped(func() { clear(p.mem) }) // what cannot be reached fails the next put
 }
 
@@ -139,60 +161,56 @@ func mapped(f func()) (err error) {
 	return nil
 }
 
-// restore brings what a dead process has left pending to its file, which may have been
-// killed in the middle of that.
-func (j *journal) restore(log *slog.Logger) error {
-	left, err := os.ReadFile(j.pending.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+// A leftover is what a dead process has left pending.
+type leftover struct {
+	path  string
+	from  int // in its file
+	bytes []byte
+}
+
+// leave gives what a dead process has left pending to its file.
+func (j *journal) leave(path string, log *slog.Logger) error {
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	if len(left) > pendingHead && *(*[pendingHead]byte)(left) != [pendingHead]byte{} {
-		number, from := binary.LittleEndian.Uint64(left), binary.LittleEndian.Uint64(left[8:])
-		found := false
-		for _, f := range j.files {
-			if uint64(f.number) != number || from > math.MaxInt64/2 {
-				continue
-			}
-			if found, err = f.restore(int64(from), left[pendingHead:]); err != nil {
-				return err
-			}
+	if len(b) > pendingHead && *(*[pendingHead]byte)(b) != [pendingHead]byte{} {
+		number, from := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
+		i := slices.IndexFunc(j.files, func(f *journalFile) bool { return uint64(f.number) == number && f.left == nil })
+		if i >= 0 && from < journalSize { // where no append begins
+			j.files[i].left = &leftover{path, int(from), b[pendingHead:]}
+			return nil
 		}
-		if !found {
-			log.Error("the journal is damaged, or its end was not written", "file", j.pending.path)
-		}
+		log.Warn("what was pending is of no file of the journal: the database has it, or it is damaged", "file", path)
 	}
-	return os.Remove(j.pending.path)
+	return os.Remove(path)
 }
 
-// restore writes the entries that left begins with, if they are for that offset, and reports
-// whether there are any. After a loss of power they may be of a time before: where the file
-// goes on behind them, it keeps that.
-func (f *journalFile) restore(from int64, left []byte) (found bool, err error) {
-	size, _ := f.walk(from, left, func(string, Block) { found = true }, func(int, int) {})
+// over returns the bytes of a file, with what is left in the places where the file has no
+// entry of its own. It calls wrong if there is none in what is left.
+func (l *leftover) over(f *journalFile, all []byte, wrong func(from, to int)) []byte {
+	found, none := false, func(int, int) {}
+	size, _ := f.walk(int64(l.from), l.bytes, func(string, Block) { found = true }, none)
 	if !found {
-		return false, nil
+		wrong(l.from, l.from)
+		return all
 	}
-	all, err := os.ReadFile(f.path)
-	if err != nil {
-		return false, err
+	if len(all) < l.from {
+		all = append(all, make([]byte, l.from-len(all))...)
 	}
-	whole := true
-	has, ended := f.walk(from, all[min(from, int64(len(all))):], func(string, Block) {}, func(int, int) { whole = false })
-	switch {
-	case has > size || has == size && ended:
-		if whole {
-			return true, nil
+	own := all[l.from:]
+	has, _ := f.walk(int64(l.from), own, func(string, Block) {}, none)
+	both := append(all[:l.from:l.from], l.bytes[:size]...)
+	for at := 0; at < min(size, len(own)); {
+		_, _, n := f.open(int64(l.from+at), own[at:])
+		if n == entryHead { // it was not spilled
+			break
 		}
-	default:
-		size = min(size+entryHead, len(left)) // with the empty one
+		copy(both[l.from+at:], own[at:at+n])
+		at += max(n, 1)
 	}
-	file, err := os.OpenFile(f.path, os.O_WRONLY, 0)
-	if err != nil {
-		return false, err
+	if has >= size {
+		return append(both, own[size:]...)
 	}
-	_, err = file.WriteAt(left[:size], from)
-	return true, errors.Join(err, datasync(file), file.Close())
+	return append(both, l.bytes[size:min(size+entryHead, len(l.bytes))]...) // the empty one
 }

@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -108,9 +109,9 @@ func TestPendingRestored(t *testing.T) {
 			restored := func(file, pending []byte) (got []string, said string) {
 				t.Helper()
 				dir := t.TempDir()
-				path := filepath.Join(dir, "journal", filepath.Base(j.file.path))
-				if err := errors.Join(os.Mkdir(filepath.Join(dir, "journal"), 0o700), os.WriteFile(path, file, 0o600),
-					os.WriteFile(filepath.Join(dir, "journal", pendingName), pending, 0o600)); err != nil {
+				folder := filepath.Join(dir, "journal")
+				if err := errors.Join(os.Mkdir(folder, 0o700), os.WriteFile(filepath.Join(folder, filepath.Base(j.file.path)), file, 0o600),
+					os.WriteFile(filepath.Join(folder, filepath.Base(j.pending.path)), pending, 0o600)); err != nil {
 					t.Fatal(err)
 				}
 				var log bytes.Buffer
@@ -118,10 +119,15 @@ func TestPendingRestored(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, err := os.Stat(j.pending.path); err == nil {
-					t.Error("it is left")
+				got = readJournal(t, j.files[0])
+				j.files[0].loaded = true
+				if err := j.remove(j.done(true)); err != nil {
+					t.Fatal(err)
 				}
-				return readJournal(t, j.files[0]), log.String()
+				if left, err := os.ReadDir(folder); len(left) > 0 || err != nil {
+					t.Fatalf("%v are left, %v", left, err)
+				}
+				return got, log.String()
 			}
 			for name, c := range map[string]struct {
 				file, pending []byte
@@ -132,6 +138,7 @@ func TestPendingRestored(t *testing.T) {
 				"spilled, and more":         {after, next, all},
 				"all spilled":               {later, next, all},
 				"of before a loss of power": {later, pending, all},
+				"of a file that is shorter": {nil, pending, append([]string{"!"}, all[2:5]...)},
 				"as it is made":             {before, make([]byte, len(pending)), all[:2]},
 				"empty":                     {before, nil, all[:2]},
 			} {
@@ -139,22 +146,32 @@ func TestPendingRestored(t *testing.T) {
 					t.Errorf("%s: got %q, want %q; %s", name, got, c.want, said)
 				}
 			}
+			end := len(after) - entryHead
 			for n := len(before) - entryHead; n <= len(after); n++ { // killed while it is spilled
 				torn := append(bytes.Clone(after[:n]), before[min(n, len(before)):]...)
-				if got, said := restored(torn, pending); !slices.Equal(got, all[:5]) || said != "" {
+				want := all[:5]
+				if n > end && n < len(after) { // nobody knows whether more was there
+					want = append(slices.Clone(want), "!")
+				}
+				if got, said := restored(torn, pending); !slices.Equal(got, want) || said != "" {
 					t.Fatalf("%d bytes are spilled: got %q; %s", n, got, said)
 				}
 			}
 			entries := len(after) - len(before) // of it, in bytes
+			torn := bytes.Clone(later)
+			torn[len(torn)-entryHead-1] ^= 0x41
 			for n := range pendingHead + entries + entryHead {
 				bad := bytes.Clone(pending)
 				bad[n] ^= 0x41
-				if got, _ := restored(after, bad); !slices.Equal(got, all[:5]) {
+				if got, _ := restored(after, bad); n >= pendingHead && !slices.Equal(got, all[:5]) {
 					t.Fatalf("damaged at %d, and spilled: got %q", n, got)
+				}
+				if got, _ := restored(torn, bad); n >= pendingHead && !slices.Equal(got, append(slices.Clone(all[:5]), "!")) {
+					t.Fatalf("damaged at %d, and its file behind that: got %q", n, got)
 				}
 				got, said := restored(before, bad)
 				if n < pendingHead {
-					if !slices.Equal(got, all[:2]) || !strings.Contains(said, pendingName) {
+					if named := slices.Index(got, "!"); !slices.Equal(got[named+1:], all[:2]) || named < 0 && !strings.Contains(said, pendingName) {
 						t.Fatalf("damaged at %d: got %q; %q", n, got, said)
 					}
 					continue
@@ -168,9 +185,15 @@ func TestPendingRestored(t *testing.T) {
 				if !slices.Equal(got, want) {
 					t.Fatalf("damaged at %d: got %q, want %q", n, got, want)
 				}
-				if got, _ := restored(before, pending[:n]); len(got) < 2 || !slices.Equal(got[:2], all[:2]) {
-					t.Fatalf("cut at %d: got %q", n, got)
+				want = all[:2+3*(n-pendingHead)/entries]
+				got, _ = restored(before, pending[:n])
+				if got = slices.DeleteFunc(got, func(s string) bool { return s == "!" }); !slices.Equal(got, want) {
+					t.Fatalf("cut at %d: got %q, want %q", n, got, want)
 				}
+			}
+			far := binary.LittleEndian.AppendUint64(bytes.Clone(pending[:8]), 1<<34)
+			if got, said := restored(before, append(far, pending[pendingHead:]...)); !slices.Equal(got, all[:2]) || !strings.Contains(said, pendingName) {
+				t.Errorf("far behind its file: got %q; %q", got, said)
 			}
 			if err := j.close(); err != nil {
 				t.Fatal(err)
@@ -187,7 +210,16 @@ func TestPendingForgets(t *testing.T) {
 		"pending":       func(j *journal) { j.forget(deleted) },
 		"spilled":       func(j *journal) { j.syncAll(); j.forget(deleted) },
 		"another's end": func(j *journal) { j.syncAll(); j.forget("bbbbbbbbbbbbbbbb") },
-		"drained":       func(j *journal) { j.release([]tailBlock{{file: j.file}}); j.remove(j.done(true)) },
+		"not spilled at once": func(j *journal) {
+			file := j.file.file
+			j.file.file, _ = os.Open(j.file.path)
+			j.forget(deleted)
+			j.pending.file.file.Close()
+			j.pending.file.file = file
+			j.ready()
+			j.syncAll()
+		},
+		"drained": func(j *journal) { j.release([]tailBlock{{file: j.file}}); j.remove(j.done(true)) },
 	} {
 		j, err := openJournal(t.TempDir(), nil, newBell(), slog.New(slog.DiscardHandler))
 		if err != nil {
@@ -259,28 +291,114 @@ func TestPendingSpare(t *testing.T) {
 // TestPendingFault takes the disk's pages away from under the mapping: what is recorded then
 // is refused, and the process goes on.
 func TestPendingFault(t *testing.T) {
-	for name, sync := range map[string]Sync{"to put": SyncNone, "to spill": SyncAlways} {
+	for _, spilled := range []bool{true, false} {
 		dir := t.TempDir()
-		l := open(t, Options{Dir: dir, Sync: sync})
+		l := open(t, Options{Dir: dir, Sync: SyncNone})
 		r := start(t, l)
 		r.add(t, "a")
-		if err := l.journal.syncAll(); err != nil {
-			t.Fatal(err)
+		if spilled {
+			if err := l.journal.syncAll(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := os.Truncate(l.journal.pending.path, 0); err != nil {
 			t.Fatal(err)
 		}
+		if !spilled {
+			if l.syncNow() {
+				t.Error("what is gone was flushed")
+			}
+		}
 		if err := r.Append(Frame{Bytes: []byte("b")}); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("%s: append: %v", name, err)
+			t.Errorf("append: %v", err)
 		}
 		if err := l.Ready(); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("%s: ready: %v", name, err)
+			t.Errorf("ready: %v", err)
 		}
 		l.Close()
 		l = open(t, Options{Dir: dir})
-		if got := fmt.Sprint(frames(t, l, r.ID())); got != "[s2c delivered a]" {
-			t.Errorf("%s: opened again: got %s", name, got)
+		if got := fmt.Sprint(frames(t, l, r.ID())); spilled && got != "[s2c delivered a]" {
+			t.Errorf("opened again: got %s", got)
 		}
 		start(t, l).add(t, "c")
+	}
+}
+
+// TestPendingFull has no room for what is pending: until there is some, sessions are refused,
+// and nothing is lost.
+func TestPendingFull(t *testing.T) {
+	for _, sync := range []Sync{SyncNone, SyncAlways} {
+		l := open(t, Options{Dir: t.TempDir(), Sync: sync})
+		r, other := start(t, l), start(t, l)
+		r.add(t, "a")
+		f := l.journal.file
+		file := f.file
+		swap := func(to *os.File) {
+			l.journal.mu.Lock()
+			defer l.journal.mu.Unlock()
+			f.file = to
+		}
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Skip(err)
+		}
+		defer full.Close()
+		swap(full)
+		if err := other.Append(Frame{Bytes: []byte("b")}); sync == SyncAlways && !errors.Is(err, ErrUnavailable) {
+			t.Errorf("append: %v", err)
+		}
+		if l.syncNow() {
+			t.Error("there was room")
+		}
+		if err := l.Ready(); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errFull) {
+			t.Errorf("ready: %v", err)
+		}
+		swap(file)
+		if err := l.Ready(); err != nil {
+			t.Errorf("with room again: %v", err)
+		}
+		if !l.syncNow() {
+			t.Error("it is not flushed")
+		}
+		r.add(t, "c")
+		if got := fmt.Sprint(frames(t, l, r.ID())); got != "[s2c delivered a s2c delivered c]" {
+			t.Errorf("got %s", got)
+		}
+		if sync == SyncNone {
+			if got := fmt.Sprint(frames(t, l, other.ID())); got != "[c2s delivered b]" {
+				t.Errorf("got %s", got)
+			}
+		}
+		if err := errors.Join(r.End(Ended, "closed"), other.End(Ended, "closed"), l.drainAll()); err != nil {
+			t.Error(err)
+		}
+		if left := journalFiles(t, l.o.Dir); len(left) > 0 {
+			t.Errorf("left are %q", left)
+		}
+	}
+}
+
+// TestPendingClosed closes a journal that could not be spilled: what is deleted then is no
+// failure, and all of it is there when it is opened again.
+func TestPendingClosed(t *testing.T) {
+	dir := t.TempDir()
+	j, err := openJournal(dir, nil, newBell(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := j.add("aaaaaaaaaaaaaaaa", nil, opened(Block{0, []byte("text")}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.file.Close()
+	if err := j.close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("close: %v", err)
+	}
+	j.forget("aaaaaaaaaaaaaaaa")
+	if j, err = openJournal(dir, nil, newBell(), slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(readJournal(t, j.files[0])); got != `[aaaaaaaaaaaaaaaa 0 "text"]` {
+		t.Errorf("got %s", got)
 	}
 }

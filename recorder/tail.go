@@ -14,7 +14,6 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 // A tail is what the journal has of a session and the database does not. It is in memory,
@@ -293,7 +292,7 @@ func (l *Log) journalize(t *tail, blocks []openedBlock) (*journalFile, error) {
 	f, upTo, err := l.journal.add(t.session, t.file, blocks)
 	if err != nil {
 		err = fmt.Errorf("journal: %w", err)
-		if !errors.Is(err, errBegin) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		if !errors.Is(err, errBegin) && !isFull(err) {
 			err = l.cannotWrite(err)
 		}
 		return nil, err
@@ -303,6 +302,9 @@ func (l *Log) journalize(t *tail, blocks []openedBlock) (*journalFile, error) {
 	t.mu.Unlock()
 	if l.o.Sync == SyncAlways {
 		if err := l.journal.sync(upTo); err != nil {
+			for range blocks {
+				l.journal.release([]tailBlock{{file: f}})
+			}
 			return nil, l.cannotFlush(err)
 		}
 	}

@@ -108,7 +108,7 @@ type tree struct {
 
 	mu   sync.Mutex
 	size int64
-	edge map[int64]tlog.Hash // hashes that the last leaf was added with: the next needs no others
+	edge map[int64]tlog.Hash // hashes that the last leaf was added with: where heads are signed, the next needs no others
 	next map[int64]tlog.Hash // edge, when what add has returned is committed
 }
 
