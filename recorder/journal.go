@@ -359,9 +359,9 @@ func (f *journalFile) read(entry func(session string, b Block), wrong func(from,
 	return nil
 }
 
-// walk is read of what is at an offset in a file. It returns where the last entry ends, and
-// whether the empty one is behind it.
-func (f *journalFile) walk(offset int64, all []byte, entry func(session string, b Block), wrong func(from, to int)) (end int, ended bool) {
+// walk is read of what is at an offset in a file. It returns where the empty entry is, or else
+// where the last one ends.
+func (f *journalFile) walk(offset int64, all []byte, entry func(session string, b Block), wrong func(from, to int)) (end int) {
 	bad := -1 // since there
 	for at := 0; at < len(all); {
 		session, b, n := f.open(offset+int64(at), all[at:])
@@ -377,7 +377,7 @@ func (f *journalFile) walk(offset int64, all []byte, entry func(session string, 
 			bad = -1
 		}
 		if n == entryHead {
-			return at, true
+			return at
 		}
 		entry(session, b)
 		at += n
@@ -386,7 +386,7 @@ func (f *journalFile) walk(offset int64, all []byte, entry func(session string, 
 	if bad >= 0 {
 		wrong(bad, len(all))
 	}
-	return end, false
+	return end
 }
 
 // open opens the entry that b begins with, at that offset. It returns its length, 0 if

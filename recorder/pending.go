@@ -190,7 +190,7 @@ func (j *journal) leave(path string, log *slog.Logger) error {
 // entry of its own. It calls wrong if there is none in what is left.
 func (l *leftover) over(f *journalFile, all []byte, wrong func(from, to int)) []byte {
 	found, none := false, func(int, int) {}
-	size, _ := f.walk(int64(l.from), l.bytes, func(string, Block) { found = true }, none)
+	size := f.walk(int64(l.from), l.bytes, func(string, Block) { found = true }, none)
 	if !found {
 		wrong(l.from, l.from)
 		return all
@@ -199,7 +199,7 @@ func (l *leftover) over(f *journalFile, all []byte, wrong func(from, to int)) []
 		all = append(all, make([]byte, l.from-len(all))...)
 	}
 	own := all[l.from:]
-	has, _ := f.walk(int64(l.from), own, func(string, Block) {}, none)
+	has := f.walk(int64(l.from), own, func(string, Block) {}, none)
 	both := append(all[:l.from:l.from], l.bytes[:size]...)
 	for at := 0; at < min(size, len(own)); {
 		_, _, n := f.open(int64(l.from+at), own[at:])

@@ -302,9 +302,7 @@ func (l *Log) journalize(t *tail, blocks []openedBlock) (*journalFile, error) {
 	t.mu.Unlock()
 	if l.o.Sync == SyncAlways {
 		if err := l.journal.sync(upTo); err != nil {
-			for range blocks {
-				l.journal.release([]tailBlock{{file: f}})
-			}
+			l.journal.release(slices.Repeat([]tailBlock{{file: f}}, len(blocks))) // no tail has them
 			return nil, l.cannotFlush(err)
 		}
 	}
