@@ -47,15 +47,23 @@ func opened(blocks ...Block) (o []openedBlock) {
 	return o
 }
 
-// writeJournal returns a file of a journal, and where its entries begin and end.
-func writeJournal(t testing.TB, dir string, key []byte, blocks ...Block) (f *journalFile, ends []int) {
+// openedJournal is that of a folder.
+func openedJournal(t testing.TB, dir string, key []byte) *journal {
 	t.Helper()
-	j, err := openJournal(dir, key, newBell(), slog.New(slog.DiscardHandler))
+	j, err := openJournal(dir, key, newBell(), silent)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return j
+}
+
+// writeJournal returns a file of a journal, and where its entries begin and end.
+func writeJournal(t testing.TB, dir string, key []byte, blocks ...Block) (f *journalFile, ends []int) {
+	t.Helper()
+	j := openedJournal(t, dir, key)
 	ends = []int{0}
 	for _, b := range blocks {
+		var err error
 		if f, _, err = j.add("0123456789abcdef", nil, opened(b)); err != nil {
 			t.Fatal(err)
 		}
@@ -714,10 +722,7 @@ func tidy(t testing.TB, j *journal) (names []string) {
 func TestJournalReused(t *testing.T) {
 	for name, key := range journalKeys {
 		t.Run(name, func(t *testing.T) {
-			j, err := openJournal(t.TempDir(), key, newBell(), slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
+			j := openedJournal(t, t.TempDir(), key)
 			old := fill(t, j, "aaaaaaaaaaaaaaaa")
 			before, err := old.file.Stat()
 			if err != nil {
@@ -816,10 +821,7 @@ func TestJournalReusedKilled(t *testing.T) {
 // deleted, also where it is from the time before, nor the journal, nor a kill.
 func TestJournalSpares(t *testing.T) {
 	dir := t.TempDir()
-	j, err := openJournal(dir, nil, newBell(), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	j := openedJournal(t, dir, nil)
 	const deleted, other = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
 	for range spareFiles + 2 {
 		fill(t, j, deleted)
@@ -832,10 +834,7 @@ func TestJournalSpares(t *testing.T) {
 		if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
 			t.Fatal(err)
 		}
-		again, err := openJournal(copied, nil, newBell(), slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
+		again := openedJournal(t, copied, nil)
 		if names := tidy(t, again); len(names) > 0 {
 			t.Errorf("left are %q", names)
 		}
@@ -867,10 +866,7 @@ func TestJournalSpares(t *testing.T) {
 
 // TestJournalTogether has sessions recorded, flushed, drained and deleted at a time.
 func TestJournalTogether(t *testing.T) {
-	j, err := openJournal(t.TempDir(), nil, newBell(), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	j := openedJournal(t, t.TempDir(), nil)
 	block := opened(Block{0, bytes.Repeat([]byte("x"), 1<<20)})
 	var all sync.WaitGroup
 	for i := range 4 {

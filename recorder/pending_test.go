@@ -67,10 +67,7 @@ func TestPendingRestored(t *testing.T) {
 	const session = "0123456789abcdef"
 	for name, key := range journalKeys {
 		t.Run(name, func(t *testing.T) {
-			j, err := openJournal(t.TempDir(), key, newBell(), slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
+			j := openedJournal(t, t.TempDir(), key)
 			all := []string{}
 			add := func(numbers ...uint32) {
 				for _, n := range numbers {
@@ -221,10 +218,7 @@ func TestPendingForgets(t *testing.T) {
 		},
 		"drained": func(j *journal) { j.release([]tailBlock{{file: j.file}}); j.remove(j.done(true)) },
 	} {
-		j, err := openJournal(t.TempDir(), nil, newBell(), slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
+		j := openedJournal(t, t.TempDir(), nil)
 		if _, _, err := j.add(deleted, nil, opened(Block{0, []byte(marker)})); err != nil {
 			t.Fatal(err)
 		}
@@ -245,20 +239,14 @@ func TestPendingForgets(t *testing.T) {
 // TestPendingNext begins a file while something of the one before is pending.
 func TestPendingNext(t *testing.T) {
 	dir := t.TempDir()
-	j, err := openJournal(dir, nil, newBell(), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	j := openedJournal(t, dir, nil)
 	for n := range uint32(3) {
 		if _, _, err := j.add("aaaaaaaaaaaaaaaa", nil, opened(Block{n, []byte("text")})); err != nil {
 			t.Fatal(err)
 		}
 		next(j)
 	}
-	again, err := openJournal(dir, nil, newBell(), slog.New(slog.DiscardHandler)) // as if the first were dead
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := openedJournal(t, dir, nil) // as if the first were dead
 	for n, f := range again.files {
 		if got := fmt.Sprint(readJournal(t, f)); got != fmt.Sprintf(`[aaaaaaaaaaaaaaaa %d "text"]`, n) {
 			t.Errorf("file %d has %s", n, got)
@@ -269,10 +257,7 @@ func TestPendingNext(t *testing.T) {
 // TestPendingSpare checks that a file whose end could not be spilled does not become another:
 // what is behind that is of nobody knows what time.
 func TestPendingSpare(t *testing.T) {
-	j, err := openJournal(t.TempDir(), nil, newBell(), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	j := openedJournal(t, t.TempDir(), nil)
 	f, _, err := j.add("aaaaaaaaaaaaaaaa", nil, opened(Block{0, []byte("pending")}))
 	if err != nil {
 		t.Fatal(err)
@@ -382,10 +367,7 @@ func TestPendingFull(t *testing.T) {
 // failure, and all of it is there when it is opened again.
 func TestPendingClosed(t *testing.T) {
 	dir := t.TempDir()
-	j, err := openJournal(dir, nil, newBell(), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	j := openedJournal(t, dir, nil)
 	f, _, err := j.add("aaaaaaaaaaaaaaaa", nil, opened(Block{0, []byte("text")}))
 	if err != nil {
 		t.Fatal(err)
@@ -395,9 +377,7 @@ func TestPendingClosed(t *testing.T) {
 		t.Errorf("close: %v", err)
 	}
 	j.forget("aaaaaaaaaaaaaaaa")
-	if j, err = openJournal(dir, nil, newBell(), slog.New(slog.DiscardHandler)); err != nil {
-		t.Fatal(err)
-	}
+	j = openedJournal(t, dir, nil)
 	if got := fmt.Sprint(readJournal(t, j.files[0])); got != `[aaaaaaaaaaaaaaaa 0 "text"]` {
 		t.Errorf("got %s", got)
 	}
