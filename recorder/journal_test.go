@@ -202,7 +202,7 @@ func TestJournalKilled(t *testing.T) {
 			r.add(t, fmt.Sprintf("%s %d", r.ID(), i))
 		}
 		if i == 10 {
-			if err := l.drain(running.tail, 0, reencoder()); err != nil {
+			if err := l.drain(running.tail, 0, thorough); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -218,7 +218,7 @@ func TestJournalKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := l.drain(drained.tail, 0, reencoder()); err != nil {
+	if err := l.drain(drained.tail, 0, thorough); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Delete(t.Context(), deleted.ID(), "ada", "why"); err != nil {
@@ -351,7 +351,7 @@ func TestJournalArchived(t *testing.T) {
 		t.Errorf("%q moved before the database had all, %v", f.objects(), err)
 	}
 	r.tail.draining.Unlock()
-	if err := l.drain(r.tail, 0, reencoder()); err != nil {
+	if err := l.drain(r.tail, 0, thorough); err != nil {
 		t.Fatal(err)
 	}
 	if err := archiveAt(t, l, time.Hour); err != nil || len(f.objects()) != 1 {
@@ -389,7 +389,7 @@ func TestTailRead(t *testing.T) {
 		r.add(t, fmt.Sprint(i))
 		want = append(want, fmt.Sprintf("s2c delivered %d", i))
 		if i == 10 || i == 20 {
-			if err := l.drain(r.tail, 0, reencoder()); err != nil {
+			if err := l.drain(r.tail, 0, thorough); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -528,7 +528,7 @@ func TestJournalTorn(t *testing.T) {
 		r := start(t, l)
 		for _, text := range []string{"a", "b"} {
 			r.add(t, text)
-			if err := l.drain(r.tail, 0, reencoder()); err != nil {
+			if err := l.drain(r.tail, 0, thorough); err != nil {
 				t.Fatal(err)
 			}
 		}

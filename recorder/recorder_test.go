@@ -648,7 +648,7 @@ func sealedLike(before hash, b []byte) []byte {
 	if err != nil {
 		panic(err)
 	}
-	return sealBlock(nil, encoder(), before, h.count, h.payload(b))
+	return sealBlock(nil, quick, before, h.count, h.payload(b))
 }
 
 // TestParts replays frames that were recorded in parts, and counts them.
@@ -782,7 +782,47 @@ func sealed(records []byte) []byte {
 			break
 		}
 	}
-	return sealBlock(nil, encoder(), hash{}, max(count, 1), records)
+	return sealBlock(nil, quick, hash{}, max(count, 1), records)
+}
+
+// TestEffort checks that records that are much alike are compressed as quickly as can be,
+// and all others so that they become small.
+func TestEffort(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	record := func(i int, text string) []byte {
+		return fmt.Appendf(nil, `{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"%s"}]}}`, i, text)
+	}
+	various := func(i int) []byte { return record(i, fmt.Sprintf("%x of %d", random.Uint32(), random.IntN(1000))) }
+	same := func(i int) []byte { return record(i, strings.Repeat("the same text as ever ", 4)) }
+	for _, tt := range []struct {
+		name  string
+		size  int
+		make  func(i int) []byte
+		quick bool
+	}{
+		{"alike", rewriteSize, same, true},
+		{"alike, but few", sampleSize, same, false},
+		{"various", rewriteSize, various, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var records []byte
+			for i := 0; len(records) < tt.size; i++ {
+				records = append(records, tt.make(i)...)
+			}
+			room := []byte("room")
+			got, least, less := thorough.compress(room, records), thoroughEncoder().EncodeAll(records, nil), quick.compress(nil, records)
+			want := least
+			if tt.quick {
+				want = less
+			}
+			if string(got) != "room"+string(want) {
+				t.Errorf("%d bytes became %d; quickly %d, at most effort %d", len(records), len(got)-len(room), len(less), len(least))
+			}
+			if back, err := decoder().DecodeAll(got[len(room):], nil); err != nil || !bytes.Equal(back, records) {
+				t.Errorf("they became others: %v", err)
+			}
+		})
+	}
 }
 
 // TestEndSeen checks that who looks at a session while its end goes on record sees that it

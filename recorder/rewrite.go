@@ -128,7 +128,7 @@ func (l *Log) rewrite(id string) error {
 		return err
 	}
 	if t := l.tails.get(id); t != nil {
-		if err := l.drain(t, 0, reencoder()); err != nil {
+		if err := l.drain(t, 0, thorough); err != nil {
 			return err
 		}
 	}
@@ -254,7 +254,7 @@ func (l *Log) replace(id string, r run) error {
 	first := r.keys[0]
 	made := append([]byte(nil), first...)
 	made[len(made)-1]++
-	block := sealBlock(nil, reencoder(), r.from.head, r.to.next-r.from.next, r.records)
+	block := sealBlock(nil, thorough, r.from.head, r.to.next-r.from.next, r.records)
 	if len(block) > r.size-r.size/10 { // it is not worth it: pictures, say
 		return nil
 	}

@@ -51,7 +51,7 @@ func TestSlabsRead(t *testing.T) {
 				other.add(t, strings.Repeat("x", 1000))
 			}
 			for _, drained := range []*Recording{r, other} {
-				if err := l.drain(drained.tail, 0, encoder()); err != nil {
+				if err := l.drain(drained.tail, 0, quick); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -259,7 +258,7 @@ func (l *Log) enter(t *tail, blocks []openedBlock, more bool) error {
 		l.tails.bell.ring()
 	}
 	if l.o.still {
-		return l.drain(t, 0, reencoder())
+		return l.drain(t, 0, thorough)
 	}
 	return nil
 }
@@ -271,7 +270,7 @@ func (l *Log) relieve(t *tail) error {
 		l.tails.relieving.Lock()
 		defer l.tails.relieving.Unlock()
 		if largest := l.tails.largest(); l.tails.held.Load() > heldLimit && largest != nil {
-			return l.drain(largest, 0, encoder())
+			return l.drain(largest, 0, quick)
 		}
 		return nil
 	}
@@ -280,9 +279,9 @@ func (l *Log) relieve(t *tail) error {
 	t.mu.Unlock()
 	switch {
 	case long && size >= blockSize/2:
-		return l.drain(t, 0, encoder())
+		return l.drain(t, 0, quick)
 	case size > 2*rewriteSize:
-		return l.drain(t, rewriteSize, encoder())
+		return l.drain(t, rewriteSize, quick)
 	}
 	return nil
 }
@@ -325,7 +324,7 @@ func (l *Log) complete(t *tail) error {
 }
 
 // drain brings what is in a tail to the database, until it has no more bytes than that.
-func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
+func (l *Log) drain(t *tail, left int, e effort) error {
 	t.draining.Lock()
 	defer t.draining.Unlock()
 	j := joins.Get().(*join)
@@ -340,11 +339,11 @@ func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 		if l.o.still {
 			blocks = blocks[:1]
 		}
-		limit, loose := rewriteSize, z == encoder()
-		if loose {
+		limit := rewriteSize
+		if e == quick {
 			limit = blockSize
 		}
-		block, n, err := j.first(t, blocks, z, limit)
+		block, n, err := j.first(t, blocks, e, limit)
 		if err != nil {
 			return err
 		}
@@ -352,7 +351,7 @@ func (l *Log) drain(t *tail, left int, z *zstd.Encoder) error {
 			return err
 		}
 		t.mu.Lock()
-		if t.loose = t.loose || loose; len(j.records) < smallSize {
+		if t.loose = t.loose || e == quick; len(j.records) < smallSize {
 			t.small++
 		}
 		t.mu.Unlock()
@@ -373,12 +372,12 @@ var joins = sync.Pool{New: func() any { return new(join) }}
 
 // first makes one block of the first of a tail, as many as there is room for up to a limit,
 // and returns how many those are. It is valid until the next.
-func (j *join) first(t *tail, blocks []tailBlock, z *zstd.Encoder, limit int) (b Block, n int, err error) {
+func (j *join) first(t *tail, blocks []tailBlock, e effort, limit int) (b Block, n int, err error) {
 	before, count, n, err := j.gather(t, blocks, limit)
 	if err != nil {
 		return b, 0, err
 	}
-	j.block = sealBlock(j.block[:0], z, before, count, j.records)
+	j.block = sealBlock(j.block[:0], e, before, count, j.records)
 	return Block{blocks[0].Number, j.block}, n, nil
 }
 
@@ -426,7 +425,7 @@ func (l *Log) drainAll() error {
 			if ctx.Err() != nil { // another could not
 				return nil
 			}
-			return l.drain(t, 0, reencoder())
+			return l.drain(t, 0, thorough)
 		})
 	}
 	if err := drains.Wait(); err != nil {
@@ -440,9 +439,9 @@ func (l *Log) drainAll() error {
 func (l *Log) drainReady() error {
 	old := l.journal.older(journalAge)
 	for _, t := range l.tails.all() {
-		began, hurry, z := time.Now(), false, reencoder()
+		began, e := time.Now(), thorough
 		if l.tails.held.Load() > heldLimit/2 {
-			hurry, z = true, encoder()
+			e = quick
 		}
 		left := rewriteSize
 		ended := !l.isLive(t.session)
@@ -451,10 +450,10 @@ func (l *Log) drainReady() error {
 		} else if t.isLong() {
 			continue
 		}
-		if err := l.drain(t, left, z); err != nil {
+		if err := l.drain(t, left, e); err != nil {
 			return err
 		}
-		if ended && !hurry && !l.rest(began) {
+		if ended && e == thorough && !l.rest(began) {
 			return nil
 		}
 	}

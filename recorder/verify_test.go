@@ -350,7 +350,7 @@ func TestVerifyUndrained(t *testing.T) {
 	l, verifier := openSigned(t, Options{})
 	r := start(t, l)
 	r.add(t, "a")
-	if err := l.drain(r.tail, 0, reencoder()); err != nil {
+	if err := l.drain(r.tail, 0, thorough); err != nil {
 		t.Fatal(err)
 	}
 	r.add(t, "b", "c", "d")
@@ -402,7 +402,7 @@ func TestOldJournal(t *testing.T) {
 	l, verifier := openSigned(t, Options{})
 	r := start(t, l)
 	r.add(t, "a", "b")
-	if err := l.drain(r.tail, 0, reencoder()); err != nil {
+	if err := l.drain(r.tail, 0, thorough); err != nil {
 		t.Fatal(err)
 	}
 	c := r.tail.hang()
