@@ -381,7 +381,7 @@ func TestRecoverUndrained(t *testing.T) {
 		o := l.o
 		o.Dir, o.Free, o.still = killed(t, l), 1<<60, still
 		again := open(t, o)
-		again.o.Free = 1
+		makeRoom(again)
 		if err := again.Ready(); err != nil {
 			t.Fatal(err)
 		}
