@@ -825,6 +825,33 @@ func TestEffort(t *testing.T) {
 	}
 }
 
+// TestEffortLoose checks that what was compressed quickly is compressed anew when the session
+// has ended, unless it has become small by that.
+func TestEffortLoose(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for name, text := range map[string]func() string{
+		"alike":   func() string { return strings.Repeat("the same text as ever ", 4) },
+		"various": func() string { return fmt.Sprintf("%x of %d", random.Uint64(), random.IntN(1000)) },
+	} {
+		l := open(t, Options{Dir: t.TempDir(), still: true})
+		l.o.still = false // what is recorded stays in the tail
+		r := start(t, l)
+		for r.tail.size < blockSize {
+			var all strings.Builder
+			for range 1000 {
+				all.WriteString(text())
+			}
+			r.add(t, all.String())
+		}
+		if err := l.drain(r.tail, 0, quick); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := r.tail.isSmall(), name == "various"; got != want {
+			t.Errorf("%s: it shall be rewritten: %t, want %t", name, got, want)
+		}
+	}
+}
+
 // TestEndSeen checks that who looks at a session while its end goes on record sees that it
 // has ended: the index would leave it out for running.
 func TestEndSeen(t *testing.T) {

@@ -44,7 +44,7 @@ type tail struct {
 	file   *journalFile // that the session has recorded to last
 	upTo   int64        // what must be flushed of the journal for all that the session has recorded
 	small  int          // blocks in the database that shall be brought together
-	loose  bool         // some are compressed less than they shall be
+	loose  bool         // some are larger than they shall be, for they were made quickly
 	parts  bool         // a frame is under way that is recorded in parts
 }
 
@@ -351,7 +351,10 @@ func (l *Log) drain(t *tail, left int, e effort) error {
 			return err
 		}
 		t.mu.Lock()
-		if t.loose = t.loose || e == quick; len(j.records) < smallSize {
+		if e == quick && len(block.Bytes)*alike > len(j.records) { // else it is as small as can be
+			t.loose = true
+		}
+		if len(j.records) < smallSize {
 			t.small++
 		}
 		t.mu.Unlock()
