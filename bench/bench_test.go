@@ -33,7 +33,7 @@ func testOptions(t *testing.T) options {
 	t.Helper()
 	dir := t.TempDir()
 	o := options{
-		out: filepath.Join(dir, "out"), rounds: 2, duration: 250 * time.Millisecond, warmup: 20 * time.Millisecond, rate: 400, idle: 20,
+		out: filepath.Join(dir, "out"), rounds: 2, duration: 250 * time.Millisecond, warmup: 20 * time.Millisecond, calm: 400 * time.Millisecond, rate: 400, idle: 20,
 		work:   regexp.MustCompile("^(tls-(1|64|64k|open|pipelined|corpus)|quic-1|http[123]-64|beside-bulk|new-sessions|idle)$"),
 		target: regexp.MustCompile("^(direct|broker.*|go-sdk|tunnel|haproxy-2|stunnel-2)$"),
 		corpus: filepath.Join(dir, "absent"), broker: filepath.Join(dir, "broker"), bare: filepath.Join(dir, "unrecorded"),

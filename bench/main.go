@@ -46,6 +46,7 @@ type options struct {
 	out              string
 	rounds           int
 	duration, warmup time.Duration
+	calm             time.Duration
 	rate             float64
 	idle             int
 	work, target     *regexp.Regexp
@@ -73,6 +74,7 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&o.rounds, "rounds", 3, "how often targets take turns at each work")
 	flags.DurationVar(&o.duration, "duration", 3*time.Second, "what is counted of each work")
 	flags.DurationVar(&o.warmup, "warmup", time.Second, "what goes before, and is not counted")
+	flags.DurationVar(&o.calm, "calm", time.Second, "how long targets must have had nothing to do before each work")
 	flags.Float64Var(&o.rate, "rate", 2000, "`calls` a second in open loops over TLS; over HTTP a quarter of it")
 	flags.IntVar(&o.idle, "idle", 10000, "how many sessions are idle")
 	flags.StringVar(&works, "work", "", "only works whose name matches this `expression`")
@@ -309,7 +311,7 @@ func takeTurns(ctx context.Context, o options, x *exchanges, r *report.Results, 
 				if _, ok := t.endpoints[w.protocol]; !ok || w.only != nil && !w.only(t.name) {
 					continue
 				}
-				if err := settle(ctx, targets...); err != nil {
+				if err := settle(ctx, o.calm, targets...); err != nil {
 					return err
 				}
 				got, err := w.do(ctx, x, t, o)

@@ -83,7 +83,7 @@ func (w work) do(ctx context.Context, x *exchanges, t *target, o options) (resul
 	case churn:
 		return w.doChurn(ctx, e, t, o)
 	case idle:
-		return w.doIdle(ctx, x, e, t)
+		return w.doIdle(ctx, x, e, t, o)
 	default:
 		return w.doSteady(ctx, x, e, t, o)
 	}
@@ -244,7 +244,7 @@ func (t *target) usage(ctx context.Context) (u usage, err error) {
 }
 
 // doIdle opens sessions, sees what they take of the target's memory, and wakes them.
-func (w work) doIdle(ctx context.Context, x *exchanges, e endpoint, t *target) (result, error) {
+func (w work) doIdle(ctx context.Context, x *exchanges, e endpoint, t *target, o options) (result, error) {
 	before, err := t.memory()
 	if err != nil {
 		return result{}, err
@@ -254,7 +254,7 @@ func (w work) doIdle(ctx context.Context, x *exchanges, e endpoint, t *target) (
 		return result{}, err
 	}
 	defer closeAll(sessions)
-	if err := settle(ctx, t); err != nil {
+	if err := settle(ctx, o.calm, t); err != nil {
 		return result{}, err
 	}
 	after, err := t.memory()
@@ -293,13 +293,13 @@ func (t *target) memory() (int64, error) {
 // settleTime bounds how long targets may go on working after a work.
 const settleTime = 2 * time.Minute
 
-// settle waits until targets have nothing left to do: what is left of one work shall not
-// be counted in the next.
-func settle(ctx context.Context, targets ...*target) error {
+// settle waits until targets have had nothing to do for a while: what is left of one work
+// shall not be counted in the next. Who waits for the disk seems to have nothing to do.
+func settle(ctx context.Context, while time.Duration, targets ...*target) error {
 	const look = 200 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
-	for calm := 0; calm < 2; {
+	for calm := time.Duration(0); calm < while; {
 		before, err := cpuOf(targets)
 		if err != nil {
 			return err
@@ -313,7 +313,7 @@ func settle(ctx context.Context, targets ...*target) error {
 		if err != nil {
 			return err
 		}
-		if calm++; after-before > look/8 {
+		if calm += look; after-before > look/8 {
 			calm = 0
 		}
 	}
