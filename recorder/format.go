@@ -101,22 +101,24 @@ var (
 )
 
 // Records that are much alike, as those of the same small call over and over, are made as
-// small by the quick encoder, in a third of the time. They are known by a sample of them,
-// where it is a small part of all.
+// small by the quick encoder, in a third of the time.
 const (
-	sampleSize = 32 << 10
-	alike      = 12 // how many times smaller the sample becomes
+	alike      = 12       // how many times smaller they become by it
+	sampleSize = 32 << 10 // of what is looked at first
 )
+
+// isAlike reports whether records of that size are much alike, by what they have become.
+func isAlike(size, compressed int) bool { return compressed*alike <= size }
 
 // compress appends the compressed records to dst.
 func (e effort) compress(dst, records []byte) []byte {
+	quickly := func(n int) []byte { return quickEncoder().EncodeAll(records[:n], dst) }
 	if e == quick {
-		return quickEncoder().EncodeAll(records, dst)
+		return quickly(len(records))
 	}
-	if len(records) >= 8*sampleSize {
-		sample := quickEncoder().EncodeAll(records[:sampleSize], dst)
-		if (len(sample)-len(dst))*alike <= sampleSize {
-			return quickEncoder().EncodeAll(records, dst)
+	if n := sampleSize; len(records) >= 8*n && isAlike(n, len(quickly(n))-len(dst)) {
+		if all := quickly(len(records)); isAlike(len(records), len(all)-len(dst)) {
+			return all
 		}
 	}
 	return thoroughEncoder().EncodeAll(records, dst)

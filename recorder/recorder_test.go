@@ -802,6 +802,12 @@ func TestEffort(t *testing.T) {
 	}{
 		{"alike", rewriteSize, same, true},
 		{"alike, but few", sampleSize, same, false},
+		{"alike, and then various", rewriteSize, func(i int) []byte {
+			if i < 4*sampleSize/len(same(0)) {
+				return same(i)
+			}
+			return various(i)
+		}, false},
 		{"various", rewriteSize, various, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -810,13 +816,13 @@ func TestEffort(t *testing.T) {
 				records = append(records, tt.make(i)...)
 			}
 			room := []byte("room")
-			got, least, less := thorough.compress(room, records), thoroughEncoder().EncodeAll(records, nil), quick.compress(nil, records)
-			want := least
+			got, small, quickly := thorough.compress(room, records), thoroughEncoder().EncodeAll(records, nil), quick.compress(nil, records)
+			want := small
 			if tt.quick {
-				want = less
+				want = quickly
 			}
 			if string(got) != "room"+string(want) {
-				t.Errorf("%d bytes became %d; quickly %d, at most effort %d", len(records), len(got)-len(room), len(less), len(least))
+				t.Errorf("%d bytes became %d, quickly %d, thoroughly %d", len(records), len(got)-len(room), len(quickly), len(small))
 			}
 			if back, err := decoder().DecodeAll(got[len(room):], nil); err != nil || !bytes.Equal(back, records) {
 				t.Errorf("they became others: %v", err)

@@ -351,7 +351,7 @@ func (l *Log) drain(t *tail, left int, e effort) error {
 			return err
 		}
 		t.mu.Lock()
-		if e == quick && len(block.Bytes)*alike > len(j.records) { // else it is as small as can be
+		if e == quick && !isAlike(len(j.records), len(block.Bytes)) { // else it is as small as can be
 			t.loose = true
 		}
 		if len(j.records) < smallSize {
