@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,7 +34,8 @@ func testOptions(t *testing.T) options {
 	t.Helper()
 	dir := t.TempDir()
 	o := options{
-		out: filepath.Join(dir, "out"), rounds: 2, duration: 250 * time.Millisecond, warmup: 20 * time.Millisecond, calm: 400 * time.Millisecond, rate: 400, idle: 20,
+		out: filepath.Join(dir, "out"), rounds: 2, rate: 400, idle: 20,
+		duration: 250 * time.Millisecond, warmup: 20 * time.Millisecond, calm: 400 * time.Millisecond,
 		work:   regexp.MustCompile("^(tls-(1|64|64k|open|pipelined|corpus)|quic-1|http[123]-64|beside-bulk|new-sessions|idle)$"),
 		target: regexp.MustCompile("^(direct|broker.*|go-sdk|tunnel|haproxy-2|stunnel-2)$"),
 		corpus: filepath.Join(dir, "absent"), broker: filepath.Join(dir, "broker"), bare: filepath.Join(dir, "unrecorded"),
@@ -112,25 +114,28 @@ func TestRecorded(t *testing.T) {
 	o := testOptions(t)
 	const calls = 10
 	if err := inBed(t.Context(), o, func(b *bed, x *exchanges) error {
-		for program, want := range map[string]int64{o.broker: 2 + calls, o.bare: 0} { // behind an initialization of two
-			broker, err := b.startTarget(t.Context(), maker{name: filepath.Base(program), start: func(ctx context.Context, b *bed, t *target) error {
-				return startBroker(ctx, b, t, program)
-			}})
+		wants := map[string]int64{targetBroker: 2 + calls, targetUnrecorded: 0} // behind an initialization of two
+		for _, m := range makers {
+			want, ok := wants[m.name]
+			if !ok {
+				continue
+			}
+			broker, err := b.startTarget(t.Context(), m)
 			if err != nil {
 				return err
 			}
 			err = callTimes(t.Context(), broker, x, calls)
 			broker.stop()
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", m.name, err)
 			}
-			out, err := exec.CommandContext(t.Context(), o.broker, "sessions", "--data", b.file(broker.name), "--json").Output()
+			out, err := exec.CommandContext(t.Context(), b.broker, "sessions", "--data", b.file(m.name), "--json").CombinedOutput()
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w: %s", m.name, err, out)
 			}
 			var got recorder.Session
 			if err := json.Unmarshal(out, &got); err != nil || got.C2S.Frames != want {
-				t.Errorf("%s: want one session with %d frames of its client on record: %s, %v", broker.name, want, out, err)
+				t.Errorf("%s: want one session with %d frames of its client on record: %s, %v", m.name, want, out, err)
 			}
 		}
 		return nil

@@ -293,13 +293,13 @@ func (t *target) memory() (int64, error) {
 // settleTime bounds how long targets may go on working after a work.
 const settleTime = 2 * time.Minute
 
-// settle waits until targets have had nothing to do for a while: what is left of one work
-// shall not be counted in the next. Who waits for the disk seems to have nothing to do.
-func settle(ctx context.Context, while time.Duration, targets ...*target) error {
+// settle waits until targets have been calm for that long: what is left of one work shall not
+// be counted in the next. A short while is not enough: who waits for the disk seems calm.
+func settle(ctx context.Context, calm time.Duration, targets ...*target) error {
 	const look = 200 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
-	for calm := time.Duration(0); calm < while; {
+	for rested := time.Duration(0); rested < calm; {
 		before, err := cpuOf(targets)
 		if err != nil {
 			return err
@@ -313,8 +313,10 @@ func settle(ctx context.Context, while time.Duration, targets ...*target) error 
 		if err != nil {
 			return err
 		}
-		if calm += look; after-before > look/8 {
-			calm = 0
+		if after-before > look/8 {
+			rested = 0
+		} else {
+			rested += look
 		}
 	}
 	return nil

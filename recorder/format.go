@@ -88,9 +88,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 type effort int
 
 const (
-	// thorough is for blocks that stay.
+	// thorough is for blocks that stay: of what is much alike, it is no more than quick.
 	thorough effort = iota
-	// quick takes half the time, and less memory: it is for what must be out of memory.
+	// quick takes half the time or less, and less memory: it is for what must be out of memory.
 	quick
 )
 
@@ -100,11 +100,12 @@ var (
 	thoroughEncoder = newEncoder(zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderCRC(false), zstd.WithWindowSize(rewriteSize), zstd.WithEncoderConcurrency(1))
 )
 
-// Records that are much alike, as those of the same small call over and over, are made as
-// small by the quick encoder, in a third of the time.
+// Records that are much alike, as those of the same small call over and over, the quick
+// encoder makes as small in a third of the time; those that repeat what was long before, less
+// so, but as much smaller as is said here. A sample tells where to try is worth it.
 const (
-	alike      = 12       // how many times smaller they become by it
-	sampleSize = 32 << 10 // of what is looked at first
+	alike      = 12 // how many times smaller
+	sampleSize = 32 << 10
 )
 
 // isAlike reports whether records of that size are much alike, by what they have become.

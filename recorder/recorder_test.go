@@ -801,7 +801,7 @@ func TestEffort(t *testing.T) {
 		quick bool
 	}{
 		{"alike", rewriteSize, same, true},
-		{"alike, but few", sampleSize, same, false},
+		{"alike, but few", 4 * sampleSize, same, false},
 		{"alike, and then various", rewriteSize, func(i int) []byte {
 			if i < 4*sampleSize/len(same(0)) {
 				return same(i)
@@ -815,13 +815,16 @@ func TestEffort(t *testing.T) {
 			for i := 0; len(records) < tt.size; i++ {
 				records = append(records, tt.make(i)...)
 			}
-			room := []byte("room")
+			room := append(make([]byte, 0, rewriteSize), strings.Repeat("room", 1<<10)...)
 			got, small, quickly := thorough.compress(room, records), thoroughEncoder().EncodeAll(records, nil), quick.compress(nil, records)
 			want := small
 			if tt.quick {
 				want = quickly
 			}
-			if string(got) != "room"+string(want) {
+			if bytes.Equal(small, quickly) {
+				t.Fatal("both efforts make the same of them")
+			}
+			if !bytes.Equal(got[:len(room)], room) || !bytes.Equal(got[len(room):], want) {
 				t.Errorf("%d bytes became %d, quickly %d, thoroughly %d", len(records), len(got)-len(room), len(quickly), len(small))
 			}
 			if back, err := decoder().DecodeAll(got[len(room):], nil); err != nil || !bytes.Equal(back, records) {
@@ -842,15 +845,18 @@ func TestEffortLoose(t *testing.T) {
 		l := open(t, Options{Dir: t.TempDir(), still: true})
 		l.o.still = false // what is recorded stays in the tail
 		r := start(t, l)
-		for r.tail.size < blockSize {
+		for r.tail.size < smallSize {
 			var all strings.Builder
 			for range 1000 {
 				all.WriteString(text())
 			}
 			r.add(t, all.String())
 		}
-		if err := l.drain(r.tail, 0, quick); err != nil {
-			t.Fatal(err)
+		for _, last := range []string{"", "{}"} { // as a block of its own, which is short
+			r.add(t, last)
+			if err := l.drain(r.tail, 0, quick); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if got, want := r.tail.isSmall(), name == "various"; got != want {
 			t.Errorf("%s: it shall be rewritten: %t, want %t", name, got, want)

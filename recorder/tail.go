@@ -44,7 +44,7 @@ type tail struct {
 	file   *journalFile // that the session has recorded to last
 	upTo   int64        // what must be flushed of the journal for all that the session has recorded
 	small  int          // blocks in the database that shall be brought together
-	loose  bool         // some are larger than they shall be, for they were made quickly
+	loose  bool         // some others are larger than they shall be, for they were made quickly
 	parts  bool         // a frame is under way that is recorded in parts
 }
 
@@ -351,11 +351,11 @@ func (l *Log) drain(t *tail, left int, e effort) error {
 			return err
 		}
 		t.mu.Lock()
-		if e == quick && !isAlike(len(j.records), len(block.Bytes)) { // else it is as small as can be
-			t.loose = true
-		}
-		if len(j.records) < smallSize {
+		switch {
+		case len(j.records) < smallSize:
 			t.small++
+		case e == quick && !isAlike(len(j.records), len(block.Bytes)): // else it is small enough
+			t.loose = true
 		}
 		t.mu.Unlock()
 		l.release(l.tails.take(t, n))
