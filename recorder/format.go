@@ -102,10 +102,12 @@ var (
 
 // Records that are much alike, as those of the same small call over and over, the quick
 // encoder makes as small in a third of the time; those that repeat what was long before, less
-// so, but as much smaller as is said here. A sample tells where to try is worth it.
+// so, but as much smaller as is said here. A sample tells where to try is worth it, of what is
+// so much longer that the sample costs little.
 const (
 	alike      = 12 // how many times smaller
 	sampleSize = 32 << 10
+	sampled    = 8 * sampleSize // and more
 )
 
 // isAlike reports whether records of that size are much alike, by what they have become.
@@ -117,7 +119,7 @@ func (e effort) compress(dst, records []byte) []byte {
 	if e == quick {
 		return quickly(len(records))
 	}
-	if n := sampleSize; len(records) >= 8*n && isAlike(n, len(quickly(n))-len(dst)) {
+	if len(records) >= sampled && isAlike(sampleSize, len(quickly(sampleSize))-len(dst)) {
 		if all := quickly(len(records)); isAlike(len(records), len(all)-len(dst)) {
 			return all
 		}
