@@ -1,22 +1,13 @@
 package recorder
 
 import (
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -96,29 +87,6 @@ type journal struct {
 	}
 }
 
-// A journalFile is one file.
-type journalFile struct {
-	number  int
-	path    string
-	sum     uint32      // of the name
-	aead    cipher.AEAD // nil: entries are not encrypted
-	file    *os.File    // nil: it is of a process that is dead,
-	loaded  bool        // and what is in it is in tails,
-	left    *leftover   // with what it has left pending, unless that is nil
-	stays   bool        // its name does, after a loss of power; for who flushes
-	size    int64
-	entries int             // that the database does not have
-	of      map[string]bool // sessions that have something in it
-	beneath map[string]bool // sessions that may have something behind its end, from another time
-	removed bool
-}
-
-// has reports whether a file may have anything of a session, if only from another time.
-// Of one that a dead process has left, nobody knows.
-func (f *journalFile) has(session string) bool {
-	return f.file == nil || f.of[session] || f.beneath[session]
-}
-
 // errBegin is returned where a file cannot be begun: what has been written is as it was.
 var errBegin = errors.New("begin a file")
 
@@ -149,100 +117,6 @@ func openJournal(dir string, key []byte, bell bell, log *slog.Logger) (*journal,
 		err = errors.Join(err, j.leave(path, log))
 	}
 	return j, err
-}
-
-// named returns the file of that name, or nil if it is none of the journal's.
-func (j *journal) named(name string) *journalFile {
-	number, hexadecimal, _ := strings.Cut(name, "-")
-	n, err := strconv.Atoi(number)
-	salt, wrong := hex.DecodeString(hexadecimal)
-	if err != nil || wrong != nil || len(salt) != saltSize {
-		return nil
-	}
-	f := &journalFile{number: n, path: filepath.Join(j.dir, name), sum: crc32.Checksum(salt, castagnoli)}
-	if j.key != nil {
-		key, err := hkdf.Key(sha256.New, j.key, salt, journalLabel, keySize)
-		if err != nil {
-			panic(err) // only a length that cannot be
-		}
-		f.aead = newAEAD(key)
-	}
-	return f
-}
-
-// begin begins the next file. mu is held.
-func (j *journal) begin() error {
-	if j.closed {
-		return fmt.Errorf("%w: %w", errBegin, os.ErrClosed)
-	}
-	if err := j.pending.create(j.dir, j.last+1); err != nil {
-		return fmt.Errorf("%w: %w", errBegin, err)
-	}
-	var salt [saltSize]byte
-	rand.Read(salt[:])
-	f := j.named(fmt.Sprintf("%08d-%x", j.last+1, salt))
-	if !j.reuse(f) { // which has room
-		var err error
-		if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600); err != nil {
-			return fmt.Errorf("%w: %w", errBegin, err)
-		}
-		if err := reserve(f.file, journalSize+maxEntry); err != nil {
-			return fmt.Errorf("%w: %w", errBegin, errors.Join(err, f.file.Close(), os.Remove(f.path)))
-		}
-	}
-	f.of = map[string]bool{}
-	j.file, j.files, j.last = f, append(j.files, f), f.number
-	j.bell.ring()
-	return nil
-}
-
-// reuse makes a spare file f, and reports whether there was one. mu is held.
-func (j *journal) reuse(f *journalFile) bool {
-	n := len(j.spares) - 1
-	if n < 0 {
-		return false
-	}
-	spare := j.spares[n]
-	j.spares = j.spares[:n]
-	// Its end comes first: under the new name, what is in it is damage.
-	_, err := spare.file.WriteAt(f.sealEnd(nil, 0), 0)
-	if err == nil {
-		err = reserve(spare.file, journalSize+maxEntry) // keep has cut it
-	}
-	if err == nil {
-		err = os.Rename(spare.path, f.path)
-	}
-	if err != nil {
-		j.away = max(j.away, spare.number) // it is removed with those that must go
-		j.files = slices.Insert(j.files, 0, spare)
-		return false
-	}
-	f.file, f.beneath = spare.file, spare.of
-	return true
-}
-
-// keep makes a file of which the database has all a spare one, and reports whether it is
-// one now. One that was not written to its full length would keep what is behind its end,
-// which is of a time that nobody remembers.
-func (j *journal) keep(f *journalFile) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	full := journalSize <= f.size && f.size <= journalSize+maxEntry
-	_, name, numbered := strings.Cut(filepath.Base(f.path), "-") // else it has been a spare one
-	if f.file == nil || !full || !numbered || j.pending.has(f) || f.number <= j.away || j.closed || len(j.spares) == spareFiles {
-		return false
-	}
-	path := filepath.Join(j.dir, name+spareName)
-	if os.Rename(f.path, path) != nil {
-		return false
-	}
-	f.path = path
-	if f.file.Truncate(journalSize) != nil {
-		return false
-	}
-	j.drop(f)
-	j.spares = append(j.spares, f)
-	return true
 }
 
 // add writes blocks behind all others, or none of them. last is the file that has the
@@ -304,116 +178,6 @@ func (j *journal) write(f *journalFile, entries []byte) error {
 		return errors.Join(err, f.file.Truncate(f.size))
 	}
 	return nil
-}
-
-// seal appends an entry for that offset to dst.
-func (f *journalFile) seal(dst []byte, at int64, session string, b Block) []byte {
-	head := len(dst)
-	dst = append(dst, make([]byte, entryHead)...)
-	dst = binary.BigEndian.AppendUint32(append(dst, session...), b.Number)
-	dst = append(dst, b.Bytes...)
-	if f.aead != nil {
-		text := dst[head+entryHead:]
-		dst = f.aead.Seal(dst[:head+entryHead], nonceOf(uint64(at)), text, nil)
-	}
-	f.sealHead(dst[head:], at)
-	return dst
-}
-
-// sealEnd appends the empty entry for that offset, with which the file ends.
-func (f *journalFile) sealEnd(dst []byte, at int64) []byte {
-	dst = append(dst, make([]byte, entryHead)...)
-	f.sealHead(dst[len(dst)-entryHead:], at)
-	return dst
-}
-
-// sealHead writes the head of an entry for that offset.
-func (f *journalFile) sealHead(entry []byte, at int64) {
-	room, body := entry[:entryHead], entry[entryHead:]
-	sum := f.sumAt(room, at)
-	binary.LittleEndian.PutUint32(room, uint32(len(body)))
-	binary.LittleEndian.PutUint32(room[4:], checksumOf(sum, room[:4], body))
-}
-
-// sumAt is the checksum of the name and an offset. room is 8 bytes that are overwritten.
-func (f *journalFile) sumAt(room []byte, at int64) uint32 {
-	binary.BigEndian.PutUint64(room, uint64(at))
-	return crc32.Update(f.sum, castagnoli, room)
-}
-
-// checksumOf goes on with sum, over an entry's length and what is behind the checksum.
-func checksumOf(sum uint32, length, body []byte) uint32 {
-	return crc32.Update(crc32.Update(sum, castagnoli, length), castagnoli, body)
-}
-
-// read calls entry with the entries of a file, and wrong with what is none.
-func (f *journalFile) read(entry func(session string, b Block), wrong func(from, to int)) error {
-	all, err := os.ReadFile(f.path)
-	if err != nil {
-		return err
-	}
-	if f.left != nil {
-		all = f.left.over(f, all, wrong)
-	}
-	f.walk(0, all, entry, wrong)
-	return nil
-}
-
-// walk is read of what is at an offset in a file. It returns where the empty entry is, or else
-// where the last one ends.
-func (f *journalFile) walk(offset int64, all []byte, entry func(session string, b Block), wrong func(from, to int)) (end int) {
-	bad := -1 // since there
-	for at := 0; at < len(all); {
-		session, b, n := f.open(offset+int64(at), all[at:])
-		if n == 0 {
-			if bad < 0 {
-				bad = at
-			}
-			at++
-			continue
-		}
-		if bad >= 0 {
-			wrong(bad, at)
-			bad = -1
-		}
-		if n == entryHead {
-			return at
-		}
-		entry(session, b)
-		at += n
-		end = at
-	}
-	if bad >= 0 {
-		wrong(bad, len(all))
-	}
-	return end
-}
-
-// open opens the entry that b begins with, at that offset. It returns its length, 0 if
-// there is none, and entryHead if it is the empty one.
-func (f *journalFile) open(at int64, b []byte) (session string, block Block, n int) {
-	if len(b) < entryHead {
-		return "", block, 0
-	}
-	size := int64(binary.LittleEndian.Uint32(b))
-	if size != 0 && size < entryPlace || size > maxEntry || size > int64(len(b)-entryHead) {
-		return "", block, 0
-	}
-	n = entryHead + int(size)
-	body := b[entryHead:n:n]
-	if checksumOf(f.sumAt(make([]byte, 8), at), b[:4], body) != binary.LittleEndian.Uint32(b[4:]) {
-		return "", block, 0
-	}
-	if size == 0 {
-		return "", block, n
-	}
-	if f.aead != nil {
-		var err error
-		if body, err = f.aead.Open(nil, nonceOf(uint64(at)), body, nil); err != nil || len(body) < entryPlace {
-			return "", block, 0
-		}
-	}
-	return string(body[:idSize]), Block{binary.BigEndian.Uint32(body[idSize:]), body[entryPlace:]}, n
 }
 
 // sync brings what has been written to the disk, up to there. One goroutine does that for
@@ -541,62 +305,11 @@ func (j *journal) release(blocks []tailBlock) {
 	}
 }
 
-// done returns the files of which the database has all that is written; with end, the
-// one that is written to may be among them, and the next entry begins another.
-func (j *journal) done(end bool) (files []*journalFile) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, f := range j.files {
-		if f.entries == 0 && (f != j.file || end) && (f.file != nil || f.loaded) {
-			files = append(files, f)
-		}
-	}
-	if slices.Contains(files, j.file) {
-		j.file = nil
-	}
-	return files
-}
-
 // empty reports whether the database has all.
 func (j *journal) empty() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return len(j.files) == 0
-}
-
-// remove removes files that are done, but for those that become spare ones.
-func (j *journal) remove(files []*journalFile) error {
-	for _, f := range files {
-		if j.keep(f) {
-			continue
-		}
-		paths := []string{f.path}
-		if f.left != nil {
-			paths = []string{f.left.path, f.path}
-		}
-		for _, path := range paths {
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
-		j.mu.Lock()
-		f.removed = true
-		j.drop(f)
-		j.mu.Unlock()
-		if f.file != nil {
-			f.file.Close()
-		}
-	}
-	return nil
-}
-
-// drop takes a file out of those that are there. mu is held.
-func (j *journal) drop(f *journalFile) {
-	is := func(other *journalFile) bool { return other == f }
-	j.files, j.dirty = slices.DeleteFunc(j.files, is), slices.DeleteFunc(j.dirty, is)
-	if j.pending.file == f {
-		j.pending.wipe()
-	}
 }
 
 // close ends the writing.
