@@ -46,6 +46,12 @@ const (
 	// journalSize is how long a file of the journal becomes, in bytes: no append begins
 	// behind that.
 	journalSize = 16 << 20
+	// fileRoom is what is kept on the disk for a file.
+	fileRoom = journalSize + maxEntry + pageSize
+	// pageSize is what ends of writes are a multiple of. Of a page of which a part is
+	// written, the kernel reads the rest from the disk if it does not have it: that has been
+	// a fifth of a second where others wrote, and all sessions waited.
+	pageSize = 4 << 10
 
 	saltSize   = 16         // the random bytes of a name
 	entryHead  = 8          // length and checksum
@@ -59,16 +65,22 @@ const (
 
 // A journal is written by many goroutines.
 type journal struct {
-	dir  string
-	key  []byte // of the log; nil: it is not encrypted
-	bell bell   // is rung when a file begins, for what is in old ones
+	dir   string
+	key   []byte // of the log; nil: it is not encrypted
+	bell  bell   // is rung when a file begins, for what is in old ones
+	ahead bell   // is rung when the next should be prepared
 
 	mu     sync.Mutex
 	file   *journalFile   // that is written to; nil: the next entry begins one
-	files  []*journalFile // all that are there, oldest first
-	last   int            // the number of the last one
+	files  []*journalFile // all that have begun, oldest first, and what is removed
+	last   int            // the number of the last one that has begun
+	given  int            // the last number that a file was given
 	away   int            // up to that number, files must go soon
 	spares []*journalFile // of which the database has all
+
+	next      *journalFile // is prepared, and has not begun
+	preparing *journalFile // will be next; nil again if it is not wanted any more
+
 	buf    []byte
 	closed bool
 
@@ -91,7 +103,7 @@ var errBegin = errors.New("begin a file")
 
 // openJournal finds what a dead process has left.
 func openJournal(dir string, key []byte, bell bell, log *slog.Logger) (*journal, error) {
-	j := &journal{dir: filepath.Join(dir, "journal"), key: key, bell: bell}
+	j := &journal{dir: filepath.Join(dir, "journal"), key: key, bell: bell, ahead: newBell()}
 	j.flush.L = &j.flush.Mutex
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return nil, err
@@ -112,6 +124,7 @@ func openJournal(dir string, key []byte, bell bell, log *slog.Logger) (*journal,
 			j.files, j.last = append(j.files, f), max(j.last, f.number)
 		}
 	}
+	j.given = j.last
 	for _, path := range left {
 		err = errors.Join(err, j.leave(path, log))
 	}
@@ -151,6 +164,9 @@ func (j *journal) add(session string, last *journalFile, blocks []openedBlock) (
 	if err := j.write(f, e); err != nil {
 		return nil, 0, err
 	}
+	if f.size < journalSize/2 && size >= journalSize/2 {
+		j.ahead.ring()
+	}
 	j.written += size - f.size
 	f.size = size
 	f.entries += len(blocks)
@@ -172,12 +188,20 @@ func (j *journal) write(f *journalFile, entries []byte) error {
 		}
 		return err
 	}
-	if _, err := f.file.WriteAt(entries, f.size); err != nil {
+	if _, err := f.file.WriteAt(padded(entries, f.size), f.size); err != nil {
 		j.file = nil // what came next might be behind half an entry
 		return errors.Join(err, f.file.Truncate(f.size))
 	}
 	return nil
 }
+
+// padded appends to what is written to that offset what is missing of its last page.
+func padded(b []byte, at int64) []byte {
+	return append(b, make([]byte, restOfPage(at+int64(len(b))))...)
+}
+
+// restOfPage is how many bytes are behind an offset up to the end of its page.
+func restOfPage(at int64) int64 { return -at & (pageSize - 1) }
 
 // sync brings what has been written to the disk, up to there. One goroutine does that for
 // all who wait for it.
@@ -293,6 +317,13 @@ func (j *journal) forget(session string) {
 		}
 		j.bell.ring()
 	}
+	if f := j.next; f != nil && f.beneath[session] {
+		j.next = nil
+		j.discard(f)
+	}
+	if f := j.preparing; f != nil && f.beneath[session] {
+		j.preparing = nil
+	}
 }
 
 // release says that the database has blocks.
@@ -317,14 +348,18 @@ func (j *journal) close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	err = errors.Join(err, j.pending.close())
-	for _, f := range slices.Concat(j.files, j.spares) {
+	all := slices.Concat(j.files, j.spares)
+	if j.next != nil {
+		all = append(all, j.next)
+	}
+	for _, f := range all {
 		if f.file != nil {
 			err = errors.Join(err, f.file.Close())
 		}
-		if strings.HasSuffix(f.path, spareName) {
+		if f == j.next || strings.HasSuffix(f.path, spareName) {
 			err = errors.Join(err, os.Remove(f.path))
 		}
 	}
-	j.file, j.dirty, j.spares, j.closed = nil, nil, nil, true
+	j.file, j.next, j.dirty, j.spares, j.closed = nil, nil, nil, nil, true
 	return err
 }

@@ -96,6 +96,7 @@ func TestJournalDamaged(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			good = good[:ends[len(ends)-1]+entryHead] // and not the rest of its page
 			all := readJournal(t, f)
 			if len(all) != 4 || !strings.HasSuffix(all[0], ` 0 "first"`) || !strings.HasSuffix(all[3], ` 9 "last"`) {
 				t.Fatalf("got %q", all)
@@ -886,6 +887,7 @@ func TestJournalTogether(t *testing.T) {
 		j.syncAll,
 		func() error { return j.remove(j.done(false)) },
 		func() error { j.forget("session 00000002"); return nil },
+		func() error { j.prepare(); return nil },
 	} {
 		all.Go(func() {
 			for range 50 {
@@ -897,6 +899,7 @@ func TestJournalTogether(t *testing.T) {
 		})
 	}
 	all.Wait()
+	j.prepare()
 	j.forget("session 00000001")
 	if err := j.remove(j.done(true)); err != nil {
 		t.Fatal(err)
@@ -906,10 +909,113 @@ func TestJournalTogether(t *testing.T) {
 			t.Errorf("%s has what was deleted", f.path)
 		}
 	}
+	if j.next != nil && j.next.has("session 00000001") {
+		t.Error("the next file has what was deleted")
+	}
 	if err := j.close(); err != nil {
 		t.Fatal(err)
 	}
 	if left, err := os.ReadDir(j.dir); len(left) > 0 || err != nil {
 		t.Errorf("left are %v", left)
+	}
+}
+
+// TestJournalPrepared checks that a file that is prepared is the next one, that it does not
+// outlast what is deleted, nor the journal, and that kill -9 leaves nothing of it.
+func TestJournalPrepared(t *testing.T) {
+	const deleted, other = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
+	dir := t.TempDir()
+	j := openedJournal(t, dir, nil)
+	add := func() {
+		t.Helper()
+		if _, _, err := j.add(other, nil, opened(Block{0, []byte("text")})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prepared := func() *journalFile {
+		t.Helper()
+		j.prepare()
+		if j.prepare(); j.next == nil || j.preparing != nil {
+			t.Fatal("no file is prepared, or another one still is")
+		}
+		return j.next
+	}
+	fill(t, j, deleted)
+	select {
+	case <-j.ahead:
+	default:
+		t.Error("nobody was told to prepare the next file")
+	}
+	tidy(t, j)
+	add() // to the spare one
+	first := j.file
+
+	f := prepared()
+	if next(j); f == first || j.files[len(j.files)-1] != first {
+		t.Error("the file has begun before something came to it")
+	}
+	if add(); j.file != f || f.number != first.number+1 || j.next != nil || j.older(1) != first.number {
+		t.Errorf("%s came after %s, want %s", j.file.path, first.path, f.path)
+	}
+	j.release([]tailBlock{{file: f}, {file: first}})
+
+	f = prepared()
+	copied := t.TempDir()
+	if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	again := openedJournal(t, copied, nil)
+	for _, f := range again.files {
+		if got := readJournal(t, f); slices.Contains(got, "!") {
+			t.Errorf("%s of a process that was killed is damaged", f.path)
+		}
+		f.loaded = true
+	}
+	if names := tidy(t, again); len(names) > 0 {
+		t.Errorf("kill -9 leaves %q", names)
+	}
+
+	fill(t, j, deleted) // has begun f
+	tidy(t, j)
+	if f = prepared(); !f.beneath[deleted] {
+		t.Fatal("the file has not been another one")
+	}
+	if j.forget(deleted); j.next != nil {
+		t.Error("what is deleted is in the next file")
+	}
+	if names := tidy(t, j); slices.Contains(names, filepath.Base(f.path)) {
+		t.Errorf("left are %q", names)
+	}
+	f = prepared()
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	if names := tidy(t, j); slices.Contains(names, filepath.Base(f.path)) {
+		t.Errorf("left are %q", names)
+	}
+}
+
+// TestJournalLate checks that a file that is prepared when the next has begun already is none.
+func TestJournalLate(t *testing.T) {
+	j := openedJournal(t, t.TempDir(), nil)
+	defer j.close()
+	for range 50 {
+		var preparing sync.WaitGroup
+		preparing.Go(j.prepare)
+		for begun := false; !begun; {
+			j.mu.Lock()
+			begun = j.preparing != nil || j.next != nil
+			j.mu.Unlock()
+		}
+		next(j)
+		f, _, err := j.add("aaaaaaaaaaaaaaaa", nil, opened(Block{0, []byte("text")}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		preparing.Wait()
+		if j.next != nil && j.next.number <= f.number {
+			t.Fatalf("file %d comes after %d", j.next.number, f.number)
+		}
+		j.release([]tailBlock{{file: f}})
 	}
 }

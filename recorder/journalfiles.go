@@ -11,66 +11,125 @@ import (
 	"strings"
 )
 
-// begin begins the next file. mu is held.
+// begin begins the next file: the one that is prepared, or else one that is made now. mu is
+// held.
 func (j *journal) begin() error {
 	if j.closed {
 		return fmt.Errorf("%w: %w", errBegin, os.ErrClosed)
 	}
-	if err := j.pending.create(j.dir, j.last+1); err != nil {
-		return fmt.Errorf("%w: %w", errBegin, err)
-	}
-	var salt [saltSize]byte
-	rand.Read(salt[:])
-	f := j.named(fmt.Sprintf("%08d-%x", j.last+1, salt))
-	if !j.reuse(f) { // which has room
-		var err error
-		if f.file, err = os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600); err != nil {
+	f := j.next
+	if f == nil {
+		var spare *journalFile
+		f, spare = j.number()
+		file, err := j.create(f, spare)
+		if j.created(f, spare, file); err != nil {
 			return fmt.Errorf("%w: %w", errBegin, err)
 		}
-		if err := reserve(f.file, journalSize+maxEntry); err != nil {
-			return fmt.Errorf("%w: %w", errBegin, errors.Join(err, f.file.Close(), os.Remove(f.path)))
-		}
+	}
+	if err := j.pending.create(j.dir, f.number); err != nil {
+		j.next = f
+		return fmt.Errorf("%w: %w", errBegin, err)
 	}
 	f.of = map[string]bool{}
+	j.next, j.preparing = nil, nil // a file that is being prepared comes too late
 	j.file, j.files, j.last = f, append(j.files, f), f.number
 	j.bell.ring()
 	return nil
 }
 
-// reuse makes a spare file f, and reports whether there was one. mu is held.
-func (j *journal) reuse(f *journalFile) bool {
-	n := len(j.spares) - 1
-	if n < 0 {
-		return false
+// prepare makes the file that begins next, so that nobody who records waits for what that
+// takes of the file system while others write. If it fails, begin tries again, and tells why.
+func (j *journal) prepare() {
+	j.mu.Lock()
+	if j.closed || j.next != nil {
+		j.mu.Unlock()
+		return
 	}
-	spare := j.spares[n]
-	j.spares = j.spares[:n]
+	f, spare := j.number()
+	j.preparing = f
+	j.mu.Unlock()
+	file, err := j.create(f, spare)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.created(f, spare, file)
+	switch {
+	case err != nil:
+	case j.preparing == f && !j.closed:
+		j.next = f
+	default:
+		j.discard(f)
+	}
+	j.preparing = nil
+}
+
+// discard has a file removed that has not begun. mu is held.
+func (j *journal) discard(f *journalFile) {
+	j.files = slices.Insert(j.files, 0, f)
+	j.bell.ring()
+}
+
+// number returns a file that is to be made, with a number and a name, and the spare one that
+// shall become it, if there is one. mu is held.
+func (j *journal) number() (f, spare *journalFile) {
+	var salt [saltSize]byte
+	rand.Read(salt[:])
+	j.given++
+	f = j.named(fmt.Sprintf("%08d-%x", j.given, salt))
+	if n := len(j.spares) - 1; n >= 0 {
+		spare, j.spares = j.spares[n], j.spares[:n]
+		f.beneath = spare.of
+	}
+	return f, spare
+}
+
+// create makes a file, of a spare one if there is one that is good for it.
+func (j *journal) create(f, spare *journalFile) (*os.File, error) {
+	if spare != nil && f.reuse(spare) {
+		return spare.file, nil
+	}
+	file, err := os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := reserve(file, fileRoom); err != nil {
+		return nil, errors.Join(err, file.Close(), os.Remove(f.path))
+	}
+	return file, nil
+}
+
+// created says what create has made of f; nil: nothing. mu is held.
+func (j *journal) created(f, spare *journalFile, file *os.File) {
+	f.file = file
+	if spare != nil && spare.file != file { // it is removed with those that must go
+		j.away = max(j.away, spare.number)
+		j.files = slices.Insert(j.files, 0, spare)
+	}
+}
+
+// reuse makes a spare file f, and reports whether it could.
+func (f *journalFile) reuse(spare *journalFile) bool {
 	// Its end comes first: under the new name, what is in it is damage.
-	_, err := spare.file.WriteAt(f.sealEnd(nil, 0), 0)
+	_, err := spare.file.WriteAt(padded(f.sealEnd(nil, 0), 0), 0)
 	if err == nil {
-		err = reserve(spare.file, journalSize+maxEntry) // keep has cut it
+		err = reserve(spare.file, fileRoom) // keep has cut it
 	}
 	if err == nil {
 		err = os.Rename(spare.path, f.path)
 	}
-	if err != nil {
-		j.away = max(j.away, spare.number) // it is removed with those that must go
-		j.files = slices.Insert(j.files, 0, spare)
-		return false
-	}
-	f.file, f.beneath = spare.file, spare.of
-	return true
+	return err == nil
 }
 
 // keep makes a file of which the database has all a spare one, and reports whether it is
 // one now. One that was not written to its full length would keep what is behind its end,
-// which is of a time that nobody remembers.
+// which is of a time that nobody remembers. Only one goroutine keeps and removes files: it
+// does not have others wait for the file system.
 func (j *journal) keep(f *journalFile) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	full := journalSize <= f.size && f.size <= journalSize+maxEntry
 	_, name, numbered := strings.Cut(filepath.Base(f.path), "-") // else it has been a spare one
-	if f.file == nil || !full || !numbered || j.pending.has(f) || f.number <= j.away || j.closed || len(j.spares) == spareFiles {
+	j.mu.Lock()
+	wanted := f.file != nil && full && numbered && !j.pending.has(f) && j.wants(f)
+	j.mu.Unlock()
+	if !wanted {
 		return false
 	}
 	path := filepath.Join(j.dir, name+spareName)
@@ -81,9 +140,19 @@ func (j *journal) keep(f *journalFile) bool {
 	if f.file.Truncate(journalSize) != nil {
 		return false
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.wants(f) { // any more
+		return false
+	}
 	j.drop(f)
 	j.spares = append(j.spares, f)
 	return true
+}
+
+// wants reports whether a file may become a spare one. mu is held.
+func (j *journal) wants(f *journalFile) bool {
+	return f.number > j.away && !j.closed && len(j.spares) < spareFiles
 }
 
 // done returns the files of which the database has all that is written; with end, the

@@ -181,6 +181,7 @@ func Open(o Options) (*Log, error) {
 	}
 	if !o.still {
 		l.working.Go(l.keepJournal)
+		l.working.Go(l.prepareJournal)
 		l.working.Go(l.rewriteAll)
 		l.working.Go(func() { l.every(collectInterval, l.collectNow) })
 	}

@@ -62,7 +62,7 @@ func (p *pending) create(dir string, number int) error {
 		return err
 	}
 	defer f.Close()
-	const size = pendingHead + pendingSize + entryHead
+	const size = pendingHead + pendingSize + entryHead + pageSize
 	if _, err := f.Write(make([]byte, size)); err != nil { // so that no page lacks its place on the disk
 		return err
 	}
@@ -104,7 +104,12 @@ func (p *pending) spill() error {
 		if p.mem == nil {
 			return os.ErrClosed
 		}
-		_, err := p.file.file.WriteAt(p.mem[pendingHead:][:p.size+entryHead], p.from)
+		end := pendingHead + p.size + entryHead
+		rest := p.mem[end:][:restOfPage(p.from+int64(p.size)+entryHead)]
+		err := mapped(func() { clear(rest) })
+		if err == nil {
+			_, err = p.file.file.WriteAt(p.mem[pendingHead:end+len(rest)], p.from)
+		}
 		if p.full = isFull(err); p.full {
 			return fmt.Errorf("%w: %w", errFull, err)
 		}

@@ -89,7 +89,11 @@ func TestPendingRestored(t *testing.T) {
 				if err := errors.Join(err, wrong); err != nil {
 					t.Fatal(err)
 				}
-				return file, pending
+				end := j.file.size
+				if j.pending.size > 0 {
+					end = j.pending.from
+				}
+				return file[:end+entryHead], pending // and not the rest of its page
 			}
 			add(0, 1)
 			spill()

@@ -488,6 +488,13 @@ func (l *Log) keepJournal() {
 	}
 }
 
+// prepareJournal prepares files of the journal, until the log is closed.
+func (l *Log) prepareJournal() {
+	for l.await(l.journal.ahead, nil, 0) {
+		l.journal.prepare()
+	}
+}
+
 // loadJournal takes what a dead process has left in the journal for the tails.
 func (l *Log) loadJournal() error {
 	type place struct {
