@@ -27,6 +27,7 @@ type journalFile struct {
 	entries int             // that the database does not have
 	of      map[string]bool // sessions that have something in it
 	beneath map[string]bool // sessions that may have something behind its end, from another time
+	spare   *journalFile    // of which it is being made
 	removed bool
 }
 

@@ -27,10 +27,11 @@ import (
 //	…        16 bytes the session's id, 4 bytes the number of the block's first record,
 //	         big-endian, and the block, not compressed
 //
-// The last is empty: its length is 0, and the next append overwrites it. What is behind it
-// is of another time, for a file of which the database has all becomes the next one, under
-// another name. To write where a file has been written costs a third to a tenth of what it
-// costs where it has not: there is no page to be found for it, and no block of the disk.
+// The last is empty: its length is 0, and the next append overwrites it. Behind it are zeros
+// up to where its block ends, and then what is of another time, for a file of which the
+// database has all becomes the next one, under another name. To write where a file has been
+// written costs a third to a tenth of what it costs where it has not: there is no page to be
+// found for it, and no block of the disk.
 //
 // In a log that is encrypted, what is behind the checksum is sealed by AES-256-GCM. The
 // key is HKDF-SHA-256 of the log's, with the name as salt and journalLabel as info; the
@@ -47,15 +48,18 @@ const (
 	// behind that.
 	journalSize = 16 << 20
 	// fileRoom is what is kept on the disk for a file.
-	fileRoom = journalSize + maxEntry + pageSize
-	// pageSize is what ends of writes are a multiple of. Of a page of which a part is
-	// written, the kernel reads the rest from the disk if it does not have it: that has been
-	// a fifth of a second where others wrote, and all sessions waited.
-	pageSize = 4 << 10
+	fileRoom = journalSize + maxEntry + diskBlock
+	// diskBlock is how long a block of the file system is, in bytes: what is written ends with
+	// one. Of a block of which a part is written, the kernel reads the rest from the disk if it
+	// does not have it. While others write, that has been a fifth of a second for which all
+	// sessions waited.
+	diskBlock = 4 << 10
 
 	saltSize   = 16         // the random bytes of a name
 	entryHead  = 8          // length and checksum
 	entryPlace = idSize + 4 // session and number
+	// sealOverhead is how much longer AES-GCM makes what it seals.
+	sealOverhead = 16
 	// spareFiles is how many files are kept to become the next.
 	spareFiles = 4
 	spareName  = ".spare" // behind the name of such a file
@@ -67,12 +71,12 @@ const (
 type journal struct {
 	dir   string
 	key   []byte // of the log; nil: it is not encrypted
-	bell  bell   // is rung when a file begins, for what is in old ones
+	bell  bell   // is rung when a file begins, for what is in old ones, and when one must go
 	ahead bell   // is rung when the next should be prepared
 
 	mu     sync.Mutex
 	file   *journalFile   // that is written to; nil: the next entry begins one
-	files  []*journalFile // all that have begun, oldest first, and what is removed
+	files  []*journalFile // all that have begun, oldest first, and such as must go
 	last   int            // the number of the last one that has begun
 	given  int            // the last number that a file was given
 	away   int            // up to that number, files must go soon
@@ -146,7 +150,11 @@ func (j *journal) add(session string, last *journalFile, blocks []openedBlock) (
 		}
 	}
 	f = j.file
-	e := j.buf[:0]
+	length := entryHead + diskBlock
+	for _, b := range blocks {
+		length += entryHead + entryPlace + len(b.Bytes) + sealOverhead
+	}
+	e := slices.Grow(j.buf[:0], length)
 	for _, b := range blocks {
 		e = f.seal(e, f.size+int64(len(e)), session, b.Block)
 	}
@@ -164,7 +172,7 @@ func (j *journal) add(session string, last *journalFile, blocks []openedBlock) (
 	if err := j.write(f, e); err != nil {
 		return nil, 0, err
 	}
-	if f.size < journalSize/2 && size >= journalSize/2 {
+	if f.size < journalSize/4 && size >= journalSize/4 {
 		j.ahead.ring()
 	}
 	j.written += size - f.size
@@ -188,20 +196,20 @@ func (j *journal) write(f *journalFile, entries []byte) error {
 		}
 		return err
 	}
-	if _, err := f.file.WriteAt(padded(entries, f.size), f.size); err != nil {
+	if _, err := f.file.WriteAt(filled(entries, f.size), f.size); err != nil {
 		j.file = nil // what came next might be behind half an entry
 		return errors.Join(err, f.file.Truncate(f.size))
 	}
 	return nil
 }
 
-// padded appends to what is written to that offset what is missing of its last page.
-func padded(b []byte, at int64) []byte {
-	return append(b, make([]byte, restOfPage(at+int64(len(b))))...)
+// filled appends to what is written to that offset what is missing of its last block.
+func filled(b []byte, at int64) []byte {
+	return append(b, make([]byte, restOfBlock(at+int64(len(b))))...)
 }
 
-// restOfPage is how many bytes are behind an offset up to the end of its page.
-func restOfPage(at int64) int64 { return -at & (pageSize - 1) }
+// restOfBlock is how many bytes of its block are behind an offset in a file.
+func restOfBlock(at int64) int64 { return -at & (diskBlock - 1) }
 
 // sync brings what has been written to the disk, up to there. One goroutine does that for
 // all who wait for it.
@@ -319,10 +327,12 @@ func (j *journal) forget(session string) {
 	}
 	if f := j.next; f != nil && f.beneath[session] {
 		j.next = nil
-		j.discard(f)
+		j.abandon(f)
+		j.ahead.ring()
 	}
 	if f := j.preparing; f != nil && f.beneath[session] {
 		j.preparing = nil
+		j.ahead.ring()
 	}
 }
 

@@ -25,7 +25,7 @@ func readFromDisk(t testing.TB) (n int64) {
 
 // TestJournalPages checks that the kernel need not read from the disk for what is written to
 // a file of the journal that has been another one, and that nothing of that is behind it on
-// its page.
+// its block.
 func TestJournalPages(t *testing.T) {
 	j := openedJournal(t, t.TempDir(), nil)
 	defer j.close()
@@ -53,10 +53,10 @@ func TestJournalPages(t *testing.T) {
 			t.Fatal(err)
 		}
 		end := int(j.file.size) + entryHead
-		if rest := all[end : end+int(restOfPage(int64(end)))]; len(bytes.Trim(rest, "\x00")) > 0 {
+		if rest := all[end : end+int(restOfBlock(int64(end)))]; len(bytes.Trim(rest, "\x00")) > 0 {
 			t.Errorf("after %d there is %.40q", n, rest)
 		}
-		if err := unix.Fadvise(int(spare.Fd()), int64(end+pageSize), 0, unix.FADV_DONTNEED); err != nil {
+		if err := unix.Fadvise(int(spare.Fd()), int64(end), 0, unix.FADV_DONTNEED); err != nil {
 			t.Fatal(err)
 		}
 	}

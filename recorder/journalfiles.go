@@ -19,20 +19,19 @@ func (j *journal) begin() error {
 	}
 	f := j.next
 	if f == nil {
-		var spare *journalFile
-		f, spare = j.number()
-		file, err := j.create(f, spare)
-		if j.created(f, spare, file); err != nil {
+		f = j.newFile()
+		file, err := f.create(false)
+		if j.created(f, file); err != nil {
 			return fmt.Errorf("%w: %w", errBegin, err)
 		}
+		j.preparing = nil // that comes too late
 	}
+	j.next = f
 	if err := j.pending.create(j.dir, f.number); err != nil {
-		j.next = f
 		return fmt.Errorf("%w: %w", errBegin, err)
 	}
 	f.of = map[string]bool{}
-	j.next, j.preparing = nil, nil // a file that is being prepared comes too late
-	j.file, j.files, j.last = f, append(j.files, f), f.number
+	j.file, j.files, j.last, j.next = f, append(j.files, f), f.number, nil
 	j.bell.ring()
 	return nil
 }
@@ -45,47 +44,49 @@ func (j *journal) prepare() {
 		j.mu.Unlock()
 		return
 	}
-	f, spare := j.number()
+	f := j.newFile()
 	j.preparing = f
 	j.mu.Unlock()
-	file, err := j.create(f, spare)
+	file, err := f.create(true)
+	stays := err == nil && syncFolder(j.dir) == nil
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.created(f, spare, file)
+	j.created(f, file)
+	f.stays = stays
 	switch {
 	case err != nil:
 	case j.preparing == f && !j.closed:
 		j.next = f
 	default:
-		j.discard(f)
+		j.abandon(f)
 	}
 	j.preparing = nil
 }
 
-// discard has a file removed that has not begun. mu is held.
-func (j *journal) discard(f *journalFile) {
+// abandon has a file removed to which nothing is written any more. mu is held.
+func (j *journal) abandon(f *journalFile) {
+	f.beneath = nil // it goes soon
 	j.files = slices.Insert(j.files, 0, f)
 	j.bell.ring()
 }
 
-// number returns a file that is to be made, with a number and a name, and the spare one that
-// shall become it, if there is one. mu is held.
-func (j *journal) number() (f, spare *journalFile) {
+// newFile returns a file that is to be made, of a spare one if there is one. mu is held.
+func (j *journal) newFile() *journalFile {
 	var salt [saltSize]byte
 	rand.Read(salt[:])
 	j.given++
-	f = j.named(fmt.Sprintf("%08d-%x", j.given, salt))
+	f := j.named(fmt.Sprintf("%08d-%x", j.given, salt))
 	if n := len(j.spares) - 1; n >= 0 {
-		spare, j.spares = j.spares[n], j.spares[:n]
-		f.beneath = spare.of
+		f.spare, j.spares = j.spares[n], j.spares[:n]
+		f.beneath = f.spare.of
 	}
-	return f, spare
+	return f
 }
 
-// create makes a file, of a spare one if there is one that is good for it.
-func (j *journal) create(f, spare *journalFile) (*os.File, error) {
-	if spare != nil && f.reuse(spare) {
-		return spare.file, nil
+// create makes a file. With flush, no loss of power takes its end, which is its beginning.
+func (f *journalFile) create(flush bool) (*os.File, error) {
+	if f.spare != nil && f.reuse(flush) == nil {
+		return f.spare.file, nil
 	}
 	file, err := os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -97,26 +98,34 @@ func (j *journal) create(f, spare *journalFile) (*os.File, error) {
 	return file, nil
 }
 
-// created says what create has made of f; nil: nothing. mu is held.
-func (j *journal) created(f, spare *journalFile, file *os.File) {
+// created says what has come of create: nil is nothing. mu is held.
+func (j *journal) created(f *journalFile, file *os.File) {
 	f.file = file
-	if spare != nil && spare.file != file { // it is removed with those that must go
-		j.away = max(j.away, spare.number)
-		j.files = slices.Insert(j.files, 0, spare)
+	if file == nil && f.number == j.given {
+		j.given--
 	}
+	if f.spare != nil && f.spare.file != file {
+		j.away = max(j.away, f.spare.number)
+		j.abandon(f.spare)
+		f.beneath = nil
+	}
+	f.spare = nil
 }
 
-// reuse makes a spare file f, and reports whether it could.
-func (f *journalFile) reuse(spare *journalFile) bool {
+// reuse makes a file of a spare one.
+func (f *journalFile) reuse(flush bool) error {
 	// Its end comes first: under the new name, what is in it is damage.
-	_, err := spare.file.WriteAt(padded(f.sealEnd(nil, 0), 0), 0)
+	_, err := f.spare.file.WriteAt(filled(f.sealEnd(nil, 0), 0), 0)
 	if err == nil {
-		err = reserve(spare.file, fileRoom) // keep has cut it
+		err = reserve(f.spare.file, fileRoom) // keep has cut it
+	}
+	if err == nil && flush {
+		err = datasync(f.spare.file)
 	}
 	if err == nil {
-		err = os.Rename(spare.path, f.path)
+		err = os.Rename(f.spare.path, f.path)
 	}
-	return err == nil
+	return err
 }
 
 // keep makes a file of which the database has all a spare one, and reports whether it is

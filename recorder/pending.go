@@ -62,7 +62,7 @@ func (p *pending) create(dir string, number int) error {
 		return err
 	}
 	defer f.Close()
-	const size = pendingHead + pendingSize + entryHead + pageSize
+	const size = pendingHead + pendingSize + entryHead + diskBlock
 	if _, err := f.Write(make([]byte, size)); err != nil { // so that no page lacks its place on the disk
 		return err
 	}
@@ -105,7 +105,7 @@ func (p *pending) spill() error {
 			return os.ErrClosed
 		}
 		end := pendingHead + p.size + entryHead
-		rest := p.mem[end:][:restOfPage(p.from+int64(p.size)+entryHead)]
+		rest := p.mem[end:][:restOfBlock(p.from+int64(p.size)+entryHead)]
 		err := mapped(func() { clear(rest) })
 		if err == nil {
 			_, err = p.file.file.WriteAt(p.mem[pendingHead:end+len(rest)], p.from)
