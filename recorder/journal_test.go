@@ -983,6 +983,12 @@ func TestJournalPrepared(t *testing.T) {
 	if names := tidy(t, j); slices.Contains(names, filepath.Base(f.path)) {
 		t.Errorf("left are %q", names)
 	}
+	fill(t, j, deleted)
+	tidy(t, j)
+	j.preparing = j.newFile() // is being made
+	if j.forget(deleted); j.preparing != nil {
+		t.Error("what is deleted will be in the next file")
+	}
 	f = prepared()
 	if err := j.close(); err != nil {
 		t.Fatal(err)
