@@ -150,11 +150,7 @@ func (j *journal) add(session string, last *journalFile, blocks []openedBlock) (
 		}
 	}
 	f = j.file
-	length := entryHead + diskBlock
-	for _, b := range blocks {
-		length += entryHead + entryPlace + len(b.Bytes) + sealOverhead
-	}
-	e := slices.Grow(j.buf[:0], length)
+	e := slices.Grow(j.buf[:0], entriesSize(blocks)+entryHead+diskBlock)
 	for _, b := range blocks {
 		e = f.seal(e, f.size+int64(len(e)), session, b.Block)
 	}
@@ -201,6 +197,14 @@ func (j *journal) write(f *journalFile, entries []byte) error {
 		return errors.Join(err, f.file.Truncate(f.size))
 	}
 	return nil
+}
+
+// entriesSize is how many bytes the entries of blocks take at most.
+func entriesSize(blocks []openedBlock) (n int) {
+	for _, b := range blocks {
+		n += entryHead + entryPlace + len(b.Bytes) + sealOverhead
+	}
+	return n
 }
 
 // filled appends to what is written to that offset what is missing of its last block.

@@ -96,7 +96,7 @@ func TestJournalDamaged(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			good = good[:ends[len(ends)-1]+entryHead] // and not the rest of its page
+			good = good[:ends[len(ends)-1]+entryHead] // and not the rest of its block
 			all := readJournal(t, f)
 			if len(all) != 4 || !strings.HasSuffix(all[0], ` 0 "first"`) || !strings.HasSuffix(all[3], ` 9 "last"`) {
 				t.Fatalf("got %q", all)

@@ -93,7 +93,7 @@ func TestPendingRestored(t *testing.T) {
 				if j.pending.size > 0 {
 					end = j.pending.from
 				}
-				return file[:end+entryHead], pending // and not the rest of its page
+				return file[:end+entryHead], pending // and not the rest of its block
 			}
 			add(0, 1)
 			spill()

@@ -238,11 +238,7 @@ func (l *Log) enter(t *tail, blocks []openedBlock, more bool) error {
 	if err := l.relieve(t); err != nil {
 		return err
 	}
-	length := 0
-	for _, b := range blocks {
-		length += len(b.Bytes) + entryHead + entryPlace
-	}
-	err := l.writable(length)
+	err := l.writable(entriesSize(blocks))
 	var f *journalFile
 	if err == nil {
 		f, err = l.journalize(t, blocks)
